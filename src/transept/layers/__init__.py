@@ -1,0 +1,1 @@
+"""Small modules that two families share and timm.layers lacks."""

@@ -1,0 +1,40 @@
+"""Gradient checkpointing that changes nothing but memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorms inside normalise with the batch as before, but leave their running statistics alone."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def run_block(block: nn.Module, *args: object, checkpointing: bool) -> Tensor:
+    """`block(*args)`; with `checkpointing`, its activations are recomputed in the backward pass.
+
+    The recomputation must not update BatchNorm statistics a second time, which the plain
+    `torch.utils.checkpoint` does.
+    """
+    if not checkpointing or not torch.is_grad_enabled():
+        return block(*args)
+    if torch.compiler.is_compiling():  # Dynamo traces checkpoint itself but takes no Python context managers
+        return checkpoint(block, *args, use_reentrant=False)
+    return checkpoint(
+        block,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _frozen_statistics(block)),
+    )

@@ -1,0 +1,277 @@
+"""The contract that every family meets: timm's, so that timm's tools take our models as they are."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from transept.ops.tokens import to_map
+
+GlobalPool = Literal["token", "avg", ""]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """What every variant states. A family's own config adds what its paper varies."""
+
+    img_size: tuple[int, int]
+    """Native height and width in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One paper: its variants and the two models built from them. Each model file ends with one."""
+
+    name: str
+    paper: str
+    variants: Mapping[str, Any]
+    """Variant name to config."""
+    classifier: Callable[..., "Backbone"]
+    """`(config, *, num_classes, in_chans, drop_path_rate)`."""
+    pyramid: Callable[..., "Backbone"]
+    """`(config, *, in_chans, drop_path_rate, out_indices)`: the model behind `features_only=True`."""
+
+
+class Backbone(nn.Module, ABC):
+    """What timm's optimisers, layer decay, EMA, data configuration and wrappers ask of a model."""
+
+    head: nn.Module
+
+    def __init__(self, config: ModelConfig, *, in_chans: int, num_features: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = 0
+        self.global_pool: GlobalPool = "avg"
+        self.num_features = self.head_hidden_size = num_features
+        self.grad_checkpointing = False
+        self.pretrained_cfg: dict[str, Any] = {
+            "input_size": (in_chans, *config.img_size),
+            "fixed_input_size": False,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "classifier": "head",
+        }
+
+    @property
+    @abstractmethod
+    def feature_info(self) -> Any:
+        """Channels, stride and module name of each feature level, in timm's format."""
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image `b 3 H W` to normalised features, before pooling."""
+
+    @abstractmethod
+    def pool(self, x: Tensor) -> Tensor:
+        """The output of `forward_features` to what the classifier reads, by `global_pool`."""
+
+    @abstractmethod
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Parameter name patterns from stem to head, for timm's layer-wise learning-rate decay."""
+
+    @abstractmethod
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The features at the chosen levels of `feature_info`, as maps `b c h w` ("NCHW") or sequences `b n c` ("NLC").
+
+        `indices` are level numbers, or a count of last levels; None means all. `norm` applies the final
+        LayerNorm to them. Returns them alone or after the output of `forward_features`.
+        """
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of `pretrained_cfg`."""
+        return self.pretrained_cfg
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The output of `forward_features` to logits, or with `pre_logits` to what the classifier reads."""
+        x = self.pool(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """A fresh classifier; 0 classes make it the identity. `global_pool` "" leaves the features unpooled."""
+        if global_pool is not None:
+            if global_pool not in self.global_pools:
+                raise ValueError(
+                    f"global_pool is {global_pool!r}; use one of {', '.join(map(repr, self.global_pools))}"
+                )
+            self.global_pool = global_pool
+        self.num_classes = self.pretrained_cfg["num_classes"] = num_classes
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+            self.head.to(next(self.parameters()))
+
+    global_pools: tuple[GlobalPool, ...] = ("avg", "")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass: less memory, the same gradients."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters exempt from weight decay by name (timm exempts biases and vectors by shape itself)."""
+        return {name for name, _ in self.named_parameters(recurse=False) if name in ("cls_token", "pos_embed")}
+
+
+class IsotropicBackbone(Backbone):
+    """A transformer whose tokens keep one stride, with a class token that joins late (XCiT, CaiT).
+
+    A family implements `embed`, `run`, `class_blocks` and `group_matcher`; the rest of the contract follows.
+    """
+
+    blocks: nn.ModuleList
+    norm: nn.Module
+    global_pools = ("token", "avg", "")
+
+    def __init__(self, config: ModelConfig, *, in_chans: int, embed_dim: int, stride: int) -> None:
+        super().__init__(config, in_chans=in_chans, num_features=embed_dim)
+        self.global_pool = "token"
+        self.embed_dim = embed_dim
+        self.stride = stride
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Image `b 3 H W` to tokens `b (h w) c`, positions included, and their grid `(h, w)`."""
+
+    @abstractmethod
+    def run(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One of `blocks` on tokens of this grid, under gradient checkpointing where that is on."""
+
+    def class_blocks(self, x: Tensor) -> Tensor:
+        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first."""
+        raise NotImplementedError(f"{type(self).__name__} has no class token")
+
+    @property
+    def feature_info(self) -> Any:
+        return [
+            {"num_chs": self.embed_dim, "reduction": self.stride, "module": f"blocks.{i}"}
+            for i in range(len(self.blocks))
+        ]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first."""
+        x, grid = self.embed(x)
+        for block in self.blocks:
+            x = self.run(block, x, grid)
+        return self.class_blocks(x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        match self.global_pool:
+            case "token":
+                return x[:, 0]
+            case "avg":
+                return x[:, 1:].mean(dim=1)
+            case "":
+                return x
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}; use 'NCHW' or 'NLC'")
+        take = level_indices(indices, len(self.blocks))
+        x, grid = self.embed(x)
+        intermediates = []
+        for i, block in enumerate(self.blocks[: take[-1] + 1] if stop_early and intermediates_only else self.blocks):
+            x = self.run(block, x, grid)
+            if i in take:
+                tokens = self.norm(x) if norm else x
+                intermediates.append(to_map(tokens, grid) if output_fmt == "NCHW" else tokens)
+        if intermediates_only:
+            return intermediates
+        return self.class_blocks(x), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks after the last of `indices`, and on request the final norm and the classifier."""
+        take = level_indices(indices, len(self.blocks))
+        self.blocks = self.blocks[: take[-1] + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+
+class Pyramid:
+    """Mixed into a trunk: `forward` gives maps `b c h w` of strides 4, 8, 16, 32, finest first.
+
+    Any height and width work: the grid is `ceil(H / stride)`, and levels come from it by exact doubling and
+    flooring halving.
+    """
+
+    fpn1: nn.Module
+    fpn2: nn.Module
+    fpn3: nn.Module
+    fpn4: nn.Module
+
+    def init_pyramid(self: Any, out_indices: Sequence[int]) -> None:
+        if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
+            raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
+        depth = len(self.blocks)
+        taps = (depth // 3, depth // 2, depth * 2 // 3, depth)
+        self.level_blocks = [max(tap, 1) - 1 for tap in taps]
+        """The block after which each level leaves."""
+        self.out_indices = tuple(out_indices)
+
+    @property
+    def feature_info(self: Any) -> FeatureInfo:
+        levels = [{"num_chs": self.embed_dim, "reduction": 4 * 2**i, "module": f"fpn{i + 1}"} for i in range(4)]
+        return FeatureInfo(levels, self.out_indices)
+
+    def forward(self: Any, x: Tensor) -> list[Tensor]:
+        x, grid = self.embed(x)
+        levels = {}
+        for i, block in enumerate(self.blocks):
+            x = self.run(block, x, grid)
+            for level in self.out_indices:
+                if self.level_blocks[level] == i:
+                    levels[level] = getattr(self, f"fpn{level + 1}")(to_map(x, grid))
+        return [levels[level] for level in self.out_indices]
+
+
+def native_size(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """An int or `(height, width)` as `(height, width)`."""
+    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+        raise ValueError(f"img_size={img_size!r}; give a positive int or (height, width)")
+    return sides
+
+
+def level_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """timm's `indices` as sorted level numbers: a count of last levels, a list (negative: from the end), None: all."""
+    if indices is None:
+        return list(range(depth))
+    wanted = range(depth - indices, depth) if isinstance(indices, int) else indices
+    take = sorted({i + depth if i < 0 and not isinstance(indices, int) else i for i in wanted})
+    if not take or take[0] < 0 or take[-1] >= depth:
+        raise ValueError(f"indices={indices} do not name some of the {depth} levels")
+    return take

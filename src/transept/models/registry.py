@@ -1,0 +1,81 @@
+"""Names to models. A new family is one file beside this one and one line in `FAMILIES`."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from transept.errors import UsageError, unknown
+from transept.models import cait, xcit
+from transept.models.backbone import Backbone, Family, ModelConfig, native_size
+
+FAMILIES: tuple[Family, ...] = (xcit.FAMILY, cait.FAMILY)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The sorted names that match a shell pattern, e.g. `list_models("cait_s*")`."""
+    return sorted(name for family in FAMILIES for name in family.variants if fnmatchcase(name, pattern))
+
+
+def find_model(name: str) -> tuple[str, Family]:
+    """The registered name and family behind `name`.
+
+    A name without its image size, as the dense models are published (`xcit_small_12_p16`), means the smallest.
+    """
+    for family in FAMILIES:
+        if name in family.variants:
+            return name, family
+    sized = [full for full in list_models(f"{name}_*") if re.fullmatch(rf"{re.escape(name)}_\d+", full)]
+    if sized:
+        return find_model(min(sized, key=lambda full: int(full.rsplit("_", 1)[1])))
+    raise unknown("model", name, list_models(), hint="'transept models' lists them all")
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | Sequence[int] | None = None,
+    drop_path_rate: float = 0.0,
+    features_only: bool = False,
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    **options: Any,
+) -> Backbone:
+    """A freshly initialised model; see `transept.create_model`, which adds weights."""
+    name, family = find_model(name)
+    config: ModelConfig = family.variants[name]
+    if img_size is not None:
+        options["img_size"] = native_size(img_size)
+    known = {field.name for field in dataclasses.fields(config)}
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {name}", option, known | _ARGUMENTS)
+    for argument, value in (("num_classes", num_classes), ("in_chans", in_chans)):
+        if value < (argument == "in_chans"):
+            raise UsageError(f"{argument}={value} is too small for {name}")
+    if not 0 <= drop_path_rate < 1:
+        raise UsageError(f"drop_path_rate={drop_path_rate} is not in [0, 1)")
+    try:
+        config = dataclasses.replace(config, **options)
+        if features_only:
+            model = family.pyramid(config, in_chans=in_chans, drop_path_rate=drop_path_rate, out_indices=out_indices)
+        else:
+            model = family.classifier(config, num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error
+    model.pretrained_cfg["architecture"] = name
+    return model
+
+
+_ARGUMENTS = {
+    "num_classes",
+    "in_chans",
+    "img_size",
+    "drop_path_rate",
+    "features_only",
+    "out_indices",
+    "pretrained",
+    "weights",
+}

@@ -1,0 +1,328 @@
+"""XCiT (El-Nouby et al., "XCiT: Cross-Covariance Image Transformers", arXiv 2106.09681).
+
+Section 3.2    CrossCovarianceAttention   channels attend to channels: cost linear in the number of tokens
+Section 3.3    LocalPatchInteraction      two depthwise convolutions let neighbouring patches talk
+Section 3.3    XCABlock                   XCA, then LPI, then the MLP
+Section 3.3    ClassAttentionBlock        the class token gathers the patches
+Section 3.3    ConvPatchEmbed             a stem of strided 3x3 convolutions
+Appendix A     FourierPositionEncoding    fixed sines, one learned projection
+Table 1        VARIANTS
+
+Module names are those of the official checkpoints, so these load as they are.
+
+Departures from the official code, all without effect on the outputs:
+- the cross-covariance is formed from the raw queries and keys and divided by their norms afterwards,
+  which normalises a d x d matrix and not two n x d ones;
+- class attention computes a query for the class token only;
+- the nano models no longer write into a tensor that the backward pass needs (the official ones cannot
+  train on current PyTorch);
+- one output in training mode, where the official model returns the same logits twice;
+- `in_chans` is honoured; the position encoding follows the dtype of its projection (bfloat16 works);
+- plain BatchNorm: convert with `torch.nn.SyncBatchNorm.convert_sync_batchnorm` when processes share a batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any
+
+import torch
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from transept.layers.checkpointing import run_block
+from transept.layers.pyramid import scale_modules
+from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
+from transept.ops.attention import attend
+from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class XCiTConfig(ModelConfig):
+    """What Table 1 varies."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    eta: float
+    """Initial value of LayerScale."""
+    tokens_norm: bool
+    """Class attention normalises all tokens, not only the class token (off in the nano models)."""
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}")
+        if self.patch_size not in (4, 8, 16):
+            raise ValueError(f"patch_size={self.patch_size} has no stem; use 16 or 8 (published) or 4")
+        if self.embed_dim % (self.patch_size // 2):
+            raise ValueError(
+                f"embed_dim={self.embed_dim} must be a multiple of {self.patch_size // 2}"
+                f" for patch_size={self.patch_size}"
+            )
+
+
+_TABLE_1: dict[str, dict[str, Any]] = {
+    "nano_12": dict(embed_dim=128, depth=12, num_heads=4, eta=1.0, tokens_norm=False),
+    "tiny_12": dict(embed_dim=192, depth=12, num_heads=4, eta=1.0, tokens_norm=True),
+    "small_12": dict(embed_dim=384, depth=12, num_heads=8, eta=1.0, tokens_norm=True),
+    "tiny_24": dict(embed_dim=192, depth=24, num_heads=4, eta=1e-5, tokens_norm=True),
+    "small_24": dict(embed_dim=384, depth=24, num_heads=8, eta=1e-5, tokens_norm=True),
+    "medium_24": dict(embed_dim=512, depth=24, num_heads=8, eta=1e-5, tokens_norm=True),
+    "large_24": dict(embed_dim=768, depth=24, num_heads=16, eta=1e-5, tokens_norm=True),
+}
+VARIANTS = {
+    f"xcit_{size}_p{patch_size}_{img_size}": XCiTConfig(**row, patch_size=patch_size, img_size=(img_size, img_size))
+    for (size, row), patch_size, img_size in product(_TABLE_1.items(), (16, 8), (224, 384))
+}
+
+
+class CrossCovarianceAttention(nn.Module):
+    """XCA: softmax(K^T Q / tau) between the d channels of each head (Section 3.2).
+
+    Columns of Q and K, one per channel, have unit norm over the tokens; `temperature` is 1 / tau, learned per head.
+    The order of the tokens does not matter.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
+        attention, v = self.attention(x)
+        return self.proj(merge_heads(v @ attention.transpose(-2, -1)))
+
+    def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights `b m d d` (rows sum to one; row i mixes the channels of v into channel i) and v, `b m n d`."""
+        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))
+        # The fused attention kernels want normalised q and k. Dividing the d x d product instead saves two
+        # passes over the tokens, and is faster than those kernels at these shapes (head dimension n).
+        q_norm, k_norm = (torch.linalg.vector_norm(t, dim=-2).clamp_min(1e-12) for t in (q, k))  # b m d
+        if x.dtype == torch.float16:  # a sum over thousands of tokens may exceed 65504
+            q, q_norm = q / q_norm.unsqueeze(-2), torch.ones_like(q_norm)
+        covariance = q.transpose(-2, -1) @ k
+        scale = self.temperature / (q_norm.unsqueeze(-1) * k_norm.unsqueeze(-2))
+        return (covariance * scale).softmax(dim=-1).to(v.dtype), v
+
+
+class LocalPatchInteraction(nn.Module):
+    """LPI: two depthwise 3x3 convolutions with GELU, then BatchNorm, between them (Section 3.3)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.act = nn.GELU()
+        self.bn = nn.BatchNorm2d(dim)
+        self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # b n c -> b n c
+        return to_tokens(self.conv2(self.bn(self.act(self.conv1(to_map(x, grid))))))
+
+
+class XCABlock(nn.Module):
+    """XCA, LPI and MLP, each behind its LayerNorm, LayerScale and drop path.
+
+    The numbers of norms and gammas follow the checkpoints: LPI came last to the code and is 3, yet runs second.
+    """
+
+    def __init__(self, dim: int, num_heads: int, eta: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = CrossCovarianceAttention(dim, num_heads)
+        self.norm3 = nn.LayerNorm(dim, eps=1e-6)
+        self.local_mp = LocalPatchInteraction(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, hidden_features=4 * dim)
+        self.gamma1, self.gamma2, self.gamma3 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(3))
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # b n c -> b n c
+        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
+        x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), grid))
+        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
+
+
+class ClassAttention(nn.Module):
+    """Multi-head attention of the class token to all tokens; one joint qkv projection, as released."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b 1 c
+        dim = x.shape[-1]
+        q = linear(x[:, :1], self.qkv.weight[:dim], self.qkv.bias[:dim])
+        k, v = linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
+        return self.proj(attend(q, k, v, self.num_heads))
+
+
+class ClassAttentionBlock(nn.Module):
+    """Class attention and an MLP on the class token (Section 3.3).
+
+    Not CaiT's block: the patch tokens change too. They gain their own normalised copy, pass through norm2
+    where `tokens_norm` is set, and are doubled by the last residual. The released weights were trained so.
+    """
+
+    def __init__(self, dim: int, num_heads: int, eta: float, *, tokens_norm: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = ClassAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, hidden_features=4 * dim)
+        self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(2))
+        self.tokens_norm = tokens_norm
+
+    def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b (1+n) c
+        normed = self.norm1(x)
+        x = x + self.gamma1 * torch.cat([self.attn(normed), normed[:, 1:]], dim=1)
+        if self.tokens_norm:
+            x = self.norm2(x)
+            cls_token = x[:, :1]
+        else:
+            cls_token = self.norm2(x[:, :1])
+        cls_token = cls_token + self.gamma2 * self.mlp(cls_token)
+        return torch.cat([cls_token, 2 * x[:, 1:]], dim=1)
+
+
+class ConvPatchEmbed(nn.Module):
+    """Strided 3x3 convolutions with BatchNorm, GELU between: `b 3 H W -> b c h w` with `h = ceil(H / patch_size)`."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        stages = int(math.log2(patch_size))
+        widths = [in_chans, *(dim // 2**i for i in reversed(range(stages)))]
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            conv = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
+            layers += [nn.Sequential(conv, nn.BatchNorm2d(width_out)), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels last makes the way to tokens a view, and the convolutions faster on CPUs and GPUs alike.
+        return self.proj(x.contiguous(memory_format=torch.channels_last))
+
+
+class FourierPositionEncoding(nn.Module):
+    """Sines and cosines of row and column, projected to the embedding (Appendix A): any grid."""
+
+    temperature = 10_000.0
+    num_frequencies = 32
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.token_projection = nn.Conv2d(2 * self.num_frequencies, dim, kernel_size=1)
+
+    def forward(self, grid: tuple[int, int]) -> Tensor:
+        """The encoding `1 (h w) c` of a grid `h w`.
+
+        The 1x1 convolution is linear in its two halves, so rows and columns are projected apart and then added.
+        """
+        vertical, horizontal = self.token_projection.weight.flatten(1).chunk(2, dim=1)  # c 32 each
+        rows = linear(self._features(grid[0]), vertical)
+        columns = linear(self._features(grid[1]), horizontal, self.token_projection.bias)
+        return (rows[:, None] + columns).flatten(0, 1).unsqueeze(0)
+
+    def _features(self, side: int) -> Tensor:
+        """`side 32`: sin and cos in turn, a pair sharing its frequency; positions run over (0, 2 pi]."""
+        weight = self.token_projection.weight
+        position = torch.arange(1, side + 1, dtype=torch.float32, device=weight.device)
+        position = position * (2 * math.pi) / (side + 1e-6)
+        exponent = torch.arange(0, self.num_frequencies, 2, dtype=torch.float32, device=weight.device)
+        angle = position[:, None] / self.temperature ** (exponent / self.num_frequencies)
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(weight.dtype)
+
+
+class XCiTTrunk(IsotropicBackbone):
+    """Patch embedding, position encoding and XCA blocks: what classifier and pyramid share."""
+
+    def __init__(self, config: XCiTConfig, in_chans: int, drop_path_rate: float) -> None:
+        super().__init__(config, in_chans=in_chans, embed_dim=config.embed_dim, stride=config.patch_size)
+        dim = config.embed_dim
+        self.patch_embed = ConvPatchEmbed(in_chans, dim, config.patch_size)
+        self.pos_embeder = FourierPositionEncoding(dim)
+        # The same rate in every block, not a growing one.
+        self.blocks = nn.ModuleList(
+            XCABlock(dim, config.num_heads, config.eta, drop_path_rate) for _ in range(config.depth)
+        )
+
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Image `b 3 H W` to tokens `b (h w) c` and their grid."""
+        x = self.patch_embed(x)
+        grid = (x.shape[-2], x.shape[-1])
+        return to_tokens(x) + self.pos_embeder(grid), grid
+
+    def run(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return run_block(block, x, grid, checkpointing=self.grad_checkpointing)
+
+    def init_weights(self) -> None:
+        """Linear layers: normal with std 0.02, biases 0. Convolutions keep PyTorch's default, as officially."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        return {
+            "stem": r"^cls_token|^pos_embeder|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^cls_attn_blocks\.(\d+)", None), (r"^norm|^fpn", (99999,))],
+        }
+
+
+class XCiT(XCiTTrunk):
+    """The classifier: `b 3 H W -> b num_classes` logits, for any height and width."""
+
+    def __init__(
+        self, config: XCiTConfig, *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0
+    ) -> None:
+        super().__init__(config, in_chans, drop_path_rate)
+        dim = config.embed_dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.cls_attn_blocks = nn.ModuleList(
+            ClassAttentionBlock(dim, config.num_heads, config.eta, tokens_norm=config.tokens_norm) for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.reset_classifier(num_classes)
+        trunc_normal_(self.cls_token, std=0.02)
+        self.init_weights()
+
+    def class_blocks(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        for block in self.cls_attn_blocks:
+            x = run_block(block, x, checkpointing=self.grad_checkpointing)
+        return self.norm(x)
+
+
+class XCiTPyramid(Pyramid, XCiTTrunk):
+    """The backbone of the official detection and segmentation models: maps of strides 4, 8, 16, 32 (Section 4.3).
+
+    Blocks a third, a half, two thirds and all of the way give the four levels, without a norm.
+    """
+
+    def __init__(
+        self,
+        config: XCiTConfig,
+        *,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ) -> None:
+        super().__init__(config, in_chans, drop_path_rate)
+        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = scale_modules(config.embed_dim, config.patch_size)
+        self.init_weights()
+        self.init_pyramid(out_indices)
+
+
+FAMILY = Family(
+    name="XCiT",
+    paper="El-Nouby et al., XCiT: Cross-Covariance Image Transformers, arXiv 2106.09681",
+    variants=VARIANTS,
+    classifier=XCiT,
+    pyramid=XCiTPyramid,
+)

@@ -1,0 +1,23 @@
+"""Reshapes between tokens, heads and maps. All of them are views where the memory layout permits."""
+
+from torch import Tensor
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """`b n (m d) -> b m n d`, a view."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """`b m n d -> b n (m d)`, the inverse of `split_heads`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def to_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`b (h w) c -> b c h w`. For contiguous tokens this is a channels-last view: no copy is made."""
+    return x.transpose(1, 2).unflatten(2, grid)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """`b c h w -> b (h w) c`, row-major. For a channels-last map this is a contiguous view."""
+    return x.flatten(2).transpose(1, 2)
