@@ -9,6 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from transept.errors import UsageError
 from transept.ops.tokens import to_map
 
 GlobalPool = Literal["token", "avg", ""]
@@ -262,7 +263,7 @@ def native_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     """An int or `(height, width)` as `(height, width)`."""
     sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise ValueError(f"img_size={img_size!r}; give a positive int or (height, width)")
+        raise UsageError(f"img_size={img_size!r}; give a positive int or (height, width)")
     return sides
 
 

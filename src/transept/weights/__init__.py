@@ -1,0 +1,1 @@
+"""Published weights: what exists, how to get it, how to read it."""

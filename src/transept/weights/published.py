@@ -1,0 +1,56 @@
+"""What the authors, or others who name their counter, print about each model; `transept count` prints ours beside it.
+
+XCiT's README rounds parameters to millions and gives no operations: those are MMPretrain 1.2.0's (`configs/xcit`,
+counted on the converted official models). CaiT's README leaves out the XXS models.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Printed figures; None where nobody we can cite printed one."""
+
+    params_m: float | None = None
+    """Millions of parameters."""
+    gmacs: float | None = None
+    """10^9 multiply-accumulates for one image of the native size."""
+    source: str = ""
+
+
+_XCIT_SOURCE = "MMPretrain 1.2.0 metafile"
+_XCIT = {  #      parameters in millions, 10^9 MACs at 224 and at 384
+    "nano_12_p16": (3.053224, 0.5571, 1.6363),
+    "tiny_12_p16": (6.716272, 1.2397, 3.6415),
+    "tiny_24_p16": (12.116896, 2.3393, 6.8730),
+    "small_12_p16": (26.253304, 4.8150, 14.1432),
+    "small_24_p16": (47.671384, 9.0951, 26.7215),
+    "medium_24_p16": (84.395752, 16.1296, 47.3889),
+    "large_24_p16": (189.096136, 35.8559, 105.3451),
+    "nano_12_p8": (3.049016, 2.1569, 6.3378),
+    "tiny_12_p8": (6.706504, 4.8074, 14.1261),
+    "tiny_24_p8": (12.107128, 9.2058, 27.0521),
+    "small_12_p8": (26.213032, 18.6916, 54.9235),
+    "small_24_p8": (47.631112, 35.8121, 105.2367),
+    "medium_24_p8": (84.323624, 63.5247, 186.6726),
+    "large_24_p8": (188.932648, 141.2257, 415.0031),
+}
+_CAIT_SOURCE = "official README"
+_CAIT: dict[str, tuple[float | None, float | None]] = {  # parameters in millions, "FLOPs" in 10^9
+    "cait_xxs24_224": (None, None),
+    "cait_xxs24_384": (None, None),
+    "cait_xxs36_224": (None, None),
+    "cait_xxs36_384": (None, None),
+    "cait_xs24_384": (27, 19.3),
+    "cait_s24_224": (47, 9.4),
+    "cait_s24_384": (47, 32.2),
+    "cait_s36_384": (68, 48.0),
+    "cait_m36_384": (271, 173.3),
+    "cait_m48_448": (356, 329.6),
+}
+
+PUBLISHED: dict[str, Published] = {
+    f"xcit_{size}_{img_size}": Published(params, macs, _XCIT_SOURCE)
+    for size, (params, *both) in _XCIT.items()
+    for img_size, macs in zip((224, 384), both, strict=True)
+} | {name: Published(params, macs, _CAIT_SOURCE if params else "") for name, (params, macs) in _CAIT.items()}
