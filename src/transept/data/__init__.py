@@ -1,0 +1,1 @@
+"""Pictures and labels: reading, built-in sets, folders, transforms, loading."""

@@ -1,0 +1,61 @@
+"""Writing files so that a crash, a full disk or a reader in between never sees half of one."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from transept.errors import TranseptError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` a new file under a temporary name beside `path`, then give it the name at once.
+
+    Raises:
+        TranseptError: the disk is full or the folder not writable; what was at `path` is as it was.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise TranseptError(
+            f"cannot write {str(path)!r}: {error.strerror or error}; nothing saved before is lost"
+        ) from error
+
+
+def reserve(folder: Path, size: int) -> None:
+    """Make sure that `size` bytes can be written to `folder`, which is created.
+
+    The space is really allocated for a moment: free-space figures know nothing of quotas and limits.
+
+    Raises:
+        TranseptError: it cannot be created or written to, or has too little room.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            else:
+                file.truncate(size)
+    except OSError as error:
+        need = f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size} bytes"
+        raise TranseptError(
+            f"cannot write to {str(folder)!r} ({error.strerror or error}); it needs {need} of room; "
+            "free some or give another folder with --out"
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""What a model is trained and judged for: loss, decoding and metric, without any trainer."""

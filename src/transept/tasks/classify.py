@@ -1,0 +1,117 @@
+"""Image classification."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from transept.data.transforms import Preprocessing, eval_transform
+from transept.errors import TranseptError
+from transept.files import write_atomically
+from transept.models.backbone import Backbone
+from transept.models.registry import build_model
+from transept.weights.reading import read_state_dict
+
+_METADATA_KEY = "transept"
+
+
+class Predictions(NamedTuple):
+    """The best classes of each image, best first."""
+
+    labels: Tensor
+    """`b k` class numbers."""
+    scores: Tensor
+    """`b k` probabilities, in 0..1."""
+
+
+class Classifier(nn.Module):
+    """A model with the names of its classes and the preprocessing it was trained for."""
+
+    def __init__(
+        self,
+        model: Backbone,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if model.num_classes != len(classes):
+            raise ValueError(f"the model has {model.num_classes} classes, and {len(classes)} names were given")
+        self.model = model
+        self.classes = list(classes)
+        self.preprocessing = preprocessing
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images `b 3 H W` to logits `b num_classes`."""
+        return self.model(images)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of logits `b num_classes` and class numbers `b`; smoothed in training mode only."""
+        return cross_entropy(logits, labels, label_smoothing=self.label_smoothing if self.training else 0.0)
+
+    def decode(self, logits: Tensor, k: int = 5) -> Predictions:
+        """The `k` most probable classes, or all where there are fewer."""
+        scores, labels = logits.float().softmax(dim=-1).topk(min(k, len(self.classes)), dim=-1)
+        return Predictions(labels, scores)
+
+    @torch.inference_mode()
+    def predict(self, pictures: Sequence[Image.Image], k: int = 5) -> Predictions:
+        """RGB pictures of any size to their classes."""
+        transform = eval_transform(self.preprocessing)
+        device = next(self.parameters()).device
+        images = torch.stack([transform(picture) for picture in pictures]).to(device)
+        training = self.training
+        predictions = self.eval().decode(self(images), k)
+        self.train(training)
+        return predictions
+
+    def save(self, path: Path) -> None:
+        """Weights, architecture, class names and preprocessing in one safetensors file, written atomically."""
+        model = self.model
+        about = {
+            "architecture": model.pretrained_cfg["architecture"],
+            "options": {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)},
+            "in_chans": model.pretrained_cfg["input_size"][0],
+            "classes": self.classes,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+        }
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
+        write_atomically(path, lambda temporary: save_file(state, temporary, {_METADATA_KEY: json.dumps(about)}))
+
+    @staticmethod
+    def load(path: Path) -> "Classifier":
+        """What `save` wrote.
+
+        Raises:
+            TranseptError: the file is missing, damaged, or was not written by `save`.
+        """
+        state, _ = read_state_dict(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()[_METADATA_KEY])
+            model = build_model(
+                about["architecture"],
+                num_classes=len(about["classes"]),
+                in_chans=about["in_chans"],
+                **about["options"],
+            )
+            model.load_state_dict(state)
+            return Classifier(model, about["classes"], Preprocessing(**_tuples(about["preprocessing"]))).eval()
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise TranseptError(
+                f"{str(path)!r} does not say which model it is for; load it with create_model(name, weights=...)"
+            ) from error
+
+
+def _tuples(options: dict) -> dict:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

@@ -1,0 +1,129 @@
+"""What a training run is told: one typed page, read from YAML and the command line."""
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from transept.data.transforms import Augmentation
+from transept.errors import TranseptError, UsageError, unknown
+
+
+def _positive(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise UsageError(f"{where}{name}={value} must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model."""
+
+    name: str
+    """One of `transept models`."""
+    img_size: int | None = None
+    """Side of the square input in pixels; default: the model's own."""
+    weights: str | None = None
+    """Weights to start from: a path, an URL or NAME.TAG; default: none, train from scratch."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of the family's configuration to change, e.g. depth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """How weights are updated."""
+
+    name: str = "adamw"
+    """Any of timm's optimisers."""
+    lr: float = 1e-3
+    """Peak learning rate, for the batch size given: nothing is scaled."""
+    weight_decay: float = 0.05
+    """Biases, vectors and the model's own list are exempt."""
+    clip_grad: float | None = 1.0
+    """Largest norm of the gradient; null: not clipped."""
+
+    def __post_init__(self) -> None:
+        _positive("optimizer.", lr=self.lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """How long, and the course of the learning rate: linear warm-up, then a cosine, stepped after each batch."""
+
+    epochs: int = 100
+    warmup_epochs: int = 5
+    min_lr: float = 1e-5
+    """Learning rate at the end."""
+
+    def __post_init__(self) -> None:
+        _positive("schedule.", epochs=self.epochs)
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise UsageError(
+                f"schedule.warmup_epochs={self.warmup_epochs} is not in 0..{self.epochs} (schedule.epochs)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training run."""
+
+    model: ModelOptions
+    task: Literal["classify"] = "classify"
+    data: str | None = None
+    """`digits`, or a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split."""
+    val_fraction: float = 0.2
+    """Share held out where the folder is one."""
+    skip_bad_images: bool = False
+    """Leave unreadable files out instead of stopping."""
+    batch_size: int = 64
+    workers: int = 0
+    """Processes that prepare batches; 0: the training process itself."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    label_smoothing: float = 0.1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive("", batch_size=self.batch_size)
+        if self.workers < 0:
+            raise UsageError(f"workers={self.workers} must not be negative")
+        if not 0 < self.val_fraction < 1:
+            raise UsageError(f"val_fraction={self.val_fraction} is not between 0 and 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"label_smoothing={self.label_smoothing} is not in [0, 1)")
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    return sorted(page.name.removesuffix(".yaml") for page in _folder().iterdir() if page.name.endswith(".yaml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The page of a built-in recipe, or of a YAML file, as plain data; `Recipe` checks it."""
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise UsageError(
+                f"there is no recipe file {name!r}; give a YAML file or one of {', '.join(recipe_names())}"
+            )
+        text = Path(name).read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise unknown("recipe", name, recipe_names())
+    try:
+        page = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TranseptError(f"the recipe {name!r} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(page, dict):
+        raise TranseptError(f"the recipe {name!r} must be a mapping of options to values")
+    return page
+
+
+def _folder() -> Any:
+    return files("transept") / "recipes"

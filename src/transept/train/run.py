@@ -1,0 +1,339 @@
+"""One training run: its folder, its checkpoints, its interruption and its resumption."""
+
+import csv
+import dataclasses
+import logging
+import random
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from transept.data.loading import EpochSampler, TransformedSet, make_loader
+from transept.data.sets import Splits, load_splits
+from transept.data.transforms import Preprocessing, eval_transform, train_transform
+from transept.errors import TranseptError, UsageError
+from transept.files import reserve, write_atomically
+from transept.models.backbone import Backbone
+from transept.tasks.classify import Classifier
+from transept.train.curves import draw_curves
+from transept.train.module import ClassifyModule
+from transept.train.progress import ProgressBar
+from transept.train.recipe import Recipe
+from transept.weights.create import create_model, load_weights
+
+CONFIG, METRICS, CURVES = "config.yaml", "metrics.csv", "curves.png"
+BEST, LAST, STATE = "best.safetensors", "last.safetensors", "last.ckpt"
+SAMPLES = "samples"
+_SAVE_SECONDS = 600
+
+
+class RunInterruptedError(TranseptError):
+    """Ctrl-C: the run is saved and can go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished run reports."""
+
+    run: Path
+    top1: float
+    """Best validation accuracy, in 0..1."""
+    epoch: int
+    """The epoch that reached it, from 1."""
+    seconds: float
+    """Training time, data checks and imports not counted."""
+    skipped: int
+    """Unreadable files left out."""
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
+    """Train as the recipe says, in a run folder; with `resume`, go on from its last checkpoint.
+
+    The folder gets config.yaml, metrics.csv, curves.png, best.safetensors, last.safetensors, last.ckpt (for
+    resuming) and a few held-out pictures in samples/. Training depends on the recipe alone: an interrupted and
+    resumed run ends with the weights of an uninterrupted one.
+
+    Raises:
+        TranseptError: bad data, a folder that cannot be written to, a loss that is no number.
+        RunInterruptedError: Ctrl-C; everything is saved.
+    """
+    if recipe.data is None:
+        raise UsageError("the recipe names no data; give --data FOLDER")
+    state = _read_state(folder) if resume else None
+    splits = load_splits(recipe.data, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
+    # All three generators: transforms and third-party layers may draw from any.
+    _seed(recipe.seed, 0)
+    model = create_model(
+        recipe.model.name,
+        num_classes=len(splits.classes),
+        img_size=recipe.model.img_size,
+        drop_path_rate=recipe.model.drop_path_rate,
+        **recipe.model.options,
+    )
+    if recipe.model.weights is not None and not resume:
+        load_weights(model, recipe.model.weights)
+    # Adam keeps two numbers for each parameter; three files hold weights; each is written beside its predecessor.
+    reserve(folder, 4 * (5 + 3) * sum(p.numel() for p in model.parameters()) + 2**20)
+    if not resume:
+        config = yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+        write_atomically(folder / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
+        _write_samples(splits, folder / SAMPLES)
+    return _fit(recipe, folder, splits, model, state, progress)
+
+
+def _fit(
+    recipe: Recipe, folder: Path, splits: Splits, model: Backbone, state: dict[str, Any] | None, progress: bool
+) -> Result:
+    preprocessing = Preprocessing(img_size=model.config.img_size)
+    task = Classifier(model, splits.classes, preprocessing, label_smoothing=recipe.label_smoothing)
+    epoch, batch = _position(state)
+    sampler = EpochSampler(
+        len(splits.train), seed=recipe.seed, batch_size=recipe.batch_size, start_epoch=epoch, start_batch=batch
+    )
+    train_set = TransformedSet(splits.train, train_transform(preprocessing, recipe.augmentation))
+    val_set = TransformedSet(splits.val, eval_transform(preprocessing))
+    train_loader = make_loader(train_set, recipe.batch_size, sampler=sampler, workers=recipe.workers)
+    val_loader = make_loader(val_set, recipe.batch_size, workers=recipe.workers)
+    module = ClassifyModule(task, recipe, steps_per_epoch=len(train_loader))
+    bar = ProgressBar() if progress else None
+    recorder = Recorder(folder, recipe, bar)
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            max_epochs=recipe.schedule.epochs,
+            accelerator="auto",
+            devices=1,
+            precision=recipe.precision,
+            gradient_clip_val=recipe.optimizer.clip_grad,
+            callbacks=[recorder, *([bar] if bar else [])],
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with _graceful_interrupt(recorder.interrupt):
+            trainer.fit(
+                module,
+                train_loader,
+                val_loader,
+                ckpt_path=folder / STATE if state else None,
+                weights_only=True,
+            )
+    best = recorder.best
+    return Result(folder, best["val_top1"], int(best["epoch"]), recorder.seconds, len(splits.skipped))
+
+
+class Recorder(Callback):
+    """Writes the run folder: a row of metrics, a picture and checkpoints after each epoch.
+
+    Inside an epoch the state is saved every ten minutes, and on Ctrl-C, always between two batches.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, bar: ProgressBar | None) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.bar = bar
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.interrupted = False
+
+    def interrupt(self) -> None:
+        """Stop before the next batch. Called from the signal handler."""
+        self.interrupted = True
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The row of the best epoch; of equals, the one with the lower loss."""
+        return max(self.rows, key=lambda row: (row["val_top1"], -row["val_loss"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        meter = self.module.train_meter
+        sums = {name: float(value) for name, value in meter.sums.items()}
+        return {"rows": self.rows, "seconds": self.seconds, "samples": meter.samples, "sums": sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+        self.seconds = state_dict["seconds"]
+        self.resumed_meter = (state_dict["samples"], state_dict["sums"])
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, ClassifyModule)
+        self.module = pl_module
+        self.resumed_meter: tuple[int, dict[str, float]] | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.clock = self.saved = time.monotonic()
+        self.epoch_seconds = 0.0
+        self.epoch_samples = 0
+        if self.resumed_meter is not None:
+            self.module.train_meter.samples, self.module.train_meter.sums = self.resumed_meter  # pyright: ignore
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Saved here, the checkpoint counts the batches before this one as done, and this one as not begun.
+        if self.interrupted:
+            self._save_state(trainer)
+            raise RunInterruptedError(
+                f"stopped before step {trainer.global_step + 1}; everything is saved in {self.folder}"
+            )
+        if time.monotonic() - self.saved > _SAVE_SECONDS:
+            self._save_state(trainer)
+        # Whatever draws from the global generators in this step (drop path, mixing) depends on the step alone.
+        _seed(self.recipe.seed, trainer.global_step + 1)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.epoch_samples += len(batch[1])
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.epoch_seconds = time.monotonic() - self.clock
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        train, val = self.module.train_meter.means(), self.module.val_meter.means()
+        self.row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": train["loss"],
+            "train_top1": train["top1"],
+            "val_loss": val["loss"],
+            "val_top1": val["top1"],
+            "val_top5": val["top5"],
+            "images_per_second": self.epoch_samples / max(self.epoch_seconds, 1e-9),
+        }
+        self.module.train_meter.reset()
+        self.module.val_meter.reset()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        now = time.monotonic()
+        self.seconds += now - self.clock
+        self.clock, self.epoch_samples = now, 0
+        self.rows.append(self.row | {"seconds": self.seconds})
+        task = self.module.task
+        if self.best is self.rows[-1]:
+            task.save(self.folder / BEST)
+        task.save(self.folder / LAST)
+        self._save_state(trainer)
+        write_atomically(self.folder / METRICS, self._write_metrics)
+        draw_curves(self.rows, f"{self.recipe.model.name} on {self.recipe.data}", self.folder / CURVES)
+        if self.bar:
+            self.bar.show_epoch(trainer, self.rows[-1])
+
+    def _save_state(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / STATE)
+        self.saved = time.monotonic()
+
+    def _write_metrics(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]))
+            writer.writeheader()
+            for row in self.rows:
+                writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own goes through the temporary folder, which may lie on another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+
+def _position(state: dict[str, Any] | None) -> tuple[int, int]:
+    """Epochs finished, and batches finished in the next one."""
+    if state is None:
+        return 0, 0
+    loop = state["loops"]["fit_loop"]
+    epoch = loop["epoch_progress"]["current"]["processed"]
+    inside = loop["epoch_progress"]["current"]["started"] > epoch
+    return epoch, loop["epoch_loop.batch_progress"]["current"]["completed"] if inside else 0
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE
+    if not path.is_file():
+        raise TranseptError(f"{str(folder)!r} has no {STATE} to resume from; start it anew with 'transept train'")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TranseptError(f"{str(path)!r} is damaged ({error}); start the run anew") from error
+
+
+def _seed(seed: int, step: int) -> None:
+    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def _write_samples(splits: Splits, folder: Path, count: int = 12) -> None:
+    """A few held-out pictures to try the model on, spread over the set, named after their class."""
+    folder.mkdir(exist_ok=True)
+    for i in np.linspace(0, len(splits.val) - 1, min(count, len(splits.val))).round().astype(int):
+        picture, label = splits.val[int(i)]
+        name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in splits.classes[label])
+        picture.save(folder / f"{name}-{splits.val.paths[i].stem}.png")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, so that the YAML is plain."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+@contextmanager
+def _graceful_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) asks to stop between two batches; the second stops at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's advice on workers, devices and half-read epochs does not apply here."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
