@@ -43,11 +43,12 @@ def count(model: nn.Module, img_size: int | Sequence[int] | None = None) -> Cost
         meta(image)
     flops = counter.get_flop_counts()
     root = type(meta).__name__
-    modules = {"": (_parameters(meta), counter.get_total_flops() // 2)}
-    for name, module in meta.named_modules():
-        if name:
-            modules[name] = (_parameters(module), sum(flops.get(f"{root}.{name}", {}).values()) // 2)
-    return Cost(*modules[""], activations.total, (height, width), modules)
+    macs = {name: sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name, _ in meta.named_modules() if name}
+    for name, module in reversed(list(meta.named_modules())):
+        if isinstance(module, nn.ModuleList):  # never called itself, so the counter does not see it
+            macs[name] = sum(macs[f"{name}.{child}"] for child, _ in module.named_children())
+    modules = {name: (_parameters(module), macs[name]) for name, module in meta.named_modules() if name}
+    return Cost(_parameters(meta), counter.get_total_flops() // 2, activations.total, (height, width), modules)
 
 
 class _ActivationCounter(TorchDispatchMode):

@@ -4,35 +4,15 @@ batch, then validation_step for every batch, then the callbacks of `train/run.py
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
 from transept.errors import TranseptError
+from transept.metrics.accuracy import AccuracyMeter
 from transept.tasks.classify import Classifier
 from transept.train.recipe import Recipe
-
-
-class Meter:
-    """Running loss and accuracy. Sums stay on the device, so a step never waits for them."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.samples = 0
-        self.sums: dict[str, Tensor | float] = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
-
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        best = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        self.samples += len(labels)
-        self.sums["loss"] += loss.detach().float() * len(labels)
-        self.sums["top1"] += best[:, 0].sum()
-        self.sums["top5"] += best.sum()
-
-    def means(self) -> dict[str, float]:
-        """Mean loss, and accuracies in 0..1, of the samples seen."""
-        return {name: float(value) / max(self.samples, 1) for name, value in self.sums.items()}
 
 
 class ClassifyModule(lightning.LightningModule):
@@ -43,7 +23,7 @@ class ClassifyModule(lightning.LightningModule):
         self.task = task
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
-        self.train_meter, self.val_meter = Meter(), Meter()
+        self.train_meter, self.val_meter = AccuracyMeter(), AccuracyMeter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -64,12 +44,13 @@ class ClassifyModule(lightning.LightningModule):
         logits = self.task(images)
         self.val_meter.update(self.task.loss(logits, labels), logits, labels)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.recipe.optimizer
         optimizer = create_optimizer_v2(
             self.task.model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
+        scheduler = {"scheduler": self._schedule(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}  # pyright: ignore[reportReturnType]
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> CosineLRScheduler:
         schedule = self.recipe.schedule

@@ -31,14 +31,12 @@ from transept.files import reserve, write_atomically
 from transept.models.backbone import Backbone
 from transept.tasks.classify import Classifier
 from transept.train.curves import draw_curves
+from transept.train.folder import BEST, CONFIG, CURVES, LAST, METRICS, SAMPLES, STATE
 from transept.train.module import ClassifyModule
 from transept.train.progress import ProgressBar
 from transept.train.recipe import Recipe
 from transept.weights.create import create_model, load_weights
 
-CONFIG, METRICS, CURVES = "config.yaml", "metrics.csv", "curves.png"
-BEST, LAST, STATE = "best.safetensors", "last.safetensors", "last.ckpt"
-SAMPLES = "samples"
 _SAVE_SECONDS = 600
 
 

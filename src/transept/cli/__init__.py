@@ -1,0 +1,1 @@
+"""The `transept` command: one file for each verb."""

@@ -1,0 +1,102 @@
+"""`transept VERB ...`: finds the verb, runs it, and turns errors into one sentence and an exit code.
+
+Exit codes: 0 it worked, 1 the work failed, 2 the call is wrong, 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from importlib import import_module
+
+from transept.errors import TranseptError, UsageError, unknown
+
+# A verb is a module of this package with `add_arguments(parser)` and `run(args)`, imported when it is called:
+# the help of one verb must not wait for the libraries of another.
+VERBS = {
+    "models": "list the models, with costs and published accuracy",
+    "info": "show one model: costs, paper, published weights",
+    "count": "count a model's parameters and multiply-accumulates, part by part",
+    "train": "train a model by a recipe",
+    "eval": "measure a trained model's accuracy",
+    "predict": "label pictures",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that every error takes the same way out."""
+
+    def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point of the command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    try:
+        return _run([word for word in argv if word != "--debug"])
+    except TranseptError as error:
+        if debug:
+            raise
+        return _fail(str(error), getattr(error, "exit_code", 2 if isinstance(error, UsageError) else 1))
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except BrokenPipeError:  # `transept models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("transept"):
+            raise
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        hint = f"pip install 'transept[{extra}]'" if extra else f"pip install {error.name}"
+        return _fail(f"this needs the package {error.name!r}: {hint}", 1)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        return _fail(f"unexpected {type(error).__name__}: {text}; run again with --debug for the traceback", 1)
+
+
+_EXTRAS = {"lightning": "train", "torchmetrics": "train"}
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        import transept
+
+        print(f"transept {transept.__version__}")
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    # Third parties' advice to programmers does not help whoever types the command.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    module = import_module(f"transept.cli.{verb}")
+    parser = Parser(prog=f"transept {verb}", description=module.__doc__, add_help=True, allow_abbrev=False)
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return module.run(parser.parse_args(argv[1:])) or 0
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS)) + 2
+    lines = "\n".join(f"  {verb:<{width}}{what}" for verb, what in VERBS.items())
+    return (
+        "transept: cross-attention vision transformers\n\nusage: transept VERB ... (transept VERB --help)\n\n"
+        f"{lines}\n\nEvery verb takes --json and --debug."
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"transept: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""List the models: parameters and multiply-accumulates, counted here and as published, and published accuracy."""
+
+import argparse
+
+from rich.table import Table
+
+from transept.cli.tables import billions, card, cost_of, millions, print_json, print_table
+from transept.errors import unknown
+from transept.models.registry import list_models
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("glob", nargs="?", default="*", help="shell pattern, e.g. 'cait_s*'")
+
+
+def run(args: argparse.Namespace) -> None:
+    names = list_models(args.glob)
+    if not names:
+        raise unknown("model", args.glob, list_models(), hint="'transept models' lists them all")
+    cards = [card(name, cost_of(name)) for name in names]
+    if args.json:
+        print_json(cards)
+        return
+    table = Table(title=f"{len(cards)} models", title_justify="left", box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("size", justify="right")
+    for head in ("parameters", "published", "MACs", "published", "top-1"):
+        table.add_column(head, justify="right", no_wrap=True, style="dim" if head == "published" else None)
+    table.add_column("published weights", no_wrap=True)
+    for item in cards:
+        printed, weights = item["published"], item["weights"]
+        table.add_row(
+            item["name"],
+            str(item["img_size"][0]),
+            millions(item["parameters"]),
+            millions(printed["parameters"]) if printed["parameters"] else "-",
+            billions(item["macs"]),
+            billions(printed["macs"]) if printed["macs"] else "-",
+            " / ".join(f"{entry['top1']:.1f}" for entry in weights) or "-",
+            ", ".join(entry["name"].partition(".")[2] for entry in weights) or "-",
+        )
+    print_table(table)

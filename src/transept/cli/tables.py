@@ -1,0 +1,68 @@
+"""What the verbs share: tables, numbers, and the figures of one model."""
+
+import json
+import sys
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from transept.analysis.count import Cost, count
+from transept.models.registry import build_model
+from transept.weights.catalogue import checkpoints_of
+from transept.weights.published import PUBLISHED, Published
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def print_table(table: Table) -> None:
+    """To stdout, cut to the terminal; whole where stdout is no terminal."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+
+
+def millions(number: float) -> str:
+    return f"{number / 1e6:.{2 if number >= 1e6 else 4}f} M"
+
+
+def billions(number: float) -> str:
+    return f"{number / 1e9:.{2 if number >= 1e9 else 4}f} G"
+
+
+def cost_of(name: str, img_size: int | None = None, **options: Any) -> Cost:
+    """Counted on the meta device: nothing is computed, even the largest model takes a moment."""
+    with torch.device("meta"):
+        model = build_model(name, **options)
+    return count(model, img_size)
+
+
+def card(name: str, cost: Cost) -> dict[str, Any]:
+    """A model's own figures and the published ones, as plain data."""
+    printed = PUBLISHED.get(name, Published())
+    return {
+        "name": name,
+        "img_size": list(cost.img_size),
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "activations": cost.activations,
+        "published": {
+            "parameters": None if printed.params_m is None else round(printed.params_m * 1e6),
+            "macs": None if printed.gmacs is None else round(printed.gmacs * 1e9),
+            "source": printed.source or None,
+        },
+        "weights": [
+            {
+                "name": weights.name,
+                "top1": weights.top1,
+                "source": weights.source,
+                "url": weights.url,
+                "licence": weights.licence,
+                "crop_pct": weights.crop_pct,
+                "interpolation": weights.interpolation,
+            }
+            for weights in checkpoints_of(name)
+        ],
+    }
