@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Any option of the recipe can be given as --name value, e.g. --schedule.epochs 50 --optimizer.lr 0.001 "
         "--model.name cait_xxs24_224 --model.options.depth 6. Options: " + ", ".join(_options()) + "."
     )
-    parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.parse_args = _keep_options(parser)  # pyright: ignore[reportAttributeAccessIssue]
 
 

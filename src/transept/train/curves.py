@@ -12,7 +12,7 @@ from transept.files import write_atomically
 _TRAIN, _VAL = "#8fa3bf", "#c8452d"
 
 
-def draw_curves(rows: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
+def draw_curves(rows: Sequence[Mapping[str, float]], best: Mapping[str, float], title: str, path: Path) -> None:
     """Loss and accuracy over the epochs, training and validation, the best epoch marked."""
     figure = Figure(figsize=(10, 4), dpi=144, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -22,12 +22,11 @@ def draw_curves(rows: Sequence[Mapping[str, float]], title: str, path: Path) -> 
     left.legend(frameon=False)
     _plot(right, epochs, rows, "top1")
     right.set_ylabel("top-1 accuracy")
-    best = max(rows, key=lambda row: row["val_top1"])
     right.plot(best["epoch"], best["val_top1"], "o", color=_VAL, markersize=6)
     right.axhline(best["val_top1"], color=_VAL, linewidth=0.8, linestyle=":")
     right.set_title(f"best {best['val_top1']:.2%} in epoch {best['epoch']:.0f}", loc="right", fontsize=10, color=_VAL)
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_ylim(top=min(1.005, 1.02))
+    right.set_ylim(top=1.005)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     write_atomically(path, figure.savefig)
 

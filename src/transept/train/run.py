@@ -74,7 +74,6 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
         raise UsageError("the recipe names no data; give --data FOLDER")
     state = _read_state(folder) if resume else None
     splits = load_splits(recipe.data, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
-    # All three generators: transforms and third-party layers may draw from any.
     _seed(recipe.seed, 0)
     model = create_model(
         recipe.model.name,
@@ -238,7 +237,8 @@ class Recorder(Callback):
         task.save(self.folder / LAST)
         self._save_state(trainer)
         write_atomically(self.folder / METRICS, self._write_metrics)
-        draw_curves(self.rows, f"{self.recipe.model.name} on {self.recipe.data}", self.folder / CURVES)
+        title = f"{self.recipe.model.name} on {Path(str(self.recipe.data)).name}"
+        draw_curves(self.rows, self.best, title, self.folder / CURVES)
         if self.bar:
             self.bar.show_epoch(trainer, self.rows[-1])
 
@@ -282,6 +282,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _seed(seed: int, step: int) -> None:
+    """All three global generators: third-party layers and mixing may draw from any."""
     mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
@@ -289,9 +290,10 @@ def _seed(seed: int, step: int) -> None:
 
 
 def _write_samples(splits: Splits, folder: Path, count: int = 12) -> None:
-    """A few held-out pictures to try the model on, spread over the set, named after their class."""
+    """A few held-out pictures to try the model on, spread over the classes and named after them."""
     folder.mkdir(exist_ok=True)
-    for i in np.linspace(0, len(splits.val) - 1, min(count, len(splits.val))).round().astype(int):
+    by_class = np.argsort(splits.val.labels, kind="stable")
+    for i in by_class[np.linspace(0, len(by_class) - 1, min(count, len(by_class))).round().astype(int)]:
         picture, label = splits.val[int(i)]
         name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in splits.classes[label])
         picture.save(folder / f"{name}-{splits.val.paths[i].stem}.png")

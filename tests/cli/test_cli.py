@@ -1,0 +1,174 @@
+"""The command as a user calls it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from transept.cli.main import VERBS, main
+from transept.data.sets import load_splits
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a second on two folders of pictures."""
+    root = tmp_path_factory.mktemp("data with ünicode")
+    for label, color in (("dark", 40), ("light side", 210)):
+        (root / "set" / label).mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (20 + i, 24), (color + i, color, color - i)).save(root / "set" / label / f"{i}.png")
+    options = "--schedule.epochs 2 --schedule.warmup_epochs 0 --batch-size 8 --model.img_size 16"
+    options += " --model.options.depth 1 --model.options.embed_dim 32 --optimizer.lr 0.01"
+    assert main(["train", "quick", "--data", str(root / "set"), "--out", str(root / "run"), *options.split()]) == 0
+    return root / "run"
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str], code: int) -> str:
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("transept: ")
+    return lines[0]
+
+
+def test_help_and_version(capsys):
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(verb in overview for verb in VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("transept 0.")
+    assert main([]) == 2
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert "--json" in capsys.readouterr().out
+
+
+def test_models(capsys):
+    assert main(["models", "cait_s24*"]) == 0
+    table = capsys.readouterr().out
+    assert "cait_s24_384" in table
+    assert "47.06 M" in table  # counted
+    assert "32.20 G" in table  # published
+    assert main(["models", "cait_s24_224", "--json"]) == 0
+    (card,) = json.loads(capsys.readouterr().out)
+    assert (card["parameters"], card["published"]["macs"]) == (46_916_200, 9_400_000_000)
+    assert card["weights"][0]["top1"] == 83.5
+
+
+def test_info_and_count(capsys):
+    assert main(["info", "xcit_nano_12_p16"]) == 0
+    text = capsys.readouterr().out
+    assert "arXiv" in text
+    assert "xcit_nano_12_p16_224.fb_dist_in1k" in text
+    assert "72.2 %" in text
+    assert main(["count", "xcit_nano_12_p16_224"]) == 0
+    assert "blocks.11" in capsys.readouterr().out
+    assert main(["count", "cait_xxs24_224", "--img-size", "112", "--features-only", "--json"]) == 0
+    counted = json.loads(capsys.readouterr().out)
+    assert counted["img_size"] == [112, 112]
+    assert "fpn1" in counted["modules"]
+
+
+def test_wrong_calls(capsys, tmp_path: Path):
+    assert "did you mean 'predict'" in fails(capsys, ["predic"], 2)
+    assert "did you mean 'xcit_nano_12_p16_224'" in fails(capsys, ["info", "xcit_nano_12_p16_22"], 2)
+    assert "--help" in fails(capsys, ["info"], 2)
+    assert "--sheets" in fails(capsys, ["predict", "r", "i.png", "--sheets"], 2)
+    assert "did you mean 'schedule.epochs'" in fails(capsys, ["train", "digits", "--schedule.epoch", "3"], 2)
+    assert "which recipe" in fails(capsys, ["train"], 2)
+    assert "give --data" in fails(capsys, ["train", "quick", "--out", str(tmp_path / "r")], 2)
+    assert "is no run folder" in fails(capsys, ["train", "--resume", str(tmp_path)], 1)
+    assert "give no recipe" in fails(capsys, ["train", "digits", "--resume", str(tmp_path)], 2)
+    assert "there is no data" in fails(
+        capsys, ["train", "quick", "--data", str(tmp_path / "x"), "--out", str(tmp_path)], 1
+    )
+    assert "is no run folder" in fails(capsys, ["eval", str(tmp_path)], 1)
+    assert "is no run folder" in fails(capsys, ["eval", "runs/nothing"], 1)
+    assert "did you mean" in fails(capsys, ["eval", "xcit_nano_12_p16_2"], 2)
+
+
+def test_train_reports_and_refuses_to_overwrite(run: Path, capsys):
+    before = (run / "best.safetensors").read_bytes()
+    argv = ["train", "quick", "--data", str(run.parent / "set"), "--out", str(run)]
+    assert "holds a run already; go on with --resume" in fails(capsys, argv, 1)
+    assert (run / "best.safetensors").read_bytes() == before
+    assert main(["train", "--resume", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out.splitlines()[-1])
+    assert report["run"] == str(run)
+    assert 0 <= report["top1"] <= 1
+    assert report["seconds"] > 0
+    assert "transept predict" in err
+
+
+def test_eval(run: Path, capsys):
+    assert main(["eval", str(run), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    best = max(float(line.split(",")[6]) for line in (run / "metrics.csv").read_text().splitlines()[1:])
+    assert result["images"] == 8
+    assert result["top1"] == pytest.approx(best, abs=1e-5)
+    assert main(["eval", str(run / "best.safetensors"), "--data", str(run.parent / "set")]) == 0
+    assert "(8 pictures" in capsys.readouterr().out
+    assert "'0' is only in the data" in fails(capsys, ["eval", str(run), "--data", "digits"], 1)
+
+
+def test_predict_with_bad_files_among_the_good(run: Path, capsys, tmp_path: Path):
+    folder = tmp_path / "my pictures ü"
+    folder.mkdir()
+    Image.new("RGB", (300, 20), (230, 210, 190)).save(folder / "a light.png")
+    Image.new("CMYK", (30, 30), (0, 0, 0, 230)).save(folder / "b dark.jpg")
+    (folder / "c.jpg").write_bytes(b"")
+    (folder / "d.png").write_text("no picture")
+    argv = ["predict", str(run), str(folder), str(tmp_path / "absent.png"), "--out", str(tmp_path / "sheet.png")]
+    assert main([*argv, "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert [Path(entry["image"]).name for entry in result["images"]] == ["a light.png", "b dark.jpg"]
+    assert all(sum(p["score"] for p in entry["predictions"]) == pytest.approx(1) for entry in result["images"])
+    assert [Path(skip["path"]).name for skip in result["skipped"]] == ["c.jpg", "d.png", "absent.png"]
+    assert err.count("transept: skipped") == 3
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 400
+    assert main(argv) == 0
+    table = capsys.readouterr().out
+    assert "light side" in table
+    assert "3 of 5 files could not be read" in table
+    assert main(["predict", str(run), str(folder / "c.jpg")]) == 1
+    assert "none of the 1 files is a readable picture" in capsys.readouterr().err
+    assert "ends in .png" in fails(capsys, ["predict", str(run), str(folder), "--out", "x.doc"], 2)
+
+
+def test_bad_files_stop_training_unless_told_otherwise(run: Path, capsys, tmp_path: Path):
+    root = tmp_path / "set"
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (8, 8)).save(root / label / f"{i}.png")
+    (root / "a" / "bad.png").write_bytes(b"\x89PNG")
+    argv = ["train", "quick", "--data", str(root), "--out", str(tmp_path / "run")]
+    message = fails(capsys, argv, 1)
+    assert "1 file is not readable" in message
+    assert "bad.png" in message
+    assert not (tmp_path / "run").exists()
+    options = "--skip-bad-images --schedule.epochs 1 --schedule.warmup_epochs 0 --model.img_size 16 --batch_size 4"
+    assert main([*argv, *options.split(), "--model.options.depth", "1", "--model.options.embed_dim", "32"]) == 0
+    assert "1 unreadable files were left out" in capsys.readouterr().out
+    assert load_splits(str(root), skip_bad_images=True).skipped[0].path.name == "bad.png"
+
+
+def test_real_process_and_debug(tmp_path: Path):
+    """Exit codes and streams of the installed command."""
+    command = [sys.executable, "-m", "transept.cli.main"]
+    plain = subprocess.run([*command, "eval", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (plain.returncode, plain.stdout) == (1, "")
+    assert plain.stderr.count("\n") == 1
+    debug = subprocess.run([*command, "eval", str(tmp_path), "--debug"], capture_output=True, text=True, check=False)
+    assert debug.returncode == 1
+    assert "Traceback" in debug.stderr

@@ -1,0 +1,97 @@
+"""Batches depend on the seed and the epoch alone; transforms do what they say."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transept.data.loading import EpochSampler, TransformedSet, make_loader
+from transept.data.sets import load_splits
+from transept.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
+
+PREPROCESSING = Preprocessing(img_size=(16, 16))
+ALL = Augmentation(crop_scale=(0.5, 1), rotation=10, translation=0.1, color_jitter=0.4, erasing=0.5)
+
+
+@pytest.fixture(scope="module")
+def digits() -> TransformedSet:
+    return TransformedSet(load_splits("digits").train, train_transform(PREPROCESSING, ALL))
+
+
+def batches(
+    digits: TransformedSet, epoch: int, *, start: int = 0, workers: int = 0, seed: int = 3
+) -> list[torch.Tensor]:
+    torch.manual_seed(torch.seed() % 1000)  # whatever the global state is
+    sampler = EpochSampler(64, seed=seed, batch_size=16, start_epoch=epoch, start_batch=start)
+    return [images for images, _ in make_loader(digits, 16, sampler=sampler, workers=workers)]
+
+
+def test_same_batches_whatever_the_workers_and_the_global_state(digits):
+    plain = batches(digits, 2)
+    assert len(plain) == 4
+    assert all(torch.equal(a, b) for a, b in zip(plain, batches(digits, 2, workers=2), strict=True))
+    assert not torch.equal(plain[0], batches(digits, 3)[0])
+    assert not torch.equal(plain[0], batches(digits, 2, seed=4)[0])
+
+
+def test_starting_inside_an_epoch_gives_its_rest(digits):
+    rest = batches(digits, 2, start=3)
+    assert len(rest) == 1
+    assert torch.equal(rest[0], batches(digits, 2)[3])
+
+
+def test_only_the_first_epoch_is_shortened():
+    sampler = EpochSampler(10, seed=0, batch_size=2, start_epoch=1, start_batch=3)
+    assert len(list(sampler)) == 4
+    sampler.set_epoch(2)
+    assert sorted(draw.sample for draw in sampler) == list(range(10))
+
+
+def test_the_global_generator_is_left_alone(digits):
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    batches_of_no_interest = EpochSampler(2, seed=0, batch_size=1)
+    digits[next(iter(batches_of_no_interest))]
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_evaluation_crops_the_centre_and_normalises():
+    picture = Image.new("RGB", (200, 100), (255, 0, 0))
+    picture.paste((0, 0, 255), (75, 0, 125, 100))
+    out = eval_transform(Preprocessing(img_size=(32, 32), crop_pct=0.5, mean=(0, 0, 0), std=(1, 1, 1)))(picture)
+    assert out.shape == (3, 32, 32)
+    assert torch.allclose(out[2, :, 1:-1], torch.ones(1))  # resized to 64 x 128, of which the blue middle is kept
+    wide = eval_transform(Preprocessing(img_size=(16, 48)))(picture)
+    assert wide.shape == (3, 16, 48)
+    mean = eval_transform(Preprocessing(img_size=(8, 8)))(Image.new("RGB", (8, 8), (124, 116, 104)))
+    assert mean.abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    "option", ["flip", "rotation", "translation", "color_jitter", "erasing", "crop_scale", "crop_ratio"]
+)
+def test_every_augmentation_changes_the_picture(option: str):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8))
+    still = dict(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+    change = dict(
+        flip=1.0,
+        rotation=30.0,
+        translation=0.4,
+        color_jitter=0.5,
+        erasing=1.0,
+        crop_scale=(0.1, 0.2),
+        crop_ratio=(3, 3),
+    )
+    plain = train_transform(PREPROCESSING, Augmentation(**still))(picture)
+    assert torch.allclose(plain, eval_transform(PREPROCESSING)(picture), atol=1e-6)
+    varied = train_transform(PREPROCESSING, Augmentation(**(still | {option: change[option]})))(picture)
+    assert not torch.allclose(plain, varied, atol=0.05)
+
+
+def test_impossible_augmentations_are_refused():
+    with pytest.raises(ValueError, match=r"augmentation.crop_scale=\[0.9, 0.2\]"):
+        Augmentation(crop_scale=(0.9, 0.2))
+    with pytest.raises(ValueError, match=r"augmentation.flip=2 is not in \[0, 1\]"):
+        Augmentation(flip=2)

@@ -1,0 +1,54 @@
+"""Write the golden files of this folder from the recorded outputs of the official models: `make golden`.
+
+The recordings lie beside the repository (`../shared/reference`); the golden files keep the inputs' seeds, the
+outputs, the parameter count and a fingerprint of the checkpoint's names and shapes. Weights are not stored:
+`weights.py` makes the same ones on every machine.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+REFERENCE = HERE.parents[2] / "shared" / "reference"
+FAMILIES = ("xcit", "cait")
+
+
+def fingerprint(shapes: dict[str, list[int]]) -> str:
+    """Of the names and shapes of a state dict's floating-point entries, in any order."""
+    lines = sorted(f"{key} {list(shape)}" for key, shape in shapes.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def trim(recording: dict) -> dict:
+    """What the tests read."""
+
+    def short(summary: dict) -> dict:
+        return {"shape": summary["shape"], "std": summary["std"], "sample": summary["sample"]}
+
+    return {
+        "model": recording["model"],
+        "source": recording["source"],
+        "parameters": recording["parameters"],
+        "input": recording["input"],
+        "keys": fingerprint(recording["float_shapes"]),
+        "outputs": {name: short(summary) for name, summary in recording["outputs"].items()},
+        "features": {name: short(summary) for name, summary in recording["features"].items()},
+    }
+
+
+def main() -> int:
+    if not REFERENCE.is_dir():
+        print(f"no recordings at {REFERENCE}", file=sys.stderr)
+        return 1
+    for family in FAMILIES:
+        (HERE / family).mkdir(exist_ok=True)
+        for recorded in sorted((REFERENCE / family).glob("*.json")):
+            trimmed = trim(json.loads(recorded.read_text()))
+            (HERE / family / recorded.name).write_text(json.dumps(trimmed, separators=(",", ":")) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
