@@ -1,5 +1,7 @@
 """Costs against hand formulas and published figures."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -13,9 +15,7 @@ def xcit_macs(c: int, depth: int, heads: int, patch_size: int, side: int, classe
     """Convolutions and matrix products, written out from the paper; `side` is a multiple of the patch."""
     n, d = (side // patch_size) ** 2, c // heads
     widths = [3, *(c // 2**i for i in reversed(range(patch_size.bit_length() - 1)))]
-    stem = sum(
-        9 * a * b * (side // 2 ** (i + 1)) ** 2 for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
-    )
+    stem = sum(9 * a * b * (side // 2 ** (i + 1)) ** 2 for i, (a, b) in enumerate(pairwise(widths)))
     positions = 2 * (side // patch_size) * 32 * c
     xca = 4 * n * c * c + 2 * heads * n * d * d
     block = xca + 2 * 9 * n * c + 8 * n * c * c

@@ -122,7 +122,7 @@ def test_broken_files(photo, tmp_path: Path):
 
 
 def test_find_images(photo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = tmp_path / "Fotos – Übung 1"
+    folder = tmp_path / "Fotos, Übung 1"
     (folder / "deep").mkdir(parents=True)
     for name in ("b.png", "a.jpg", "deep/c.PNG"):
         photo.save(folder / name)

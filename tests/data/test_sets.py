@@ -88,5 +88,5 @@ def test_bad_pictures_are_named_counted_and_left_out_on_request(tmp_path: Path):
             assert image_set[i][0].size == (9, 7)
     for path in (root / "cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(TranseptError, match="no training picture of the class 'cat'"):
+    with pytest.raises(TranseptError, match="no picture of the class 'cat' in .* is readable"):
         load_splits(str(root), skip_bad_images=True)

@@ -16,6 +16,7 @@ FAMILIES = ("cait_xxs24_224", "xcit_nano_12_p8_224", "xcit_tiny_12_p16_224")
 
 
 @cache
+@torch.inference_mode(False)  # kept for tests that train
 def model_of(name: str, features_only: bool = False) -> nn.Module:
     torch.manual_seed(0)
     options = {key: value for key, value in SMALL.items() if not (features_only and key == "num_classes")}
@@ -85,8 +86,9 @@ def test_pyramid(name: str):
         levels = model(image(2, height, width))
         assert [level.shape[1] for level in levels] == model.feature_info.channels()
         for level, stride in zip(levels, model.feature_info.reduction(), strict=True):
-            assert abs(level.shape[2] - height / stride) < 2
-            assert abs(level.shape[3] - width / stride) < 2
+            slack = max(1, model.stride / stride)  # the grid is rounded up to whole patches, then doubled or halved
+            assert abs(level.shape[2] - height / stride) < slack
+            assert abs(level.shape[3] - width / stride) < slack
     both = transept.create_model(name, features_only=True, depth=2, img_size=64, out_indices=(1, 3)).eval()
     both.load_state_dict(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(both(image()), model(image())[1::2], strict=True))
@@ -139,6 +141,7 @@ def test_other_channels_and_precision(name: str):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_captured_whole_and_exported(name: str):
+    torch.compiler.reset()
     model = model_of(name)
     expected = model(image()).detach()
     captured = torch.compile(model, backend="eager", fullgraph=True)
@@ -151,6 +154,7 @@ def test_captured_whole_and_exported(name: str):
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_compiled(name: str):
+    torch.compiler.reset()
     model = model_of(name)
     compiled = torch.compile(model, fullgraph=True)
     assert torch.allclose(compiled(image()), model(image()), atol=1e-5)

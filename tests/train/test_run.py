@@ -111,7 +111,7 @@ def test_same_seed_same_result_and_another_seed_another(whole_run: Path, tmp_pat
 def test_killed_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
     process = start(tmp_path / "run")
     wait_for_epoch(tmp_path / "run", process)
-    time.sleep(0.3)
+    time.sleep(1.2)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert len(rows(tmp_path / "run")) < 3
@@ -124,7 +124,7 @@ def test_killed_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
 def test_interrupted_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
     process = start(tmp_path / "run")
     wait_for_epoch(tmp_path / "run", process)
-    time.sleep(0.3)
+    time.sleep(1.2)  # the curves are drawn first
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -156,7 +156,7 @@ def test_no_room_is_reported_before_training(tmp_path: Path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-        with pytest.raises(TranseptError, match=r"cannot write to .*run' \(File too large\); it needs [12] MB of room"):
+        with pytest.raises(TranseptError, match=r"cannot write to .*run' \(File too large\); it needs 3 MB of room"):
             train(recipe(), tmp_path / "run", progress=False)
         (tmp_path / "kept.txt").write_text("before")
         with pytest.raises(

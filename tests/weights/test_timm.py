@@ -24,7 +24,7 @@ def test_tools(name: str):
     groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    assert scale[id(model.patch_embed.proj[0][0].weight if "xcit" in name else model.patch_embed.proj.weight)] < 0.05
+    assert scale[id(model.patch_embed.proj[0][0].weight if "xcit" in name else model.patch_embed.proj.weight)] < 0.07
     assert scale[id(model.blocks[0].norm1.weight)] < scale[id(model.blocks[2].norm1.weight)] < 1
     assert scale[id(model.head.weight)] == 1
     exempt = [

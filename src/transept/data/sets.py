@@ -43,37 +43,11 @@ class ImageSet(Sequence[tuple[Image.Image, int]]):
         picture = self._kept.get(index)
         if picture is None:
             picture = read_image(self.paths[index])
-            self._keep(index, picture)
+            size = picture.width * picture.height * 3
+            if size <= self._room:
+                self._room -= size
+                self._kept[index] = picture
         return picture, self.labels[index]
-
-    def _keep(self, index: int, picture: Image.Image) -> None:
-        size = picture.width * picture.height * 3
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = picture
-
-    def check(self) -> list[Skipped]:
-        """Decode every file, on all cores; the ones that fail, in order."""
-
-        def problem(index: int) -> Skipped | None:
-            try:
-                self[index]
-            except BadImageError as error:
-                return Skipped(error.path, error.reason)
-            return None
-
-        with ThreadPoolExecutor() as pool:
-            return [found for found in pool.map(problem, range(len(self))) if found]
-
-    def without(self, skipped: Sequence[Skipped]) -> "ImageSet":
-        """The set less some files."""
-        bad = {skip.path for skip in skipped}
-        left = [i for i, path in enumerate(self.paths) if path not in bad]
-        rest = ImageSet([self.paths[i] for i in left], [self.labels[i] for i in left])
-        for new, old in enumerate(left):
-            if old in self._kept:
-                rest._keep(new, self._kept[old])
-        return rest
 
 
 class ArraySet(ImageSet):
@@ -113,46 +87,59 @@ def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool =
     root = Path(data).expanduser()
     if not root.is_dir():
         raise TranseptError(f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class")
-    if (root / "train").is_dir():
-        val = next((root / name for name in ("val", "validation", "valid", "test") if (root / name).is_dir()), None)
-        if val is None:
-            raise TranseptError(
-                f"{str(root)!r} has a folder train/ but no val/ beside it; add one, or give {data}/train"
-            )
-        train_files, val_files = _class_files(root / "train"), _class_files(val)
-        if list(train_files) != list(val_files):
-            odd = sorted(set(train_files) ^ set(val_files))[0]
-            where = "train" if odd in train_files else val.name
-            raise TranseptError(
-                f"the class {odd!r} is in {where}/ only; {str(root)!r} must have the same classes in both"
-            )
-    else:
-        train_files, val_files = _split(_class_files(root), root, val_fraction)
-    classes = list(train_files)
-    train, val_set = _to_set(train_files), _to_set(val_files)
-    skipped: list[Skipped] = []
-    if sum(file.stat().st_size for image_set in (train, val_set) for file in image_set.paths) <= _CHECK_BYTES:
-        skipped = [*train.check(), *val_set.check()]
-    else:  # decoding everything would take minutes: look for what the name or size alone tells
-        skipped = [
-            Skipped(file, "is empty")
-            for image_set in (train, val_set)
-            for file in image_set.paths
-            if file.stat().st_size == 0
-        ]
+    halves = _halves(root)
+    skipped = _unreadable([file for files in halves.values() for found in files.values() for file in found])
     if skipped and not skip_bad_images:
         names = "; ".join(f"{str(skip.path)!r} {skip.reason}" for skip in skipped[:3])
         more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         noun = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
         raise TranseptError(
-            f"{noun} not readable as pictures: {names}{more}; remove them, or train with --skip_bad_images true"
+            f"{noun} not readable as pictures: {names}{more}; remove them, or leave them out with --skip-bad-images"
         )
-    train, val_set = train.without(skipped), val_set.without(skipped)
-    for name, image_set in (("training", train), ("validation", val_set)):
-        for number, label in enumerate(classes):
-            if number not in image_set.labels:
-                raise TranseptError(f"no {name} picture of the class {label!r} in {str(root)!r} is readable")
-    return Splits(classes, train, val_set, skipped)
+    bad = {skip.path for skip in skipped}
+    for half, files in halves.items():
+        for name, found in files.items():
+            files[name] = [file for file in found if file not in bad]
+            if not files[name]:
+                raise TranseptError(f"no picture of the class {name!r} in {str(root / half)!r} is readable")
+    if "" in halves:
+        train, val = _split(halves[""], root, val_fraction)
+    else:
+        train, val = halves.values()
+    return Splits(list(train), _to_set(train), _to_set(val), skipped)
+
+
+def _halves(root: Path) -> dict[str, dict[str, list[Path]]]:
+    """Folder name (`train` and `val`, or one empty name where the root is to be split) to class to files."""
+    if not (root / "train").is_dir():
+        return {"": _class_files(root)}
+    val = next((name for name in ("val", "validation", "valid", "test") if (root / name).is_dir()), None)
+    if val is None:
+        raise TranseptError(f"{str(root)!r} has a folder train/ but no val/ beside it; add one, or give {root}/train")
+    halves = {name: _class_files(root / name) for name in ("train", val)}
+    odd = sorted(set(halves["train"]) ^ set(halves[val]))
+    if odd:
+        where = "train" if odd[0] in halves["train"] else val
+        raise TranseptError(
+            f"the class {odd[0]!r} is in {where}/ only; {str(root)!r} must have the same classes in both"
+        )
+    return halves
+
+
+def _unreadable(files: Sequence[Path]) -> list[Skipped]:
+    """The files that are no pictures, in order. Up to half a gigabyte is decoded, on all cores."""
+    if sum(file.stat().st_size for file in files) > _CHECK_BYTES:  # would take minutes: the size alone tells little
+        return [Skipped(file, "is empty") for file in files if file.stat().st_size == 0]
+
+    def problem(file: Path) -> Skipped | None:
+        try:
+            read_image(file)
+        except BadImageError as error:
+            return Skipped(error.path, error.reason)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        return [found for found in pool.map(problem, files) if found]
 
 
 def _digits() -> Splits:

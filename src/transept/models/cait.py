@@ -108,7 +108,7 @@ class TalkingHeadsAttention(nn.Module):
 def _mix_heads(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`b m q k`, and a linear map from heads to heads at every (query, key)."""
     flat = maps.flatten(2)
-    weight = weight.expand(len(flat), -1, -1)
+    weight = weight.expand(flat.shape[0], -1, -1)
     mixed = torch.bmm(weight, flat) if bias is None else torch.baddbmm(bias[:, None], weight, flat)
     return mixed.view_as(maps)
 
@@ -224,7 +224,7 @@ class CaiT(CaiTTrunk):
         self.init_weights()
 
     def class_blocks(self, x: Tensor) -> Tensor:
-        cls_token = self.cls_token.expand(len(x), -1, -1)
+        cls_token = self.cls_token.expand(x.shape[0], -1, -1)
         for block in self.blocks_token_only:
             cls_token = run_block(block, cls_token, x, checkpointing=self.grad_checkpointing)
         return self.norm(torch.cat([cls_token, x], dim=1))

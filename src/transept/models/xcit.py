@@ -293,7 +293,7 @@ class XCiT(XCiTTrunk):
         self.init_weights()
 
     def class_blocks(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.cls_attn_blocks:
             x = run_block(block, x, checkpointing=self.grad_checkpointing)
         return self.norm(x)
