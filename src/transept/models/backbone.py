@@ -10,6 +10,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from transept.errors import UsageError
+from transept.layers.pyramid import scale_modules
 from transept.ops.tokens import to_map
 
 GlobalPool = Literal["token", "avg", ""]
@@ -223,7 +224,7 @@ class IsotropicBackbone(Backbone):
 
 
 class Pyramid:
-    """Mixed into a trunk: `forward` gives maps `b c h w` of strides 4, 8, 16, 32, finest first.
+    """Mixed into an isotropic trunk: `forward` gives maps `b c h w` of strides 4, 8, 16, 32, finest first.
 
     Any height and width work: the grid is `ceil(H / stride)`, and levels come from it by exact doubling and
     flooring halving.
@@ -234,9 +235,19 @@ class Pyramid:
     fpn3: nn.Module
     fpn4: nn.Module
 
-    def init_pyramid(self: Any, out_indices: Sequence[int]) -> None:
+    def __init__(
+        self: Any,
+        config: Any,
+        *,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ) -> None:
+        super().__init__(config, in_chans, drop_path_rate)
         if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
             raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
+        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = scale_modules(config.embed_dim, config.patch_size)
+        self.init_weights()
         depth = len(self.blocks)
         taps = (depth // 3, depth // 2, depth * 2 // 3, depth)
         self.level_blocks = [max(tap, 1) - 1 for tap in taps]

@@ -15,7 +15,6 @@ Departures from the official code, all without effect on the outputs at the nati
   every entry of the attention map.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,6 @@ from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
-from transept.layers.pyramid import scale_modules
 from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
@@ -232,19 +230,6 @@ class CaiT(CaiTTrunk):
 
 class CaiTPyramid(Pyramid, CaiTTrunk):
     """Maps of strides 4, 8, 16, 32, by XCiT's up- and down-sampling (CaiT's paper has no dense model)."""
-
-    def __init__(
-        self,
-        config: CaiTConfig,
-        *,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-    ) -> None:
-        super().__init__(config, in_chans, drop_path_rate)
-        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = scale_modules(config.embed_dim, config.patch_size)
-        self.init_weights()
-        self.init_pyramid(out_indices)
 
 
 FAMILY = Family(

@@ -22,7 +22,6 @@ Departures from the official code, all without effect on the outputs:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -33,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from transept.layers.checkpointing import run_block
-from transept.layers.pyramid import scale_modules
 from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
@@ -304,19 +302,6 @@ class XCiTPyramid(Pyramid, XCiTTrunk):
 
     Blocks a third, a half, two thirds and all of the way give the four levels, without a norm.
     """
-
-    def __init__(
-        self,
-        config: XCiTConfig,
-        *,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-    ) -> None:
-        super().__init__(config, in_chans, drop_path_rate)
-        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = scale_modules(config.embed_dim, config.patch_size)
-        self.init_weights()
-        self.init_pyramid(out_indices)
 
 
 FAMILY = Family(
