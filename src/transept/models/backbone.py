@@ -243,7 +243,7 @@ class Pyramid:
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
-        super().__init__(config, in_chans, drop_path_rate)
+        super().__init__(config, in_chans, drop_path_rate)  # pyright: ignore[reportCallIssue]
         if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
             raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
         self.fpn1, self.fpn2, self.fpn3, self.fpn4 = scale_modules(config.embed_dim, config.patch_size)
