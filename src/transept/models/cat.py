@@ -320,9 +320,10 @@ class CATTrunk(Backbone):
         self.patch_embed = PatchEmbed(in_chans, config.embed_dim, norm=config.patch_norm, slices=config.slice_embed)
         self.ape = nn.Parameter(torch.zeros(1, *ape_shape)) if config.ape else None
         # The rate grows from unit to unit through the whole network.
-        rates = torch.linspace(0, drop_path_rate, sum(config.depths)).split(config.depths)
+        rates = [drop_path_rate * unit / max(sum(config.depths) - 1, 1) for unit in range(sum(config.depths))]
+        starts = [sum(config.depths[:stage]) for stage in range(5)]
         self.layers = nn.ModuleList(
-            CATStage(config, stage, patch_sizes[stage], rates[stage].tolist(), downsample=stage < 3)
+            CATStage(config, stage, patch_sizes[stage], rates[slice(*starts[stage : stage + 2])], downsample=stage < 3)
             for stage in range(4)
         )
         self.norm: nn.Module = nn.Identity()
@@ -422,6 +423,7 @@ class CATTrunk(Backbone):
         }
 
     def group_matcher(self, coarse: bool = False) -> dict:
+        # timm's ordinal 99999 joins the group before: the last block of the stage, or of the network.
         if coarse:
             blocks = [(r"^layers\.(\d+)", None), (r"^norm", (99999,))]
         else:
@@ -446,10 +448,7 @@ class CAT(CATTrunk):
         self, config: CATConfig, *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0
     ) -> None:
         patch_sizes = [config.patch_size] * 4 if config.pad else _shrunk_patch_sizes(config, config.img_size)
-        rows, cols = config.grid
-        super().__init__(config, in_chans, drop_path_rate, patch_sizes, (rows * cols, config.embed_dim))
-        self.patch_sizes, self.depths, self.pad = patch_sizes, config.depths, config.pad
-        if not self.pad and not _divides(config.img_size, patch_sizes, self.depths):
+        if not config.pad and not _divides(config.img_size, patch_sizes, config.depths):
             # Another native size may shrink the patches of the late stages.
             nearest = _nearest_sizes(
                 config.img_size,
@@ -457,6 +456,9 @@ class CAT(CATTrunk):
                 lambda size: _divides(size, _shrunk_patch_sizes(config, size), config.depths),
             )
             raise ValueError(_refusal("img_size", config.img_size, config.patch_size, nearest))
+        rows, cols = config.grid
+        super().__init__(config, in_chans, drop_path_rate, patch_sizes, (rows * cols, config.embed_dim))
+        self.patch_sizes, self.depths, self.pad = patch_sizes, config.depths, config.pad
         self.norm = nn.LayerNorm(self.num_features, eps=1e-5)
         self.reset_classifier(num_classes)
         self.init_weights()
