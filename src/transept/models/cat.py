@@ -49,7 +49,6 @@ from transept.ops.windows import (
     space_to_depth,
     to_channel_windows,
     to_windows,
-    window_grid,
 )
 
 DERIVED_BUFFERS = (r"^layers\.\d+\.(pre|post)_ipsa_blocks\.\d+\.attn\.relative_position_index$",)
@@ -148,7 +147,7 @@ class InnerPatchSelfAttention(nn.Module):
         h, w = x.shape[1:3]
         x = pad_to_multiple(x, self.patch_size)
         out = scaled_dot_product_attention(*self.qkv_heads(x), attn_mask=self.bias()[None])  # (b n) m t d
-        x = from_windows(self.proj(merge_heads(out)), self.patch_size, window_grid(x, self.patch_size))
+        x = from_windows(self.proj(merge_heads(out)), self.patch_size, x.shape)
         return x[:, :h, :w]
 
     def qkv_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,12 +188,12 @@ class CrossPatchSelfAttention(nn.Module):
         self.proj = nn.Linear(patch_size**2, patch_size**2)
 
     def forward(self, x: Tensor) -> Tensor:  # b h w c -> b h w c
-        h, w, channels = x.shape[1:]
+        h, w = x.shape[1:3]
         x = pad_to_multiple(x, self.patch_size)
         patches = to_channel_windows(x, self.patch_size).unsqueeze(1)  # (b c) 1 n t
         out = scaled_dot_product_attention(linear(patches, *self.query_key()), patches, patches)
         out = linear(out, *self.value_out())
-        return from_channel_windows(out, self.patch_size, window_grid(x, self.patch_size), channels)[:, :h, :w]
+        return from_channel_windows(out, self.patch_size, x.shape)[:, :h, :w]
 
     def query_key(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the query projection followed by the transposed key projection."""

@@ -1,7 +1,10 @@
 """Cutting maps into square windows, and the reshapes around it. Maps are channels-last, `b h w c`.
 
-A grid is the number of windows `(rows, columns)`; windows run row by row, and so do the tokens inside each.
+Windows run row by row, and so do the tokens inside each. Sizes are written out, not left to be inferred: exporting
+with symbolic sizes takes minutes otherwise.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,43 +15,38 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """`b h w c` with zeros at the bottom and right, so that `multiple` divides both sides; `x` itself where it does."""
     h, w = x.shape[1:3]
     bottom, right = -h % multiple, -w % multiple
-    # A traced program must hold for other sizes too, so it always pads, by nothing where nothing lacks.
-    if torch.compiler.is_compiling() or bottom or right:
+    if bottom or right:
         x = pad(x, (0, 0, 0, right, 0, bottom))
     return x
 
 
-def window_grid(x: Tensor, size: int) -> tuple[int, int]:
-    """How many windows of `size` by `size` a map `b h w c` has, in rows and columns."""
-    return x.shape[1] // size, x.shape[2] // size
-
-
 def to_windows(x: Tensor, size: int) -> Tensor:
     """`b (rows r) (cols s) c -> (b rows cols) (r s) c` with `r = s = size`."""
-    rows, cols = window_grid(x, size)
-    x = x.reshape(-1, rows, size, cols, size, x.shape[-1])
-    return x.transpose(2, 3).reshape(-1, size * size, x.shape[-1])
+    b, h, w, c = x.shape
+    rows, cols = h // size, w // size
+    x = x.reshape(b, rows, size, cols, size, c).transpose(2, 3)
+    return x.reshape(b * rows * cols, size * size, c)
 
 
-def from_windows(windows: Tensor, size: int, grid: tuple[int, int]) -> Tensor:
-    """`(b rows cols) (r s) c -> b (rows r) (cols s) c`, the inverse of `to_windows`."""
-    rows, cols = grid
-    x = windows.reshape(-1, rows, cols, size, size, windows.shape[-1])
-    return x.transpose(2, 3).reshape(-1, rows * size, cols * size, windows.shape[-1])
+def from_windows(windows: Tensor, size: int, shape: Sequence[int]) -> Tensor:
+    """`(b rows cols) (r s) c -> b (rows r) (cols s) c`, the inverse of `to_windows`; `shape` is the map's."""
+    b, h, w, c = shape
+    return windows.reshape(b, h // size, w // size, size, size, c).transpose(2, 3).reshape(b, h, w, c)
 
 
 def to_channel_windows(x: Tensor, size: int) -> Tensor:
     """`b (rows r) (cols s) c -> (b c) (rows cols) (r s)`: for each channel, its windows as vectors of pixels."""
-    rows, cols = window_grid(x, size)
-    x = x.reshape(-1, rows, size, cols, size, x.shape[-1])
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, rows * cols, size * size)
+    b, h, w, c = x.shape
+    rows, cols = h // size, w // size
+    x = x.reshape(b, rows, size, cols, size, c).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(b * c, rows * cols, size * size)
 
 
-def from_channel_windows(windows: Tensor, size: int, grid: tuple[int, int], channels: int) -> Tensor:
+def from_channel_windows(windows: Tensor, size: int, shape: Sequence[int]) -> Tensor:
     """`(b c) (rows cols) (r s) -> b (rows r) (cols s) c`, the inverse of `to_channel_windows`."""
-    rows, cols = grid
-    x = windows.reshape(-1, channels, rows, cols, size, size)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, rows * size, cols * size, channels)
+    b, h, w, c = shape
+    windows = windows.reshape(b, c, h // size, w // size, size, size)
+    return windows.permute(0, 2, 4, 3, 5, 1).reshape(b, h, w, c)
 
 
 def space_to_depth(x: Tensor) -> Tensor:
