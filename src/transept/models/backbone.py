@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -36,6 +36,8 @@ class Family:
     """`(config, *, num_classes, in_chans, drop_path_rate)`."""
     pyramid: Callable[..., "Backbone"]
     """`(config, *, in_chans, drop_path_rate, out_indices)`: the model behind `features_only=True`."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Variant name to what must be said wherever the variant is shown."""
 
 
 class Backbone(nn.Module, ABC):
