@@ -35,6 +35,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import index
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -232,13 +233,13 @@ class GroupAttention(nn.Module):
     def forward(self, x: Tensor, grouping: Grouping, mask: Tensor | None = None) -> Tensor:  # b h w c -> b h w c
         sides, interval, pads = grouping
         x = pad_map(x, pads)
-        size = (x.shape[1], x.shape[2])
+        batch, *size, _ = x.shape
         q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(to_groups(x, sides, interval)).chunk(3, dim=-1))
         bias = self.pos(sides).to(q.dtype).unsqueeze(0)  # 1 m n n
         if mask is not None:
-            bias = (bias + mask.to(q.dtype)).expand(len(x), -1, -1, -1, -1).flatten(0, 1)  # (b g) m n n
+            bias = (bias + mask.to(q.dtype)).expand(batch, -1, -1, -1, -1).flatten(0, 1)  # (b g) m n n
         x = merge_heads(scaled_dot_product_attention(q, k, v, attn_mask=bias))
-        return self.proj(crop_map(from_groups(x, sides, interval, size), pads))
+        return self.proj(crop_map(from_groups(x, sides, interval, (size[0], size[1])), pads))
 
 
 class ShortDistanceAttention(GroupAttention):
@@ -413,6 +414,8 @@ class CrossFormerTrunk(Backbone):
 
     def run_stages(self, x: Tensor, last: int | None = None) -> Iterator[Tensor]:
         """Image `b 3 H W` to the output `b h w c` of each stage, as far as the stage `last`."""
+        for side in x.shape[-2:]:
+            index(side)  # each size has its own groups: makes torch.compile trace per size, symbols take it minutes
         x = self.patch_embed(x)
         grid_side = max(x.shape[1], x.shape[2])
         stages = cast("list[Stage]", list(self.layers))[: None if last is None else last + 1]

@@ -36,9 +36,9 @@ def pad_map(x: Tensor, pads: Pads) -> Tensor:
 
 
 def crop_map(x: Tensor, pads: Pads) -> Tensor:
-    """The inverse of `pad_map`, a view."""
+    """The inverse of `pad_map`. The copy makes it contiguous, as linear layers want it."""
     left, right, top, bottom = pads
-    return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right] if any(pads) else x
+    return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right].contiguous() if any(pads) else x
 
 
 def relative_offsets(sides: tuple[int, int], *, device: torch.device, dtype: torch.dtype) -> Tensor:
