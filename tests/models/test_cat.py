@@ -112,7 +112,7 @@ def test_attention_maps_explain_the_output():
     assert maps.shape == (2, 6, 2, 9, 9)
     v = inner.qkv_heads(x)[2]
     out = inner.proj((maps.flatten(0, 1) @ v).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(windows.from_windows(out, 3, x.shape), inner(x))
+    torch.testing.assert_close(windows.from_windows(out, (3, 3), x.shape), inner(x))
 
     cross = lively(CrossPatchSelfAttention(3, qkv_bias=True))
     maps = cross.attention(x)  # b c n n
@@ -137,10 +137,10 @@ def test_padding_inside_attention_is_padding_with_zeros_outside(attn):
 
 def test_windows_out_and_back_are_the_identity():
     x = torch.randn(2, 6, 12, 5)
-    cut = windows.to_windows(x, 3)
+    cut = windows.to_windows(x, (3, 3))
     assert cut.shape == (16, 9, 5)
     torch.testing.assert_close(cut[8 + 6].reshape(3, 3, 5), x[1, 3:6, 6:9])  # second image, patch row 1, column 2
-    assert windows.from_windows(cut, 3, x.shape).equal(x)
+    assert windows.from_windows(cut, (3, 3), x.shape).equal(x)
     by_channel = windows.to_channel_windows(x, 3)
     assert by_channel.shape == (10, 8, 9)
     torch.testing.assert_close(by_channel[5 + 4, 6].reshape(3, 3), x[1, 3:6, 6:9, 4])

@@ -139,7 +139,9 @@ class InnerPatchSelfAttention(nn.Module):
         self.patch_size = patch_size
         self.num_heads = num_heads
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * patch_size - 1) ** 2, num_heads))
-        self.register_buffer("relative_position_index", relative_position_index(patch_size), persistent=False)
+        self.register_buffer(
+            "relative_position_index", relative_position_index((patch_size, patch_size)), persistent=False
+        )
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
@@ -147,12 +149,12 @@ class InnerPatchSelfAttention(nn.Module):
         h, w = x.shape[1:3]
         x = pad_to_multiple(x, self.patch_size)
         out = scaled_dot_product_attention(*self.qkv_heads(x), attn_mask=self.bias()[None])  # (b n) m t d
-        x = from_windows(self.proj(merge_heads(out)), self.patch_size, x.shape)
+        x = from_windows(self.proj(merge_heads(out)), (self.patch_size, self.patch_size), x.shape)
         return x[:, :h, :w]
 
     def qkv_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `(b n) m t d`: n patches, t tokens in each."""
-        q, k, v = self.qkv(to_windows(x, self.patch_size)).chunk(3, dim=-1)
+        q, k, v = self.qkv(to_windows(x, (self.patch_size, self.patch_size))).chunk(3, dim=-1)
         return split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def bias(self) -> Tensor:

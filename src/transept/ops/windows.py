@@ -1,7 +1,8 @@
-"""Cutting maps into square windows, and the reshapes around it. Maps are channels-last, `b h w c`.
+"""Cutting maps into groups of tokens that attend to each other, and putting them back. Maps are channels last, `b h w c`.
 
 Windows run row by row, and so do the tokens inside each. Sizes are written out, not left to be inferred: exporting
-with symbolic sizes takes minutes otherwise.
+with symbolic sizes takes minutes otherwise. `pads` are `(left, right, top, bottom)`, the order of
+`torch.nn.functional.pad`.
 """
 
 from collections.abc import Sequence
@@ -10,28 +11,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """`b h w c` with zeros at the bottom and right, so that `multiple` divides both sides; `x` itself where it does."""
-    h, w = x.shape[1:3]
-    bottom, right = -h % multiple, -w % multiple
-    if bottom or right:
-        x = pad(x, (0, 0, 0, right, 0, bottom))
-    return x
+Pads = tuple[int, int, int, int]
+Sides = tuple[int, int]
 
 
-def to_windows(x: Tensor, size: int) -> Tensor:
-    """`b (rows r) (cols s) c -> (b rows cols) (r s) c` with `r = s = size`."""
+def to_windows(x: Tensor, sides: Sides, interval: int = 1) -> Tensor:
+    """`b (R g i) (S k j) c -> (b R S i j) (g k) c` with `sides` the numbers g and k, and i and j below `interval`.
+
+    A tile of `g * interval` rows and `k * interval` columns falls into `interval ** 2` groups, each of the tokens
+    with the same row and the same column modulo `interval`. With an interval of 1, a group is a window.
+    """
     b, h, w, c = x.shape
-    rows, cols = h // size, w // size
-    x = x.reshape(b, rows, size, cols, size, c).transpose(2, 3)
-    return x.reshape(b * rows * cols, size * size, c)
+    g, k = sides
+    rows, columns = h // (g * interval), w // (k * interval)
+    x = x.reshape(b, rows, g, interval, columns, k, interval, c).permute(0, 1, 4, 3, 6, 2, 5, 7)
+    return x.reshape(b * rows * columns * interval**2, g * k, c)
 
 
-def from_windows(windows: Tensor, size: int, shape: Sequence[int]) -> Tensor:
-    """`(b rows cols) (r s) c -> b (rows r) (cols s) c`, the inverse of `to_windows`; `shape` is the map's."""
-    b, h, w, c = shape
-    return windows.reshape(b, h // size, w // size, size, size, c).transpose(2, 3).reshape(b, h, w, c)
+def from_windows(x: Tensor, sides: Sides, shape: Sequence[int], interval: int = 1) -> Tensor:
+    """The inverse of `to_windows`; `shape` is the map's, of which the channels are taken from `x`."""
+    b, h, w, _ = shape
+    g, k = sides
+    x = x.reshape(b, h // (g * interval), w // (k * interval), interval, interval, g, k, x.shape[-1])
+    return x.permute(0, 1, 5, 3, 2, 6, 4, 7).reshape(b, h, w, x.shape[-1])
 
 
 def to_channel_windows(x: Tensor, size: int) -> Tensor:
@@ -58,12 +60,36 @@ def space_to_depth(x: Tensor) -> Tensor:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)
 
 
-def relative_position_index(size: int) -> Tensor:
-    """`(r s)(r s)`: for every query and key of a window, the row of a table of `(2 size - 1)^2` relative positions.
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """`b h w c` with zeros at the bottom and right, so that `multiple` divides both sides; `x` itself where it does."""
+    h, w = x.shape[1:3]
+    bottom, right = -h % multiple, -w % multiple
+    if bottom or right:
+        x = pad(x, (0, 0, 0, right, 0, bottom))
+    return x
 
-    Row `(dy + size - 1) * (2 size - 1) + (dx + size - 1)` belongs to a query `dy` below and `dx` right of the key.
-    """
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    y, x = y.flatten(), x.flatten()
-    dy, dx = y[:, None] - y, x[:, None] - x
-    return (dy + size - 1) * (2 * size - 1) + dx + size - 1
+
+def pad_map(x: Tensor, pads: Pads) -> Tensor:
+    """`b h w c` with zeros around it."""
+    return pad(x, (0, 0, *pads)) if any(pads) else x
+
+
+def crop_map(x: Tensor, pads: Pads) -> Tensor:
+    """The inverse of `pad_map`. The copy makes it contiguous, as linear layers want it."""
+    left, right, top, bottom = pads
+    return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right].contiguous() if any(pads) else x
+
+
+def relative_offsets(sides: Sides, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """All differences of two positions in a window: `((2g-1) (2k-1)) 2`, rows outermost, from `1 - side` upwards."""
+    steps = (torch.arange(1 - side, side, device=device, dtype=dtype) for side in sides)
+    return torch.cartesian_prod(*steps)
+
+
+def relative_position_index(sides: Sides, *, device: torch.device | None = None) -> Tensor:
+    """For each query and key of a window, `(g k) (g k)`: the row of `relative_offsets` that holds query minus key."""
+    g, k = sides
+    rows, columns = (torch.arange(side, device=device) for side in sides)
+    rows = rows[:, None] - rows + (g - 1)
+    columns = columns[:, None] - columns + (k - 1)
+    return (rows[:, None, :, None] * (2 * k - 1) + columns[:, None]).reshape(g * k, g * k)
