@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -22,7 +23,7 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def run_block(block: nn.Module, *args: object, checkpointing: bool) -> Tensor:
+def run_block(block: nn.Module, *args: object, checkpointing: bool) -> Any:
     """`block(*args)`; with `checkpointing`, its activations are recomputed in the backward pass.
 
     The recomputation must not update BatchNorm statistics a second time, which the plain

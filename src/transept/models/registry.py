@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from transept.errors import UsageError, unknown
-from transept.models import cait, xcit
+from transept.models import cabvit, cait, xcit
 from transept.models.backbone import Backbone, Family, ModelConfig, native_size
 
-FAMILIES: tuple[Family, ...] = (xcit.FAMILY, cait.FAMILY)
+FAMILIES: tuple[Family, ...] = (xcit.FAMILY, cait.FAMILY, cabvit.FAMILY)
 
 
 def list_models(pattern: str = "*") -> list[str]:
