@@ -13,7 +13,8 @@ Module names are those of the official code, so its files load as they are.
 `cabvit_p_l0` is what the official code computes: plain DeiT-Ti. Its blocks are told their depth and ignore it, so
 nothing crosses blocks, against the paper. `cabvit_p_l0_cross` is the model that the paper describes, in **our design**:
 the CaB block of CabViT-H on the 14 x 14 patches, 5.87 M parameters (5.9 M published). The class token is a query and a
-key like any other, without position bias, and convolutions and digests leave it out. No weights exist for it.
+key like any other, without position bias; convolutions leave it out. The last block has no local convolution, which
+could not reach the class token any more. No weights exist for it.
 
 `features_only=True` runs the attentive stages of CabViT-H in windows of the native grid (14 and 7 at 224 pixels), as
 FcaFormer's dense models do. Block by block the map is padded with zeros to whole windows, in turn at the left and top
@@ -75,12 +76,13 @@ class CabViTHConfig(ModelConfig):
     """Channels of the levels with `features_only=True`, as in FcaFormer's dense models; None: those of the stages."""
 
     def __post_init__(self) -> None:
+        for option, length in (("embed_dims", 4), ("depths", 4), ("num_heads", 2)):
+            if len(values := getattr(self, option)) != length or min(values) < 1:
+                raise ValueError(f"{option}={values}; give {length} positive numbers, one per stage that has it")
         if self.embed_dims[0] % 2:
             raise ValueError(f"embed_dims[0]={self.embed_dims[0]} must be even: the stem's first half has half of it")
         for dim, num_heads in zip(self.embed_dims[2:], self.num_heads, strict=True):
             _check_heads(dim, num_heads)
-        if min(self.depths) < 1:
-            raise ValueError(f"depths={self.depths}: give every stage at least one block")
         if self.conv_block not in ("convnext", "cf", "mb"):
             raise ValueError(f"conv_block={self.conv_block!r}; use 'convnext' (published), 'cf' or 'mb'")
         if self.pyramid_dims is not None and (len(self.pyramid_dims) != 4 or min(self.pyramid_dims) < 1):
@@ -110,6 +112,8 @@ class CabViTPConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         _check_heads(self.embed_dim, self.num_heads)
+        if self.depth < 1:
+            raise ValueError(f"depth={self.depth} must be at least 1")
         if self.patch_size not in (4, 8, 16):
             raise ValueError(f"patch_size={self.patch_size}; use 16 (published), 8 or 4")
         if not self.cross_blocks:
@@ -299,18 +303,18 @@ class CabBlock(CrossAttentionAmongBlocks):
         grid: Grid,
         *,
         index: int,
-        last: bool,
+        digests: bool,
+        enhances: bool,
         digest_stride: int,
         layer_scale_init: float,
         drop_path_rate: float,
     ) -> None:
         super().__init__(dim, num_heads, grid, digest_stride, index)
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), layer_scale_init)) for _ in range(2))
-        if last:
-            self.dw_conv = None
-        else:
-            self.dw_conv = nn.Conv2d(dim, dim, 7, stride=digest_stride, padding=3, groups=dim, bias=False)
-        self.local_conv = ConvBN(dim, dim, 3, groups=dim)
+        self.dw_conv = (
+            nn.Conv2d(dim, dim, 7, stride=digest_stride, padding=3, groups=dim, bias=False) if digests else None
+        )
+        self.local_conv = ConvBN(dim, dim, 3, groups=dim) if enhances else None
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = NormedMlp(dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
@@ -318,13 +322,14 @@ class CabBlock(CrossAttentionAmongBlocks):
     def forward(
         self, x: Tensor, digests: Sequence[Tensor], grid: Grid, offsets: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens `b n c` and earlier digests `b s c` to tokens and this block's digest; the last block has none."""
+        """Tokens `b n c` and earlier digests `b s c` to tokens and this block's digest, if it makes one."""
         x = x + self.drop_path(self.gamma_1 * self.cross_attend(x, digests, grid, offsets))
         num_class_tokens = x.shape[1] - grid[0] * grid[1]
         tokens = to_map(x[:, num_class_tokens:], grid)
         digest = None if self.dw_conv is None else to_tokens(self.dw_conv(tokens))
-        mixed = to_tokens(self.local_conv(tokens))
-        x = torch.cat([x[:, :num_class_tokens], mixed], dim=1) if num_class_tokens else mixed
+        if self.local_conv is not None:
+            mixed = to_tokens(self.local_conv(tokens))
+            x = torch.cat([x[:, :num_class_tokens], mixed], dim=1) if num_class_tokens else mixed
         return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x))), digest
 
 
@@ -478,10 +483,10 @@ def _paste(x: Tensor, window: Grid, size: Grid, *, lead: bool) -> Tensor:
     return x[:, rows:, columns:] if lead else x[:, :h, :w]
 
 
-def _init_weights(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Weights of these kinds of layer: normal with std 0.02; their biases: 0."""
+def _init_weights(module: nn.Module) -> None:
+    """Weights of linear layers and convolutions, depthwise ones too: normal with std 0.02; their biases: 0."""
     for layer in module.modules():
-        if isinstance(layer, kinds):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -494,14 +499,20 @@ def _drop_path_rates(rate: float, depth: int) -> list[float]:
 def _cab_blocks(
     config: CabViTHConfig | CabViTPConfig, dim: int, num_heads: int, grid: Grid, rates: Sequence[float]
 ) -> list[CabBlock]:
-    """One stage's blocks, with these drop path rates."""
+    """One stage's blocks, with these drop path rates.
+
+    The last one makes no digest, and in CabViT-P has no local convolution either: the class token could not see it.
+    """
+    last = len(rates) - 1
+    hybrid = isinstance(config, CabViTHConfig)
     return [
         CabBlock(
             dim,
             num_heads,
             grid,
             index=i,
-            last=i == len(rates) - 1,
+            digests=i < last,
+            enhances=i < last or hybrid,
             digest_stride=config.digest_stride,
             layer_scale_init=config.layer_scale_init,
             drop_path_rate=rate,
@@ -601,7 +612,7 @@ class CabViTH(CabViTHTrunk):
         super().__init__(config, in_chans, drop_path_rate, windowed=False)
         self.norm_head = nn.LayerNorm(self.num_features)
         self.reset_classifier(num_classes)
-        _init_weights(self, (nn.Linear, nn.Conv2d))
+        _init_weights(self)
 
 
 class CabViTHPyramid(CabViTHTrunk):
@@ -627,7 +638,7 @@ class CabViTHPyramid(CabViTHTrunk):
         for s, (dim, out_dim) in enumerate(zip(self.dims, self.out_dims, strict=True)):
             projection = nn.Conv2d(dim, out_dim, 1, bias=False) if config.pyramid_dims else nn.Identity()
             self.add_module(f"out_{s}", nn.Sequential(projection, LayerNorm2d(out_dim, eps=1e-6)))
-        _init_weights(self, (nn.Linear, nn.Conv2d))
+        _init_weights(self)
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -705,7 +716,7 @@ class CabViTPTrunk(Backbone):
         )
         for embedding in (self.cls_token, self.pos_embed):
             trunc_normal_(embedding, std=0.02)
-        _init_weights(self.blocks, (nn.Linear, nn.Conv2d))
+        _init_weights(self.blocks)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Image `b 3 H W` to the sequence `b (1+n) c`, class token first, and the grid of its patches."""
