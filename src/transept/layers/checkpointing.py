@@ -12,15 +12,21 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorms inside normalise with the batch as before, but leave their running statistics alone."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """BatchNorms inside work as before, but on copies of their running statistics, so that those stay as they are.
+
+    Switching the tracking off instead would save fewer tensors for the backward pass, which `checkpoint` refuses.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
 
 
 def run_block(block: nn.Module, *args: object, checkpointing: bool) -> Any:

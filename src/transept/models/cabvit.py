@@ -13,8 +13,8 @@ Module names are those of the official code, so its files load as they are.
 `cabvit_p_l0` is what the official code computes: plain DeiT-Ti. Its blocks are told their depth and ignore it, so
 nothing crosses blocks, against the paper. `cabvit_p_l0_cross` is the model that the paper describes, in **our design**:
 the CaB block of CabViT-H on the 14 x 14 patches, 5.87 M parameters (5.9 M published). The class token is a query and a
-key like any other, without position bias; convolutions leave it out. The last block has no local convolution, which
-could not reach the class token any more. No weights exist for it.
+key like any other, without position bias; convolutions leave it out. In the last block only what it reads is left:
+no local convolution, no biases among patches. No weights exist for it.
 
 `features_only=True` runs the attentive stages of CabViT-H in windows of the native grid (14 and 7 at 224 pixels), as
 FcaFormer's dense models do. Block by block the map is padded with zeros to whole windows, in turn at the left and top
@@ -207,7 +207,9 @@ class CrossAttentionAmongBlocks(nn.Module):
     Those for offsets and digests have the native grid's shape.
     """
 
-    def __init__(self, dim: int, num_heads: int, grid: Grid, digest_stride: int, index: int) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, grid: Grid, *, index: int, digest_stride: int, offset_bias: bool = True
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.grid = grid
@@ -216,7 +218,7 @@ class CrossAttentionAmongBlocks(nn.Module):
         """Number of earlier blocks in the stage."""
         h, w = grid
         self.norm1 = nn.LayerNorm(dim)
-        self.attention_biases = nn.Parameter(torch.zeros(num_heads, h * w))
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, h * w)) if offset_bias else None
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
         if index > 0:
@@ -253,16 +255,19 @@ class CrossAttentionAmongBlocks(nn.Module):
 
     def _bias(self, x: Tensor, grid: Grid, offsets: Tensor) -> Tensor:
         """What the logits gain, `b m n (n + i s)`. Four axes: with three, the CPU's fused kernel refuses it."""
-        table = resize_offset_table(self.attention_biases, self.grid, grid)
-        # index_select is five times faster than indexing here.
-        bias = table.index_select(1, offsets.flatten()).unflatten(1, offsets.shape).unsqueeze(0)
-        num_class_tokens = x.shape[1] - bias.shape[-1]
-        if num_class_tokens:
-            bias = pad(bias, (num_class_tokens, 0, num_class_tokens, 0))
+        n = x.shape[1]
+        if self.attention_biases is None:
+            bias = self.qkv.weight.new_zeros(1, self.num_heads, 1, n)
+        else:
+            table = resize_offset_table(self.attention_biases, self.grid, grid)
+            # index_select is five times faster than indexing here.
+            bias = table.index_select(1, offsets.flatten()).view(1, -1, *offsets.shape)
+            if num_class_tokens := n - offsets.shape[0]:
+                bias = pad(bias, (num_class_tokens, 0, num_class_tokens, 0))
         if self.index > 0:
             table = resize_digest_table(self.s_token_bias, self.digest_grid, _shrink(grid, self.digest_stride))
-            bias = torch.cat([bias, table.expand(-1, -1, x.shape[1], -1)], dim=-1)
-        return bias.expand(len(x), -1, -1, -1)
+            bias = torch.cat([bias, table.expand(-1, -1, bias.shape[2], -1)], dim=-1)
+        return bias.expand(len(x), -1, n, -1)
 
 
 class ConvBN(nn.Sequential):
@@ -294,6 +299,7 @@ class CabBlock(CrossAttentionAmongBlocks):
     """Cross attention among blocks, token merge and enhancement, MLP.
 
     The digest, for later blocks, is taken before the local convolution, which replaces the tokens that it mixes.
+    `for_class_token`: without the parts that only patches see, which no gradient would reach.
     """
 
     def __init__(
@@ -304,17 +310,19 @@ class CabBlock(CrossAttentionAmongBlocks):
         *,
         index: int,
         digests: bool,
-        enhances: bool,
+        for_class_token: bool,
         digest_stride: int,
         layer_scale_init: float,
         drop_path_rate: float,
     ) -> None:
-        super().__init__(dim, num_heads, grid, digest_stride, index)
+        super().__init__(
+            dim, num_heads, grid, index=index, digest_stride=digest_stride, offset_bias=not for_class_token
+        )
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), layer_scale_init)) for _ in range(2))
         self.dw_conv = (
             nn.Conv2d(dim, dim, 7, stride=digest_stride, padding=3, groups=dim, bias=False) if digests else None
         )
-        self.local_conv = ConvBN(dim, dim, 3, groups=dim) if enhances else None
+        self.local_conv = ConvBN(dim, dim, 3, groups=dim) if not for_class_token else None
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = NormedMlp(dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
@@ -501,10 +509,9 @@ def _cab_blocks(
 ) -> list[CabBlock]:
     """One stage's blocks, with these drop path rates.
 
-    The last one makes no digest, and in CabViT-P has no local convolution either: the class token could not see it.
+    The last one makes no digest. In CabViT-P it serves the class token alone.
     """
     last = len(rates) - 1
-    hybrid = isinstance(config, CabViTHConfig)
     return [
         CabBlock(
             dim,
@@ -512,7 +519,7 @@ def _cab_blocks(
             grid,
             index=i,
             digests=i < last,
-            enhances=i < last or hybrid,
+            for_class_token=i == last and isinstance(config, CabViTPConfig),
             digest_stride=config.digest_stride,
             layer_scale_init=config.layer_scale_init,
             drop_path_rate=rate,
