@@ -267,7 +267,7 @@ class CrossAttentionAmongBlocks(nn.Module):
         if self.index > 0:
             table = resize_digest_table(self.s_token_bias, self.digest_grid, _shrink(grid, self.digest_stride))
             bias = torch.cat([bias, table.expand(-1, -1, bias.shape[2], -1)], dim=-1)
-        return bias.expand(len(x), -1, n, -1)
+        return bias.expand(x.shape[0], -1, n, -1)
 
 
 class ConvBN(nn.Sequential):
@@ -729,7 +729,7 @@ class CabViTPTrunk(Backbone):
         """Image `b 3 H W` to the sequence `b (1+n) c`, class token first, and the grid of its patches."""
         x = self.patch_embed(x)
         grid = (x.shape[-2], x.shape[-1])
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = to_tokens(x) + resize_position_embedding(self.pos_embed[:, 1:], self.grid, grid)
         return torch.cat([cls_token, x], dim=1), grid
 
