@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from transept.errors import UsageError, unknown
-from transept.models import cait, cat, crossformer, xcit
+from transept.models import cabvit, cait, cat, crossformer, xcit
 from transept.models.backbone import Backbone, Family, ModelConfig, native_size
 
-FAMILIES: tuple[Family, ...] = (cat.FAMILY, crossformer.FAMILY, xcit.FAMILY, cait.FAMILY)
+FAMILIES: tuple[Family, ...] = (cat.FAMILY, cabvit.FAMILY, crossformer.FAMILY, xcit.FAMILY, cait.FAMILY)
 
 
 def list_models(pattern: str = "*") -> list[str]:

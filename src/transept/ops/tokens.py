@@ -14,10 +14,15 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def to_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`b (h w) c -> b c h w`. For contiguous tokens this is a channels-last view: no copy is made."""
-    return x.transpose(1, 2).unflatten(2, grid)
+    """`b (h w) c -> b c h w`. For contiguous tokens this is a channels-last view: no copy is made.
+
+    The order of operations here and in `to_tokens` matters for a batch of one. Splitting the last axis of the
+    transposed tokens gives its batch axis a stride that is not channels last; where such a view is the gradient of a
+    BatchNorm, PyTorch (2.15, CPU) mixes the two layouts up and returns a wrong gradient without an error.
+    """
+    return x.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def to_tokens(x: Tensor) -> Tensor:
     """`b c h w -> b (h w) c`, row-major. For a channels-last map this is a contiguous view."""
-    return x.flatten(2).transpose(1, 2)
+    return x.permute(0, 2, 3, 1).flatten(1, 2)

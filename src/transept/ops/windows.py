@@ -1,6 +1,6 @@
-"""Cutting maps into groups of tokens that attend to each other, and putting them back. Maps are channels last, `b h w c`.
+"""Cutting maps into groups of tokens that attend to each other, and putting them back.
 
-Windows run row by row, and so do the tokens inside each. Sizes are written out, not left to be inferred: exporting
+Maps are channels last, `b h w c`. Windows run row by row, and so do the tokens inside each. Sizes are written out, not left to be inferred: exporting
 with symbolic sizes takes minutes otherwise. `pads` are `(left, right, top, bottom)`, the order of
 `torch.nn.functional.pad`.
 """
@@ -29,7 +29,7 @@ def to_windows(x: Tensor, sides: Sides, interval: int = 1) -> Tensor:
 
 
 def from_windows(x: Tensor, sides: Sides, shape: Sequence[int], interval: int = 1) -> Tensor:
-    """The inverse of `to_windows`; `shape` is the map's, of which the channels are taken from `x`."""
+    """The inverse of `to_windows`; `shape` is the map's; its batch may be -1, its channels are those of `x`."""
     b, h, w, _ = shape
     g, k = sides
     x = x.reshape(b, h // (g * interval), w // (k * interval), interval, interval, g, k, x.shape[-1])
