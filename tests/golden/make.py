@@ -12,13 +12,31 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 REFERENCE = HERE.parents[2] / "shared" / "reference"
-FAMILIES = ("xcit", "cait")
+FAMILIES = ("cat", "cabvit", "crossformer", "xcit", "cait")
 
 
 def fingerprint(shapes: dict[str, list[int]]) -> str:
     """Of the names and shapes of a state dict's floating-point entries, in any order."""
     lines = sorted(f"{key} {list(shape)}" for key, shape in shapes.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def options(recording: dict) -> dict:
+    """The recorded configuration where it differs from the variant's, as options of `create_model`."""
+    config, name = recording.get("config", {}), recording["model"]
+    if name.endswith("candidate_b"):
+        return {"embed_dim": config["embed_dim"], "depths": config["depths"], "num_heads": config["num_heads"]}
+    if not name.startswith("crossformer"):
+        return {}
+    given = {"group_sizes": config["group_size"], "intervals": config["interval"]}
+    given["adaptive_interval"] = config.get("adaptive_interval", config.get("adapt_inter", False))
+    if "legacy" in name:
+        given["grouping"] = "legacy"
+    if "pad_type" in config:
+        given["pad_side"] = "both" if config["pad_type"] else "end"
+        given["group_type"] = config["group_type"]
+        given["img_size"] = config["img_size"]
+    return given
 
 
 def trim(recording: dict) -> dict:
@@ -28,7 +46,9 @@ def trim(recording: dict) -> dict:
         return {"shape": summary["shape"], "std": summary["std"], "sample": summary["sample"]}
 
     return {
-        "model": recording["model"],
+        "model": recording["model"].partition("_dense")[0].partition("_candidate")[0],
+        "options": options(recording),
+        "dense": "logits" not in recording["outputs"],
         "source": recording["source"],
         "parameters": recording["parameters"],
         "input": recording["input"],

@@ -1,8 +1,8 @@
 """Cutting maps into groups of tokens that attend to each other, and putting them back.
 
-Maps are channels last, `b h w c`. Windows run row by row, and so do the tokens inside each. Sizes are written out, not left to be inferred: exporting
-with symbolic sizes takes minutes otherwise. `pads` are `(left, right, top, bottom)`, the order of
-`torch.nn.functional.pad`.
+Maps are channels last, `b h w c`. Windows run row by row, and so do the tokens inside each. Sizes are written out,
+not left to be inferred: exporting with symbolic sizes takes minutes otherwise. `pads` are `(left, right, top,
+bottom)`, the order of `torch.nn.functional.pad`.
 """
 
 from collections.abc import Sequence
