@@ -4,8 +4,13 @@ The public names below are imported on first use: timm and torchvision take seco
 only asks for `transept.__version__`, or prints its help, should not wait for them.
 """
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,3 +41,29 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _WithTimm(MetaPathFinder):
+    """Registers our models with timm when the user imports it: importing it ourselves would take seconds."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec("timm")
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                if "transept.models" not in sys.modules:  # else our own import is under way, and will register them
+                    import_module("transept.weights.timm_registry")
+
+            spec.loader.exec_module = execute_and_register  # pyright: ignore[reportAttributeAccessIssue]
+        return spec
+
+
+if "timm" in sys.modules:
+    import_module("transept.weights.timm_registry")
+else:
+    sys.meta_path.insert(0, _WithTimm())

@@ -47,14 +47,43 @@ def test_cait_by_hand(name: str):
     assert cost_of(name).macs == cait_macs(config.embed_dim, config.depth, config.num_heads, config.img_size[0])
 
 
-@pytest.mark.parametrize("name", transept.list_models())
+EXCEPTIONS = {"crossformer_pp_small"}  # the README repeats another model's operations
+RECONSTRUCTION = "cat_tiny_v2"
+
+
+@pytest.mark.parametrize("name", sorted(set(transept.list_models()) - {RECONSTRUCTION}))
 def test_published_figures(name: str):
     printed, cost = PUBLISHED[name], cost_of(name)
     if printed.params_m is not None:
-        rounding = 0.5e6 if printed.params_m == int(printed.params_m) else 1
-        assert abs(cost.parameters - printed.params_m * 1e6) <= rounding
-    if printed.gmacs is not None:  # their counters add or leave out norms, softmax and unused queries
-        assert cost.macs == pytest.approx(printed.gmacs * 1e9, rel=0.02)
+        digits = len(str(printed.params_m).partition(".")[2]) if printed.params_m != int(printed.params_m) else 0
+        assert abs(cost.parameters / 1e6 - printed.params_m) <= 0.5001 * 10**-digits
+    if printed.gmacs is not None and name not in EXCEPTIONS:  # their counters add or leave out norms and softmax
+        assert cost.macs / 1e9 == pytest.approx(printed.gmacs, rel=0.03, abs=0.06)
+
+
+# Counted on the official models (their recordings), which compute a few products that we fold or leave out.
+OFFICIAL_MACS = {
+    "cat_tiny": 2_770_478_080,
+    "cat_small": 6_063_207_936,
+    "cat_base": 8_928_056_832,
+    "cat_tiny_v2": 4_043_443_200,
+    "cabvit_h_l1": 1_374_297_280,
+    "cabvit_h_l2": 3_602_233_760,
+    "cabvit_h_l3": 6_650_569_984,
+    "cabvit_p_l0": 1_253_683_200,
+    "crossformer_tiny": 2_857_427_552,
+    "crossformer_small": 4_906_063_692,
+    "crossformer_base": 9_159_389_964,
+    "crossformer_large": 16_107_451_680,
+    "crossformer_pp_base": 9_591_549_804,
+    "crossformer_pp_huge": 22_000_137_056,
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL_MACS)
+def test_operations_of_the_official_models(name: str):
+    share = cost_of(name).macs / OFFICIAL_MACS[name]
+    assert 0.98 < share < 1.0001
 
 
 def test_parts_add_up_and_the_model_is_left_alone():

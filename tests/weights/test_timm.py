@@ -1,5 +1,8 @@
 """timm's own tools take our models as they are."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -46,3 +49,29 @@ def test_same_logits_as_timm(name: str):
     theirs.load_state_dict({key.replace("pos_embeder", "pos_embed"): value for key, value in state.items()})
     x = torch.randn(2, 3, 224, 224)
     assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["transept", "timm"])
+def test_import_registers_what_timm_lacks(first: str):
+    second = "timm" if first == "transept" else "transept"
+    code = (
+        f"import {first}, {second}, torch, timm, transept\n"
+        "assert {'crossformer_small', 'cat_tiny', 'cabvit_h_l1'} <= set(timm.list_models())\n"
+        "assert timm.create_model('xcit_nano_12_p16_224').__module__.startswith('timm')\n"
+        "model = timm.create_model('crossformer_small', features_only=True).eval()\n"
+        "assert type(model).__module__ == 'transept.models.crossformer'\n"
+        "maps = model(torch.randn(1, 3, 512, 640))\n"
+        "assert [m.shape[1:] for m in maps] == [(c, 512 // r, 640 // r) for c, r in zip("
+        "model.feature_info.channels(), model.feature_info.reduction())]\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+
+
+@pytest.mark.parametrize("name", ["cat_tiny", "crossformer_tiny", "cabvit_h_l1"])
+@torch.inference_mode()
+def test_encoder_of_segmentation_models_pytorch(name: str):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.UPerNet(f"tu-{name}", encoder_weights=None, classes=5).eval()
+    assert type(model.encoder.model).__module__.startswith("transept.models")
+    assert model(torch.randn(1, 3, 512, 640)).shape == (1, 5, 512, 640)

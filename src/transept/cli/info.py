@@ -44,6 +44,9 @@ def run(args: argparse.Namespace) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if item["note"]:
+        console.print(f"\nnote: {item['note']}", highlight=False)
     if not item["weights"]:
-        console.print("\nno published weights")
+        score = f"ImageNet-1k top-1 {printed['top1']:.1f} % ({source}); " if printed["top1"] else ""
+        console.print(f"\n{score}no weights that can be downloaded by name; load your own with weights=FILE")
     console.print(f'\nPython: transept.create_model("{name}", pretrained={bool(item["weights"])})', highlight=False)

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> None:
     table.add_column("published weights", no_wrap=True)
     for item in cards:
         printed, weights = item["published"], item["weights"]
+        scores = [entry["top1"] for entry in weights] or ([printed["top1"]] if printed["top1"] else [])
         table.add_row(
             item["name"],
             str(item["img_size"][0]),
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
             millions(printed["parameters"]) if printed["parameters"] else "-",
             billions(item["macs"]),
             billions(printed["macs"]) if printed["macs"] else "-",
-            " / ".join(f"{entry['top1']:.1f}" for entry in weights) or "-",
-            ", ".join(entry["name"].partition(".")[2] for entry in weights) or "-",
+            " / ".join(f"{top1:.1f}" for top1 in scores) or "-",
+            ", ".join(entry["name"].partition(".")[2] for entry in weights) or item["note"] or "-",
         )
     print_table(table)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from transept.analysis.count import Cost, count
-from transept.models.registry import build_model
+from transept.models.registry import build_model, find_model
 from transept.weights.catalogue import checkpoints_of
 from transept.weights.published import PUBLISHED, Published
 
@@ -51,8 +51,10 @@ def card(name: str, cost: Cost) -> dict[str, Any]:
         "published": {
             "parameters": None if printed.params_m is None else round(printed.params_m * 1e6),
             "macs": None if printed.gmacs is None else round(printed.gmacs * 1e9),
+            "top1": printed.top1,
             "source": printed.source or None,
         },
+        "note": find_model(name)[1].notes.get(name),
         "weights": [
             {
                 "name": weights.name,

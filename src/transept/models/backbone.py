@@ -36,6 +36,8 @@ class Family:
     """`(config, *, num_classes, in_chans, drop_path_rate)`."""
     pyramid: Callable[..., "Backbone"]
     """`(config, *, in_chans, drop_path_rate, out_indices)`: the model behind `features_only=True`."""
+    derived_buffers: tuple[str, ...] = ()
+    """Patterns of names in official checkpoints that hold nothing learned; we compute what they hold."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Variant name to what must be said wherever the variant is shown."""
 

@@ -863,6 +863,7 @@ FAMILY = Family(
     name="CabViT",
     paper="Zhang et al., CabViT: Cross Attention among Blocks for Vision Transformer, arXiv 2211.07198",
     variants=VARIANTS,
+    derived_buffers=DERIVED_BUFFERS,
     classifier=_classifier,
     pyramid=_pyramid,
 )

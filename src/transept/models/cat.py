@@ -557,6 +557,7 @@ FAMILY = Family(
     name="CAT",
     paper="Lin et al., CAT: Cross Attention in Vision Transformer, arXiv 2106.05786",
     variants=VARIANTS,
+    derived_buffers=DERIVED_BUFFERS,
     classifier=CAT,
     pyramid=CATPyramid,
     notes={

@@ -557,6 +557,7 @@ FAMILY = Family(
     name="CrossFormer",
     paper="Wang et al., CrossFormer: A Versatile Vision Transformer Hinging on Cross-scale Attention, arXiv 2108.00154",
     variants=VARIANTS,
+    derived_buffers=DERIVED_BUFFERS,
     classifier=CrossFormer,
     pyramid=CrossFormerPyramid,
 )

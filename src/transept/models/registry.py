@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import nn
+
 from transept.errors import UsageError, unknown
 from transept.models import cabvit, cait, cat, crossformer, xcit
 from transept.models.backbone import Backbone, Family, ModelConfig, native_size
@@ -30,6 +32,14 @@ def find_model(name: str) -> tuple[str, Family]:
     if sized:
         return find_model(min(sized, key=lambda full: int(full.rsplit("_", 1)[1])))
     raise unknown("model", name, list_models(), hint="'transept models' lists them all")
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """The family of a model that `build_model` made; None for any other."""
+    for family in FAMILIES:
+        if getattr(model, "pretrained_cfg", {}).get("architecture") in family.variants:
+            return family
+    return None
 
 
 def build_model(

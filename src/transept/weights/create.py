@@ -1,5 +1,6 @@
 """Models by name, with or without weights: the functions behind `transept.create_model` and `transept.load_weights`."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -13,6 +14,7 @@ from transept.errors import TranseptError, unknown
 from transept.models import registry
 from transept.models.backbone import Backbone, Pyramid
 from transept.ops.interpolation import resize_position_embedding
+from transept.weights import timm_registry  # noqa: F401  registers our models with timm
 from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of
 from transept.weights.reading import StateDict, fetch, read_state_dict
 
@@ -125,6 +127,9 @@ def load_weights(model: nn.Module, source: str | PathLike[str], strict: bool = T
         path = Path(source)
     state, form = read_state_dict(path)
     own = model.state_dict()
+    family = registry.family_of(model)
+    for pattern in family.derived_buffers if family else ():
+        state = {key: value for key, value in state.items() if key in own or not re.search(pattern, key)}
     resized = _resize_positions(model, state)
     for key in ("head.weight", "head.bias"):
         if key in state and key in own and own[key].shape != state[key].shape:
