@@ -1,5 +1,5 @@
 # What CI runs, and a person too.
-.PHONY: check test test-all golden bench audit
+.PHONY: check test test-all golden counts bench audit
 
 check:  ## lint, format, types, and which room may import which
 	uv run ruff check .
@@ -16,6 +16,9 @@ test-all:  ## everything: full-size models, and the built-in recipes to the accu
 
 golden:  ## rewrite tests/golden from the recordings of the official models
 	uv run python tests/golden/make.py
+
+counts:  ## rewrite the kept costs of all models
+	uv run python -m transept.analysis.counted
 
 bench:  ## speed beside timm, in one run; writes benchmarks/results
 	uv run python benchmarks/eager.py

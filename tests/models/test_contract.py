@@ -195,3 +195,16 @@ def test_learns(name: str):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_full_size(name: str):
+    model = transept.create_model(name).eval()
+    height, width = model.pretrained_cfg["input_size"][1:]
+    assert model(image(1, height, width)).isfinite().all()
+    del model
+    pyramid = transept.create_model(name, features_only=True).eval()
+    strides = pyramid.feature_info.reduction()
+    assert [tuple(m.shape[2:]) for m in pyramid(image(1, 256, 320))] == [(256 // s, 320 // s) for s in strides]

@@ -45,8 +45,8 @@ def count(model: nn.Module, img_size: int | Sequence[int] | None = None) -> Cost
     root = type(meta).__name__
     macs = {name: sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name, _ in meta.named_modules() if name}
     for name, module in reversed(list(meta.named_modules())):
-        if isinstance(module, nn.ModuleList):  # never called itself, so the counter does not see it
-            macs[name] = sum(macs[f"{name}.{child}"] for child, _ in module.named_children())
+        if name:  # a part may run outside the call of the part that holds it, and lists are never called
+            macs[name] = max(macs[name], sum(macs[f"{name}.{child}"] for child, _ in module.named_children()))
     modules = {name: (_parameters(module), macs[name]) for name, module in meta.named_modules() if name}
     return Cost(_parameters(meta), counter.get_total_flops() // 2, activations.total, (height, width), modules)
 

@@ -4,7 +4,16 @@ import argparse
 
 from rich.table import Table
 
-from transept.cli.tables import billions, card, cost_of, millions, print_json, print_table
+from transept.analysis.counted import count_variant
+from transept.cli.tables import (
+    billions,
+    billions_as_printed,
+    card,
+    millions,
+    millions_as_printed,
+    print_json,
+    print_table,
+)
 from transept.models.registry import find_model
 
 
@@ -17,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     name, family = find_model(args.name)
-    cost = cost_of(name, args.img_size, features_only=args.features_only)
+    cost = count_variant(name, args.img_size, features_only=args.features_only)
     item = card(name, cost)
     parts = {
         part: {"parameters": parameters, "macs": macs}
@@ -41,6 +50,8 @@ def run(args: argparse.Namespace) -> None:
     printed = item["published"]
     if printed["parameters"] and not args.features_only:
         native = (height, width) == family.variants[name].img_size
-        macs = billions(printed["macs"]) if native and printed["macs"] else "-"
-        table.add_row(f"published ({printed['source']})", millions(printed["parameters"]), macs, "", style="dim")
+        macs = billions_as_printed(printed["macs"] if native else None)
+        table.add_row(
+            f"published ({printed['source']})", millions_as_printed(printed["parameters"]), macs, "", style="dim"
+        )
     print_table(table)

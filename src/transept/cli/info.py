@@ -6,7 +6,8 @@ import dataclasses
 from rich.console import Console
 from rich.table import Table
 
-from transept.cli.tables import billions, card, cost_of, millions, print_json
+from transept.analysis.counted import count_variant
+from transept.cli.tables import billions, billions_as_printed, card, millions, millions_as_printed, print_json
 from transept.models.registry import find_model
 
 
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(family.variants[name]).items()
     }
-    item = card(name, cost_of(name)) | {"family": family.name, "paper": family.paper, "config": config}
+    item = card(name, count_variant(name)) | {"family": family.name, "paper": family.paper, "config": config}
     if args.json:
         print_json(item)
         return
@@ -32,8 +33,8 @@ def run(args: argparse.Namespace) -> None:
         grid.add_column(head, justify="right" if head in ("counted here", "published") else "left")
     source = printed["source"] or "-"
     params, macs = printed["parameters"], printed["macs"]
-    grid.add_row("parameters", millions(item["parameters"]), millions(params) if params else "-", source)
-    grid.add_row("multiply-accumulates", billions(item["macs"]), billions(macs) if macs else "-", source)
+    grid.add_row("parameters", millions(item["parameters"]), millions_as_printed(params), source)
+    grid.add_row("multiply-accumulates", billions(item["macs"]), billions_as_printed(macs), source)
     grid.add_row("activations", millions(item["activations"]), "-", "")
     console.print(grid)
     console.print("\nconfiguration: " + ", ".join(f"{key}={value}" for key, value in config.items()), highlight=False)

@@ -4,7 +4,16 @@ import argparse
 
 from rich.table import Table
 
-from transept.cli.tables import billions, card, cost_of, millions, print_json, print_table
+from transept.analysis.counted import kept_counts
+from transept.cli.tables import (
+    billions,
+    billions_as_printed,
+    card,
+    millions,
+    millions_as_printed,
+    print_json,
+    print_table,
+)
 from transept.errors import unknown
 from transept.models.registry import list_models
 
@@ -17,7 +26,8 @@ def run(args: argparse.Namespace) -> None:
     names = list_models(args.glob)
     if not names:
         raise unknown("model", args.glob, list_models(), hint="'transept models' lists them all")
-    cards = [card(name, cost_of(name)) for name in names]
+    costs = kept_counts()
+    cards = [card(name, costs[name]) for name in names]
     if args.json:
         print_json(cards)
         return
@@ -31,13 +41,17 @@ def run(args: argparse.Namespace) -> None:
         printed, weights = item["published"], item["weights"]
         scores = [entry["top1"] for entry in weights] or ([printed["top1"]] if printed["top1"] else [])
         table.add_row(
-            item["name"],
+            item["name"] + ("*" if item["note"] else ""),
             str(item["img_size"][0]),
             millions(item["parameters"]),
-            millions(printed["parameters"]) if printed["parameters"] else "-",
+            millions_as_printed(printed["parameters"]),
             billions(item["macs"]),
-            billions(printed["macs"]) if printed["macs"] else "-",
+            billions_as_printed(printed["macs"]),
             " / ".join(f"{top1:.1f}" for top1 in scores) or "-",
-            ", ".join(entry["name"].partition(".")[2] for entry in weights) or item["note"] or "-",
+            ", ".join(entry["name"].partition(".")[2] for entry in weights)
+            or ("see the note" if item["note"] else "-"),
         )
     print_table(table)
+    for item in cards:
+        if item["note"]:
+            print(f"* {item['name']}: {item['note']}")

@@ -4,12 +4,11 @@ import json
 import sys
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from transept.analysis.count import Cost, count
-from transept.models.registry import build_model, find_model
+from transept.analysis.count import Cost
+from transept.models.registry import find_model
 from transept.weights.catalogue import checkpoints_of
 from transept.weights.published import PUBLISHED, Published
 
@@ -24,19 +23,20 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
+def millions_as_printed(parameters: int | None) -> str:
+    return f"{parameters / 1e6:.9g} M" if parameters else "-"
+
+
+def billions_as_printed(macs: int | None) -> str:
+    return f"{macs / 1e9:.9g} G" if macs else "-"
+
+
 def millions(number: float) -> str:
     return f"{number / 1e6:.{2 if number >= 1e6 else 4}f} M"
 
 
 def billions(number: float) -> str:
     return f"{number / 1e9:.{2 if number >= 1e9 else 4}f} G"
-
-
-def cost_of(name: str, img_size: int | None = None, **options: Any) -> Cost:
-    """Counted on the meta device: nothing is computed, even the largest model takes a moment."""
-    with torch.device("meta"):
-        model = build_model(name, **options)
-    return count(model, img_size)
 
 
 def card(name: str, cost: Cost) -> dict[str, Any]:

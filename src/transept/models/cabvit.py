@@ -866,4 +866,7 @@ FAMILY = Family(
     derived_buffers=DERIVED_BUFFERS,
     classifier=_classifier,
     pyramid=_pyramid,
+    notes={
+        "cabvit_p_l0_cross": "a design of ours: the paper's attention across blocks, which the released CabViT-P lacks"
+    },
 )

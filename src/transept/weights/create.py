@@ -82,7 +82,7 @@ def default_checkpoint(name: str) -> Checkpoint:
     full, _ = registry.find_model(name)
     published = checkpoints_of(full)
     if not published:
-        raise TranseptError(f"no weights of {full} were published; give your own with weights=FILE")
+        raise TranseptError(f"no weights of {full} can be downloaded by name; give your own with weights=FILE")
     return published[0]
 
 

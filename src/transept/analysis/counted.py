@@ -1,0 +1,46 @@
+"""Costs of the registered models at their own size, counted once and kept beside this file.
+
+Counting all of them takes half a minute, which a list should not. `make counts` writes the file anew; a test
+compares every entry with a fresh count.
+"""
+
+import dataclasses
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transept.analysis.count import Cost, count
+from transept.models.registry import build_model, list_models
+
+_FILE = "counts.json"
+
+
+def count_variant(name: str, img_size: int | None = None, **options: Any) -> Cost:
+    """A fresh count by name. On the meta device even the largest model takes a moment and no memory."""
+    with torch.device("meta"):
+        model = build_model(name, **options)
+    return count(model, img_size)
+
+
+def kept_counts() -> dict[str, Cost]:
+    """Name to cost, without the parts."""
+    kept = json.loads((files("transept.analysis") / _FILE).read_text(encoding="utf-8"))
+    return {
+        name: Cost(**(entry | {"img_size": tuple(entry["img_size"]), "modules": {}})) for name, entry in kept.items()
+    }
+
+
+def _write() -> None:
+    counts = {}
+    for name in list_models():
+        entry = dataclasses.asdict(count_variant(name))
+        counts[name] = {key: value for key, value in entry.items() if key != "modules"}
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in counts.items())
+    Path(__file__).with_name(_FILE).write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _write()
