@@ -55,7 +55,7 @@ def test_models(capsys):
     table = capsys.readouterr().out
     assert "cait_s24_384" in table
     assert "47.06 M" in table  # counted
-    assert "32.20 G" in table  # published
+    assert "32.2 G" in table  # published
     assert main(["models", "cait_s24_224", "--json"]) == 0
     (card,) = json.loads(capsys.readouterr().out)
     assert (card["parameters"], card["published"]["macs"]) == (46_916_200, 9_400_000_000)
