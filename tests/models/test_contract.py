@@ -1,5 +1,6 @@
 """What every registered variant promises, at a small size of its own shape."""
 
+import copy
 import re
 from functools import cache
 from typing import Any
@@ -145,6 +146,27 @@ def test_gradient_checkpointing_changes_nothing(name: str):
         assert torch.allclose(gradient, saved[key], rtol=1e-4, atol=1e-6), key
     for key, value in plain_state.items():  # BatchNorm's running statistics among them
         assert torch.equal(value, saved_state[key]), key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_evaluation_keeps_follows_the_parameters(name: str):
+    """Position biases are kept from one evaluation to the next, and must not outlive their parameters."""
+    model = _lively(tiny(name)).eval()
+    with torch.inference_mode():
+        first = model(image())
+        assert torch.equal(model(image()), first)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+        changed = model(image())
+    fresh = tiny(name).eval()
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(changed, fresh(image()))
+        assert torch.equal(changed, copy.deepcopy(model)(image()))
+    assert not torch.allclose(changed, first, atol=1e-3)
+    model(image()).sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if not name.endswith("proj_l.bias"))
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -489,3 +489,9 @@ def test_forward_intermediates_formats():
         sequence = model.forward_intermediates(x, indices=[1], output_fmt="NLC", intermediates_only=True)[0]
         assert sequence.shape == (2, 8 * 12, 32)
         torch.testing.assert_close(model.forward_head(final), model(x))
+
+
+def test_every_norm_has_the_published_eps():
+    """1e-6 for 1e-5 moves the logits too little for the recordings to show it."""
+    model = build_model("crossformer_pp_small", depths=(1, 1, 4, 1), img_size=64)
+    assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {1e-5}

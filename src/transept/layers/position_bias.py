@@ -1,6 +1,7 @@
 """Biases that attention adds to its logits for the distance of query and key."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +9,50 @@ from torch import Tensor, nn
 from transept.ops.windows import relative_offsets, relative_position_index
 
 
-class DynamicPositionBias(nn.Module):
+class KeepsBias(nn.Module):
+    """A module whose bias depends on its parameters and a size, and is kept from one evaluation to the next.
+
+    In evaluation without gradients the last size's result is returned as long as no parameter changes. What autograd
+    cannot see, it cannot see either: after writing to a parameter through `.data`, call `eval()`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: _Kept | None = None
+
+    def keep(self, size: tuple, parameters: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()`, or what it gave before for this size and these parameters."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return compute()
+        # Inference tensors have no version; functional calls and transforms bring tensors that are no parameters.
+        if not all(type(p) is nn.Parameter and not p.is_inference() and not p.is_meta for p in parameters):
+            return compute()
+        device = parameters[0].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        state = (size, autocast, *map(_identity, parameters))
+        kept = self._kept
+        if kept is not None and kept.state == state:
+            return kept.bias
+        with torch.inference_mode(False), torch.no_grad():
+            bias = compute()
+        if type(bias) is Tensor:  # not a stand-in, as of a fake-tensor mode
+            self._kept = _Kept(state, parameters, bias)
+        return bias
+
+    def train(self, mode: bool = True) -> Self:
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files leave out what is kept: its state names the tensors of this very module."""
+        return {**self.__dict__, "_kept": None}
+
+
+class DynamicPositionBias(KeepsBias):
     """DPB: a small network from the offset of query and key to one bias per head (CrossFormer, Section 3.2.2).
 
     No parameter depends on the size of a group, so any group can be used. The offsets are whole numbers of tokens
     of the group, not normalised. Calling it with the sides `(g, k)` gives `m (g k) (g k)`.
-
-    In evaluation without gradients the last size's result is kept and returned as long as no parameter changes.
-    What autograd cannot see, it cannot see either: after writing to a parameter through `.data`, call `eval()`.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -25,30 +62,13 @@ class DynamicPositionBias(nn.Module):
         self.pos1 = self._layer(width, width)
         self.pos2 = self._layer(width, width)
         self.pos3 = self._layer(width, num_heads)
-        self._kept: _Kept | None = None
 
     @staticmethod
     def _layer(width_in: int, width_out: int) -> nn.Sequential:
         return nn.Sequential(nn.LayerNorm(width_in), nn.ReLU(), nn.Linear(width_in, width_out))
 
     def forward(self, sides: tuple[int, int]) -> Tensor:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self.compute(sides)
-        parameters = list(self.parameters())
-        # Inference tensors have no version; functional calls and transforms bring tensors that are no parameters.
-        if not all(type(p) is nn.Parameter and not p.is_inference() and not p.is_meta for p in parameters):
-            return self.compute(sides)
-        device = parameters[0].device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        state = (sides, autocast, *map(_identity, parameters))
-        kept = self._kept
-        if kept is not None and kept.state == state:
-            return kept.bias
-        with torch.inference_mode(False), torch.no_grad():
-            bias = self.compute(sides)
-        if type(bias) is Tensor:  # not a stand-in, as of a fake-tensor mode
-            self._kept = _Kept(state, parameters, bias)
-        return bias
+        return self.keep(sides, list(self.parameters()), lambda: self.compute(sides))
 
     def compute(self, sides: tuple[int, int]) -> Tensor:
         weight = self.pos_proj.weight
@@ -57,22 +77,14 @@ class DynamicPositionBias(nn.Module):
         index = relative_position_index(sides, device=weight.device)
         return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
 
-    def train(self, mode: bool = True) -> "DynamicPositionBias":
-        self._kept = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and files leave out what is kept: its state names the tensors of this very module."""
-        return {**self.__dict__, "_kept": None}
-
 
 class _Kept(NamedTuple):
     state: tuple
-    parameters: list[nn.Parameter]
+    parameters: Sequence[Tensor]
     """Held so that the identities in `state` are not used again."""
     bias: Tensor
 
 
-def _identity(parameter: nn.Parameter) -> tuple:
+def _identity(parameter: Tensor) -> tuple:
     """Changes when the parameter is replaced, moved, cast or written to."""
     return id(parameter), parameter.data_ptr(), parameter.dtype, parameter.device, parameter._version

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
+from transept.layers.position_bias import KeepsBias
 from transept.models.backbone import Backbone, Family, ModelConfig, Pyramid, level_indices
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
@@ -195,7 +196,7 @@ def resize_digest_table(table: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
     return maps.reshape(*table.shape[:-1], -1).to(table.dtype)
 
 
-class CrossAttentionAmongBlocks(nn.Module):
+class CrossAttentionAmongBlocks(KeepsBias):
     """Attention of the tokens to themselves and, jointly, to the digests of all earlier blocks of their stage.
 
     One projection serves tokens and digests; digests ask nothing. A pair of tokens has a bias by its absolute offset, a
@@ -255,6 +256,16 @@ class CrossAttentionAmongBlocks(nn.Module):
     def _bias(self, x: Tensor, grid: Grid, offsets: Tensor) -> Tensor:
         """What the logits gain, `b m n (n + i s)`. Four axes: with three, the CPU's fused kernel refuses it."""
         n = x.shape[1]
+        tables = [self.attention_biases, self.s_token_bias if self.index > 0 else None]
+        present = [table for table in tables if table is not None]
+        if present:
+            bias = self.keep((grid, n), present, lambda: self._compute_bias(n, grid, offsets))
+        else:
+            bias = self._compute_bias(n, grid, offsets)
+        return bias.expand(x.shape[0], -1, n, -1)
+
+    def _compute_bias(self, n: int, grid: Grid, offsets: Tensor) -> Tensor:
+        """`1 m n (n + i s)`, or with one row where the bias does not depend on the query."""
         if self.attention_biases is None:
             bias = self.qkv.weight.new_zeros(1, self.num_heads, 1, n)
         else:
@@ -266,7 +277,7 @@ class CrossAttentionAmongBlocks(nn.Module):
         if self.index > 0:
             table = resize_digest_table(self.s_token_bias, self.digest_grid, _shrink(grid, self.digest_stride))
             bias = torch.cat([bias, table.expand(-1, -1, bias.shape[2], -1)], dim=-1)
-        return bias.expand(x.shape[0], -1, n, -1)
+        return bias
 
 
 class ConvBN(nn.Sequential):

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
+from transept.layers.position_bias import KeepsBias
 from transept.models.backbone import Backbone, Family, ModelConfig, level_indices
 from transept.ops.interpolation import resize_position_embedding
 from transept.ops.tokens import merge_heads, split_heads, to_tokens
@@ -126,7 +127,7 @@ VARIANTS = {  # Table 1     dim  depths           parameters
 }
 
 
-class InnerPatchSelfAttention(nn.Module):
+class InnerPatchSelfAttention(KeepsBias):
     """IPSA: multi-head attention among the tokens of one patch, with a learned bias per relative position.
 
     Sides that are no multiple of the patch are padded with zeros, which take part: there is no mask.
@@ -159,6 +160,9 @@ class InnerPatchSelfAttention(nn.Module):
 
     def bias(self) -> Tensor:
         """`m t t`, what each head adds to the logit of (query, key)."""
+        return self.keep((), [self.relative_position_bias_table], self.compute_bias)
+
+    def compute_bias(self) -> Tensor:
         # The small table is turned around and not the large result.
         table = self.relative_position_bias_table.t().contiguous()
         return table.index_select(1, self.relative_position_index.flatten()).unflatten(1, (self.patch_size**2, -1))
