@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transept.errors import UsageError
 from transept.layers.pyramid import scale_modules
-from transept.ops.tokens import to_map
+from transept.ops.tokens import to_map, to_tokens
 
 GlobalPool = Literal["token", "avg", ""]
 
@@ -83,6 +83,20 @@ class Backbone(nn.Module, ABC):
         """Parameter name patterns from stem to head, for timm's layer-wise learning-rate decay."""
 
     @abstractmethod
+    def intermediates(
+        self, x: Tensor, take: list[int], *, norm: bool, stop: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """The output of `forward_features`, and maps `b c h w` of the levels in `take`, which is sorted.
+
+        With `norm` those that the final norm fits pass through it. With `stop` nothing after the last of them need
+        run, and the first result may be None.
+        """
+
+    @property
+    @abstractmethod
+    def num_levels(self) -> int:
+        """How many levels `intermediates` knows."""
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -97,8 +111,17 @@ class Backbone(nn.Module, ABC):
         `indices` are level numbers, or a count of last levels; None means all. `norm` applies the final
         LayerNorm to them. Returns them alone or after the output of `forward_features`.
         """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}; use 'NCHW' or 'NLC'")
+        take = level_indices(indices, self.num_levels)
+        features, maps = self.intermediates(x, take, norm=norm, stop=stop_early and intermediates_only)
+        if output_fmt == "NLC":
+            maps = [to_tokens(level) for level in maps]
+        if intermediates_only:
+            return maps
+        assert features is not None
+        return features, maps
 
-    @property
     def default_cfg(self) -> dict[str, Any]:
         """timm's older name of `pretrained_cfg`."""
         return self.pretrained_cfg
@@ -191,28 +214,20 @@ class IsotropicBackbone(Backbone):
             case "":
                 return x
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}; use 'NCHW' or 'NLC'")
-        take = level_indices(indices, len(self.blocks))
+    @property
+    def num_levels(self) -> int:
+        return len(self.blocks)
+
+    def intermediates(
+        self, x: Tensor, take: list[int], *, norm: bool, stop: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
         x, grid = self.embed(x)
-        intermediates = []
-        for i, block in enumerate(self.blocks[: take[-1] + 1] if stop_early and intermediates_only else self.blocks):
+        maps = []
+        for i, block in enumerate(self.blocks[: take[-1] + 1] if stop else self.blocks):
             x = self.run(block, x, grid)
             if i in take:
-                tokens = self.norm(x) if norm else x
-                intermediates.append(to_map(tokens, grid) if output_fmt == "NCHW" else tokens)
-        if intermediates_only:
-            return intermediates
-        return self.class_blocks(x), intermediates
+                maps.append(to_map(self.norm(x) if norm else x, grid))
+        return (None if stop else self.class_blocks(x)), maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

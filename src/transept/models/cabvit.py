@@ -47,7 +47,7 @@ from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_att
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
-from transept.models.backbone import Backbone, Family, ModelConfig, Pyramid, level_indices
+from transept.models.backbone import Backbone, Family, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
 from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
@@ -583,29 +583,19 @@ class CabViTHTrunk(Backbone):
     def pool(self, x: Tensor) -> Tensor:
         return self.norm_head(x.mean(dim=1) if self.global_pool == "avg" else x)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    @property
+    def num_levels(self) -> int:
+        return 4
+
+    def intermediates(
+        self, x: Tensor, take: list[int], *, norm: bool, stop: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
         """Levels are the four stages, before their downsampling. `norm` can only apply to the last one."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}; use 'NCHW' or 'NLC'")
-        take = level_indices(indices, 4)
-        if intermediates_only:
-            levels = self.run_stages(x, take, take[-1] + 1 if stop_early else 4)
-        else:
-            levels = self.run_stages(x, {*take, 3})
-        intermediates = [levels[s] for s in take]
+        levels = self.run_stages(x, take, take[-1] + 1) if stop else self.run_stages(x, {*take, 3})
+        maps = [levels[s] for s in take]
         if norm and take[-1] == 3:
-            intermediates[-1] = self.norm_head(levels[3].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if output_fmt == "NLC":
-            intermediates = [to_tokens(level) for level in intermediates]
-        return intermediates if intermediates_only else (to_tokens(levels[3]), intermediates)
+            maps[-1] = self.norm_head(levels[3].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return (None if stop else to_tokens(levels[3])), maps
 
     def group_matcher(self, coarse: bool = False) -> dict:
         if coarse:
@@ -782,26 +772,19 @@ class CabViTPTrunk(Backbone):
             case "":
                 return x
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    @property
+    def num_levels(self) -> int:
+        return len(self.blocks)
+
+    def intermediates(
+        self, x: Tensor, take: list[int], *, norm: bool, stop: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
         """Levels are the blocks; the class token is left out."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}; use 'NCHW' or 'NLC'")
-        take = level_indices(indices, len(self.blocks))
-        x, levels = self.run_blocks(x, take, take[-1] + 1 if stop_early and intermediates_only else None)
-        intermediates = [levels[i] for i in take]
+        x, levels = self.run_blocks(x, take, take[-1] + 1 if stop else None)
+        maps = [levels[i] for i in take]
         if norm:
-            intermediates = [self.norm(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for level in intermediates]
-        if output_fmt == "NLC":
-            intermediates = [to_tokens(level) for level in intermediates]
-        return intermediates if intermediates_only else (self.norm(x), intermediates)
+            maps = [self.norm(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for level in maps]
+        return (None if stop else self.norm(x)), maps
 
     def group_matcher(self, coarse: bool = False) -> dict:
         return {

@@ -374,25 +374,17 @@ class CATTrunk(Backbone):
     def pool(self, x: Tensor) -> Tensor:
         return x.mean(dim=(1, 2)) if self.global_pool else x
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    @property
+    def num_levels(self) -> int:
+        return len(self.layers)
+
+    def intermediates(
+        self, x: Tensor, take: list[int], *, norm: bool, stop: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
         """As `Backbone` says; `norm` applies the norm that a level has (in the classifier only the last has one)."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}; use 'NCHW' or 'NLC'")
-        take = level_indices(indices, len(self.layers))
-        levels = self.levels(x, last=take[-1] if stop_early and intermediates_only else len(self.layers) - 1)
-        intermediates = []
-        for i in take:
-            level = self.level_norm(i)(levels[i]) if norm else levels[i]
-            intermediates.append(level.permute(0, 3, 1, 2) if output_fmt == "NCHW" else level.flatten(1, 2))
-        return intermediates if intermediates_only else (self.norm(levels[-1]), intermediates)
+        levels = self.levels(x, last=take[-1] if stop else len(self.layers) - 1)
+        taken = [self.level_norm(i)(levels[i]) if norm else levels[i] for i in take]
+        return (None if stop else self.norm(levels[-1])), [level.permute(0, 3, 1, 2) for level in taken]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -432,28 +432,19 @@ class CrossFormerTrunk(Backbone):
     def pool(self, x: Tensor) -> Tensor:
         return x.mean(dim=(1, 2)) if self.global_pool == "avg" else x
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    @property
+    def num_levels(self) -> int:
+        return len(self.layers)
+
+    def intermediates(
+        self, x: Tensor, take: list[int], *, norm: bool, stop: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
         """As in `Backbone`, with the four stages as levels. `norm` applies to the last, the only one with its width."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}; use 'NCHW' or 'NLC'")
-        depth = len(self.layers)
-        take = level_indices(indices, depth)
-        intermediates = []
-        for i, x in enumerate(self.run_stages(x, take[-1] if stop_early and intermediates_only else None)):  # noqa: B020
+        maps = []
+        for i, x in enumerate(self.run_stages(x, take[-1] if stop else None)):  # noqa: B020
             if i in take:
-                level = self.norm(x) if norm and i == 3 else x
-                intermediates.append(_channels_first(level) if output_fmt == "NCHW" else level.flatten(1, 2))
-        if intermediates_only:
-            return intermediates
-        return self.norm(x), intermediates
+                maps.append(_channels_first(self.norm(x) if norm and i == 3 else x))
+        return (None if stop else self.norm(x)), maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
