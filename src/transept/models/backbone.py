@@ -263,15 +263,13 @@ class Pyramid:
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
         super().__init__(config, in_chans, drop_path_rate)  # pyright: ignore[reportCallIssue]
-        if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
-            raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
         self.fpn1, self.fpn2, self.fpn3, self.fpn4 = scale_modules(config.embed_dim, config.patch_size)
         self.init_weights()
         depth = len(self.blocks)
         taps = (depth // 3, depth // 2, depth * 2 // 3, depth)
         self.level_blocks = [max(tap, 1) - 1 for tap in taps]
         """The block after which each level leaves."""
-        self.out_indices = tuple(out_indices)
+        self.out_indices = pyramid_levels(out_indices)
 
     @property
     def feature_info(self: Any) -> FeatureInfo:
@@ -306,3 +304,10 @@ def level_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     if not take or take[0] < 0 or take[-1] >= depth:
         raise ValueError(f"indices={indices} do not name some of the {depth} levels")
     return take
+
+
+def pyramid_levels(out_indices: Sequence[int]) -> tuple[int, ...]:
+    """`out_indices` as a tuple, if they name some of a pyramid's four levels."""
+    if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
+        raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
+    return tuple(out_indices)

@@ -47,7 +47,7 @@ from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_att
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
-from transept.models.backbone import Backbone, Family, ModelConfig, Pyramid
+from transept.models.backbone import Backbone, Family, ModelConfig, Pyramid, pyramid_levels
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
 from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
@@ -637,9 +637,7 @@ class CabViTHPyramid(CabViTHTrunk):
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
         super().__init__(config, in_chans, drop_path_rate, windowed=True)
-        if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
-            raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
-        self.out_indices = tuple(out_indices)
+        self.out_indices = pyramid_levels(out_indices)
         self.norm_head = nn.Identity()
         self.out_dims = config.pyramid_dims or self.dims
         for s, (dim, out_dim) in enumerate(zip(self.dims, self.out_dims, strict=True)):

@@ -39,7 +39,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
-from transept.models.backbone import Backbone, Family, ModelConfig, level_indices
+from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
 from transept.ops.interpolation import resize_position_embedding
 from transept.ops.tokens import merge_heads, split_heads, to_tokens
 from transept.ops.windows import (
@@ -522,11 +522,9 @@ class CATPyramid(CATTrunk):
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
-        if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
-            raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
         patch_sizes = [config.patch_size] * 4
         super().__init__(config, in_chans, drop_path_rate, patch_sizes, (config.embed_dim, *config.grid))
-        self.out_indices = tuple(out_indices)
+        self.out_indices = pyramid_levels(out_indices)
         for level in sorted(set(out_indices)):
             self.add_module(f"norm{level}", nn.LayerNorm(self.dims[level], eps=1e-5))
         self.head = nn.Identity()

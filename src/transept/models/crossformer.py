@@ -46,7 +46,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import DynamicPositionBias
-from transept.models.backbone import Backbone, Family, ModelConfig, level_indices
+from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
 from transept.ops.tokens import merge_heads, split_heads
 from transept.ops.windows import Pads, crop_map, from_windows, pad_map, to_windows
 
@@ -530,9 +530,7 @@ class CrossFormerPyramid(CrossFormerTrunk):
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
         super().__init__(config, in_chans, drop_path_rate)
-        if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
-            raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
-        self.out_indices = tuple(out_indices)
+        self.out_indices = pyramid_levels(out_indices)
         self.init_weights()
 
     @property
