@@ -7,11 +7,13 @@ check:  ## lint, format, types, and which room may import which
 	uv run pyright
 	uv run lint-imports
 
-test:  ## the suite without its slow part: about three minutes on two cores
+test:  ## the suite without its slow part: about five minutes on two cores
 	uv run pytest -n 2
+	uv run pytest README.md
 
 test-all:  ## everything: full-size models, and the built-in recipes to the accuracy that they claim
-	uv run pytest -n 2 -m "not slow"
+	uv run pytest -n 2
+	uv run pytest README.md
 	uv run pytest -m slow
 
 golden:  ## rewrite tests/golden from the recordings of the official models

@@ -1,4 +1,4 @@
-"""The Python blocks of the README run as tests, in one go."""
+"""The Python blocks of the README run as tests: `pytest README.md`, in one process, for they build on each other."""
 
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
