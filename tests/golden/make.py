@@ -58,6 +58,22 @@ def trim(recording: dict) -> dict:
     }
 
 
+def systems() -> dict[str, dict]:
+    """Of every recorded detector and segmenter: the names and shapes beside the backbone, and the backbone's print."""
+    found = {}
+    for recorded in sorted((REFERENCE / "dense_keys").glob("*.json")):
+        table = json.loads(recorded.read_text())
+        buffers = set(table["integer_buffers"])
+        inner = {key.removeprefix("backbone."): shape for key, shape in table["shapes"].items() if key not in buffers}
+        found[recorded.stem] = {
+            "backbone": table["backbone"],
+            "config": table["config"],
+            "backbone_keys": fingerprint({key: inner[key] for key in inner if f"backbone.{key}" in table["shapes"]}),
+            "shapes": {key: shape for key, shape in table["shapes"].items() if not key.startswith("backbone.")},
+        }
+    return found
+
+
 def main() -> int:
     if not REFERENCE.is_dir():
         print(f"no recordings at {REFERENCE}", file=sys.stderr)
@@ -67,6 +83,7 @@ def main() -> int:
         for recorded in sorted((REFERENCE / family).glob("*.json")):
             trimmed = trim(json.loads(recorded.read_text()))
             (HERE / family / recorded.name).write_text(json.dumps(trimmed, separators=(",", ":")) + "\n")
+    (HERE / "systems.json").write_text(json.dumps(systems(), separators=(",", ":")) + "\n")
     return 0
 
 
