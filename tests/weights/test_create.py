@@ -64,7 +64,7 @@ def test_safetensors_and_report(model, tmp_path: Path):
     assert torch.equal(other.cls_token, model.cls_token)
     pyramid = transept.create_model("cait_xxs24_224", depth=1, img_size=32, features_only=True)
     report = transept.load_weights(pyramid, tmp_path / "w.safetensors")
-    assert {key.partition(".")[0] for key in report.unexpected} == {"cls_token", "blocks_token_only", "norm", "head"}
+    assert {key.partition(".")[0] for key in report.dropped} == {"cls_token", "blocks_token_only", "norm", "head"}
     assert {key.partition(".")[0] for key in report.missing} == {"fpn1", "fpn2"}
 
 
@@ -73,7 +73,7 @@ def test_misfits_change_nothing(model, tmp_path: Path):
     torch.save(other.state_dict(), tmp_path / "deep.pth")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(
-        transept.TranseptError, match="do not fit cait_xxs24_224: blocks.1.gamma_1 is unknown to the model"
+        transept.TranseptError, match="do not fit cait_xxs24_224: the model does not know blocks.1.gamma_1"
     ):
         transept.load_weights(model, tmp_path / "deep.pth")
     torch.save({"cls_token": torch.zeros(1, 1, 17)}, tmp_path / "odd.pth")

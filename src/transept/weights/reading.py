@@ -401,21 +401,3 @@ def fetch(url: str) -> Path:
             raise TranseptError(f"could not download {url} ({error}); fetch it by hand to {str(path)!r}") from error
     return path
 
-
-from dataclasses import dataclass, field  # noqa
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    tensors: StateDict
-    format: str
-    wrapper: str = ""
-    prefix: str = ""
-    wrappers: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-def read_checkpoint(path: Path, wrapper: str | None = None) -> Contents:
-    state, form = read_state_dict(path)
-    return Contents(tensors=state, format=form)
