@@ -1,5 +1,6 @@
 """The command as a user calls it."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_train_reports_and_refuses_to_overwrite(run: Path, capsys):
 def test_eval(run: Path, capsys):
     assert main(["eval", str(run), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    best = max(float(line.split(",")[6]) for line in (run / "metrics.csv").read_text().splitlines()[1:])
+    best = max(float(row["val_top1"]) for row in csv.DictReader((run / "metrics.csv").open()))
     assert result["images"] == 8
     assert result["top1"] == pytest.approx(best, abs=1e-5)
     assert main(["eval", str(run / "best.safetensors"), "--data", str(run.parent / "set")]) == 0

@@ -2,33 +2,36 @@
 batch, then validation_step for every batch, then the callbacks of `train/run.py`.
 """
 
+from typing import Any
+
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from transept.errors import TranseptError
-from transept.metrics.accuracy import AccuracyMeter
-from transept.tasks.classify import Classifier
+from transept.train.job import Job
 from transept.train.recipe import Recipe
 
 
-class ClassifyModule(lightning.LightningModule):
+class TaskModule(lightning.LightningModule):
     """Forward, loss, meter; nothing else happens in a step."""
 
-    def __init__(self, task: Classifier, recipe: Recipe, steps_per_epoch: int) -> None:
+    task: Any
+
+    def __init__(self, task: nn.Module, job: Job, recipe: Recipe, steps_per_epoch: int) -> None:
         super().__init__()
         self.task = task
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
-        self.train_meter, self.val_meter = AccuracyMeter(), AccuracyMeter()
+        self.train_meter, self.val_meter = job.meters()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        logits = self.task(images)
-        loss = self.task.loss(logits, labels)
+    def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
+        images, targets = batch
+        outputs = self.task(images)
+        loss = self.task.loss(outputs, targets)
         # Looking at a number on a GPU makes the processor wait for it: look often enough to stop early.
         if (loss.device.type == "cpu" or self.global_step % 50 == 0) and not torch.isfinite(loss):
             raise TranseptError(
@@ -36,13 +39,13 @@ class ClassifyModule(lightning.LightningModule):
                 f"lower the learning rate (--optimizer.lr, now {self.recipe.optimizer.lr:g}) or warm up longer "
                 "(--schedule.warmup_epochs); the checkpoints saved before are whole"
             )
-        self.train_meter.update(loss, logits, labels)
+        self.train_meter.update(loss, outputs, targets)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        logits = self.task(images)
-        self.val_meter.update(self.task.loss(logits, labels), logits, labels)
+    def validation_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
+        images, targets = batch
+        outputs = self.task(images)
+        self.val_meter.update(self.task.loss(outputs, targets), outputs, targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.recipe.optimizer

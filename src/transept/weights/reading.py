@@ -400,4 +400,3 @@ def fetch(url: str) -> Path:
         except (URLError, OSError) as error:
             raise TranseptError(f"could not download {url} ({error}); fetch it by hand to {str(path)!r}") from error
     return path
-
