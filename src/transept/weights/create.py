@@ -16,7 +16,8 @@ from transept.models.backbone import Backbone, Pyramid
 from transept.ops.interpolation import resize_position_embedding
 from transept.weights import timm_registry  # noqa: F401  registers our models with timm
 from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of
-from transept.weights.reading import StateDict, fetch, read_state_dict
+from transept.weights.download import fetch
+from transept.weights.reading import StateDict, read_state_dict
 
 
 def list_models(pattern: str = "*", *, tag: bool = False) -> list[str]:

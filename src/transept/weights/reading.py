@@ -5,7 +5,6 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
@@ -61,15 +60,3 @@ def _unwrap(content: Any, path: Path) -> tuple[StateDict, str]:
     if content and all(key.startswith(prefix) for key in content):
         return {key.removeprefix(prefix): value for key, value in content.items()}, f"{form}, prefix {prefix!r}"
     return dict(content), form
-
-
-def fetch(url: str) -> Path:
-    """The local copy of a published file, downloaded into the hub cache directory on first use."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except (URLError, OSError) as error:
-            raise TranseptError(f"could not download {url} ({error}); fetch it by hand to {str(path)!r}") from error
-    return path
