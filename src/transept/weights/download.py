@@ -7,7 +7,7 @@ we accept. These variables of the environment change the rest:
     TRANSEPT_MIRROR                    a prefix: with https://mirror.example/transept, https://host/dir/file.pth is
                                        asked for as https://mirror.example/transept/host/dir/file.pth
     TRANSEPT_TIMEOUT                   seconds to wait for a connection and for each piece of an answer (30)
-    TRANSEPT_RETRIES                   attempts after the first that bring nothing new before giving up (4)
+    TRANSEPT_RETRIES                   attempts after one that failed; 256 KiB of progress start the count anew (4)
     TRANSEPT_BACKOFF                   seconds before the first of them; each further wait is twice as long (1)
     HTTP_PROXY, HTTPS_PROXY, NO_PROXY  as everywhere
     TORCH_HOME                         the parent of torch's hub cache, where the files are kept
@@ -40,7 +40,7 @@ from transept.errors import TranseptError, UsageError
 from transept.weights.catalogue import CHECKPOINTS
 
 _PIECE = 2**18
-"""Most bytes held in memory."""
+"""Most bytes held in memory, and the fewest that count as progress."""
 _PATIENCE = 120.0
 """Seconds that a server's Retry-After may ask for, and the longest wait of our own."""
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
@@ -237,11 +237,11 @@ def _download(url: str, path: Path, sha256: str | None, settings: _Settings, sho
             part.finish(path, sha256)
             return
         except _AttemptError as trouble:
-            # Bytes that nobody had before are progress: a line that breaks every minute still brings the file.
-            failures = 0 if part.size > furthest else failures + 1
+            # A line that breaks every minute still brings the file; what was had before is no progress.
+            failures = 0 if part.size - furthest >= _PIECE else failures + 1
             furthest = max(furthest, part.size)
             if not trouble.again or failures > settings.retries:
-                mirrored = f" through the mirror, {part.source}," if part.source != url else ""
+                mirrored = f" from the mirror as {part.source}" if part.source != url else ""
                 often = f", tried {attempts} times" if attempts > 1 else ""
                 go_on = f"call again to go on after {part.size} bytes, or " if trouble.again and part.size else ""
                 raise TranseptError(
