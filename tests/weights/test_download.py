@@ -264,22 +264,25 @@ OTHER = DATA[::-1]
 
 
 @pytest.mark.parametrize(
-    "second",
+    ("data", "answer", "requests"),
     [
-        file(OTHER, etag='"second"'),  # If-Range brings the whole
-        file(OTHER, etag='"second"', conditions=False),  # a range of another edition
-        file(OTHER + b"longer", etag=None, conditions=False),  # told by its length alone
-        file(OTHER[:2000], etag='"second"', conditions=False),  # shorter than what is here: 416
+        (OTHER, dict(etag='"second"'), 1),  # If-Range brings the whole
+        (OTHER, dict(etag='"second"', conditions=False), 2),  # a range of another edition
+        (OTHER + b"longer", dict(etag=None, conditions=False), 2),  # told by its length alone
+        (OTHER[:2000], dict(etag='"second"', conditions=False), 2),  # shorter than what is here: 416
     ],
 )
-def test_a_changed_file_starts_over(site: Site, second: Callable[[Handler], None], monkeypatch: pytest.MonkeyPatch):
+def test_a_changed_file_starts_over(
+    site: Site, data: bytes, answer: dict[str, Any], requests: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("TRANSEPT_RETRIES", "0")
-    url = site(file(cut=5000), second)
-    with pytest.raises(TranseptError):
+    url = site(file(cut=5000), file(data, **answer))
+    with pytest.raises(TranseptError, match="call again to go on after 5000 bytes"):
         fetch(url)
     monkeypatch.setenv("TRANSEPT_RETRIES", "1")
-    data = fetch(url).read_bytes()
-    assert data in (OTHER, OTHER + b"longer", OTHER[:2000])
+    assert fetch(url).read_bytes() == data
+    assert len(site.requests) == 1 + requests
+    assert site.requests[-1].sent == len(data)
 
 
 def test_pieces_of_two_editions_are_told_by_the_hash(site: Site):
@@ -334,6 +337,11 @@ def chunked_cut(handler: Handler) -> None:
     handler.send(b"%x\r\n%b\r\n" % (100_000, DATA[:100_000]))
 
 
+def nameless_cut(handler: Handler) -> None:
+    handler.head(200, Transfer_Encoding="chunked")
+    handler.send(b"%x\r\n%b\r\n" % (100_000, OTHER[:100_000]))
+
+
 def endless(handler: Handler) -> None:
     handler.head(200, Connection="close")
     handler.send(DATA)
@@ -343,6 +351,8 @@ def test_no_length(site: Site):
     assert fetch(site(chunked)).read_bytes() == DATA
     assert fetch(site(chunked_cut, file(), path="/cut.pth")).read_bytes() == DATA
     assert site.requests[-1].range == "bytes=100000-"
+    assert fetch(site(nameless_cut, file(), path="/nameless.pth")).read_bytes() == DATA
+    assert site.requests[-1].range is None
     with pytest.raises(TranseptError, match="does not say how long the file is"):
         fetch(site(endless, path="/endless.pth"))
     assert fetch(site(endless, path="/endless.pth"), sha256=SHA256).read_bytes() == DATA
@@ -648,6 +658,7 @@ def _fetch_elsewhere(url: str, environment: dict[str, str], room: int | None, ou
     os.environ.update(environment)
     if room is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    outcome.send("begun")
     try:
         outcome.send(str(fetch(url)))
     except TranseptError as error:
@@ -660,6 +671,7 @@ def start_process(url: str, room: int | None = None) -> tuple[Any, Connection]:
     process = PROCESSES.Process(target=_fetch_elsewhere, args=(url, dict(os.environ), room, theirs), daemon=True)
     process.start()
     theirs.close()
+    assert ours.recv() == "begun"
     return process, ours
 
 
@@ -710,6 +722,7 @@ def test_a_full_disk(site: Site):
     process, outcome = start_process(url, room=500_000)
     error = outcome.recv()
     process.join()
+    assert process.exitcode == 0
     assert isinstance(error, TranseptError)
     assert str(error).startswith(f"cannot keep {url} in {str(path.parent)!r} (File too large); give it room")
     assert not path.exists()

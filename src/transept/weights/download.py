@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPResponse, InvalidURL
+from http.client import HTTPException, HTTPResponse, IncompleteRead, InvalidURL
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 from urllib.error import HTTPError, URLError
@@ -294,9 +294,9 @@ class _Part:
     def __init__(self, path: Path, source: str) -> None:
         self.file, self.notes = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
         self.source = source
-        self.pieced = False
-        """It was not received in one go."""
         self.edition = self._read_notes()
+        self.pieced = self.edition is not None
+        """It was not received in one go."""
         if self.edition is None:
             self.discard()
 
@@ -351,58 +351,26 @@ _PAGE = "the server sent a web page, perhaps to share or to log in, instead of t
 
 def _attempt(opener: urllib.request.OpenerDirector, part: _Part, timeout: float, *, hashed: bool, show: _Show) -> None:
     """One request for what is missing, appended to `part`."""
-    known, start = part.edition, part.size
+    known = part.edition
+    start = part.size if known and known.resumable else 0
     request = urllib.request.Request(part.source, headers={"User-Agent": "transept"})
-    if known is None or not known.resumable:
-        start = 0
-    elif start == known.length:
-        part.pieced = True
+    if known and start == known.length:
         return
-    elif start:
+    if known and start:
         request.add_header("Range", f"bytes={start}-")
         if known.validator:
             request.add_header("If-Range", known.validator)
     with _answer(opener, request, timeout) as response:
-        status, headers = response.status, response.headers
-        if status == 416 and start:
+        if start and response.status == 416:
             part.discard()
-            raise _AttemptError(
-                "the file has changed on the server since a part of it was downloaded", again=True, wait=0
-            )
-        if status not in (200, 206) or (status == 206 and not start):
-            seconds = _retry_after(headers.get("Retry-After"))
-            late = f", and asks to come back in {seconds:.0f} s" if seconds and seconds > _PATIENCE else ""
-            raise _AttemptError(
-                f"the server answers {status} {response.reason}{late}",
-                again=status in _PASSING and not late,
-                wait=seconds,
-            )
-        if headers.get_content_type() == "text/html":
-            raise _AttemptError(_PAGE)
-        if (coding := headers.get("Content-Encoding", "identity").lower()) != "identity":
-            raise _AttemptError(f"the server packs the file as {coding!r} although asked not to")
-        if status == 206:
-            first, last, total = _content_range(headers.get("Content-Range"))
-            edition = _Edition(part.source, headers.get("ETag"), headers.get("Last-Modified"), total)
-            if known is None or first != start or not known.may_be(edition):
-                part.discard()
-                raise _AttemptError(
-                    "the file has changed on the server since a part of it was downloaded", again=True, wait=0
-                )
-            total, expected, part.pieced = known.length or total, last - first + 1, True
-            if response.length is not None and response.length != expected:
-                raise _AttemptError(
-                    f"the server announces {response.length} bytes for a range of {expected}", again=True
-                )
+            raise _changed()
+        _check(response, (200, 206) if start else (200,))
+        if response.status == 206:
+            expected = _continue(part, response)
         else:
-            start, total, expected = 0, response.length, response.length
-            if expected is None and not response.chunked and not hashed:
-                raise _AttemptError(
-                    "the server does not say how long the file is, so nobody could tell whether it is whole"
-                )
-            if expected == 0:
-                raise _AttemptError("the server sent an empty file")
-            part.begin(_Edition(part.source, headers.get("ETag"), headers.get("Last-Modified"), total))
+            start, expected = 0, response.length
+            _begin(part, response, hashed)
+        total = part.edition.length if part.edition else None
         with part.file.open("ab") as file:
             for piece in _pieces(response, expected, timeout):
                 file.write(piece)
@@ -413,6 +381,50 @@ def _attempt(opener: urllib.request.OpenerDirector, part: _Part, timeout: float,
             raise _AttemptError(f"the server sends more than the {total or expected} bytes that it announces")
     if total is not None and start < total:
         raise _AttemptError(f"the connection ended after {start} of the {total} bytes announced", again=True)
+
+
+def _changed() -> _AttemptError:
+    return _AttemptError("the file has changed on the server since a part of it was downloaded", again=True, wait=0)
+
+
+def _check(response: HTTPResponse, wanted: tuple[int, ...]) -> None:
+    """The answer brings a file."""
+    status, headers = response.status, response.headers
+    if status not in wanted:
+        seconds = _retry_after(headers.get("Retry-After"))
+        late = f", and asks to come back in {seconds:.0f} s" if seconds and seconds > _PATIENCE else ""
+        again = status in _PASSING and not late
+        raise _AttemptError(f"the server answers {status} {response.reason}{late}", again=again, wait=seconds)
+    if headers.get_content_type() == "text/html":
+        raise _AttemptError(_PAGE)
+    if (coding := headers.get("Content-Encoding", "identity").lower()) != "identity":
+        raise _AttemptError(f"the server packs the file as {coding!r} although asked not to")
+
+
+def _begin(part: _Part, response: HTTPResponse, hashed: bool) -> None:
+    """The answer is the whole file."""
+    if response.length is None and not response.chunked and not hashed:
+        raise _AttemptError("the server does not say how long the file is, so nobody could tell whether it is whole")
+    if response.length == 0:
+        raise _AttemptError("the server sent an empty file")
+    part.begin(_edition(part, response, response.length))
+
+
+def _continue(part: _Part, response: HTTPResponse) -> int:
+    """The answer is a range of the file, of so many bytes."""
+    first, last, total = _content_range(response.headers.get("Content-Range"))
+    if part.edition is None or first != part.size or not part.edition.may_be(_edition(part, response, total)):
+        part.discard()
+        raise _changed()
+    size = last - first + 1
+    if response.length not in (None, size):
+        raise _AttemptError(f"the server announces {response.length} bytes for a range of {size}", again=True)
+    part.pieced = True
+    return size
+
+
+def _edition(part: _Part, response: HTTPResponse, length: int | None) -> _Edition:
+    return _Edition(part.source, response.headers.get("ETag"), response.headers.get("Last-Modified"), length)
 
 
 def _pieces(response: HTTPResponse, expected: int | None, timeout: float) -> Iterator[bytes]:
@@ -514,6 +526,8 @@ def _trouble(error: Exception, timeout: float) -> _AttemptError:
     reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(reason, TimeoutError):
         return _AttemptError(f"nothing came for {timeout:g} s", again=True)
+    if isinstance(reason, IncompleteRead):
+        return _AttemptError("the connection ended before the file did", again=True)
     words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
     final = isinstance(reason, ssl.SSLCertVerificationError | InvalidURL | UnicodeError) or type(reason) is URLError
     unnamed = isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
