@@ -15,6 +15,7 @@ import transept
 from transept.errors import UsageError
 from transept.weights.catalogue import CHECKPOINTS
 from transept.weights.create import default_checkpoint
+from transept.weights.download import local_path
 
 TINY = dict(depth=1, img_size=32, num_classes=5)
 
@@ -132,7 +133,8 @@ def test_download_once(model, tmp_path: Path, server: str, monkeypatch: pytest.M
         fresh = transept.create_model("cait_xxs24_224", weights=f"{server}/weights.pth", **TINY)
         assert torch.equal(fresh.cls_token, model.cls_token)
         (tmp_path / "www" / "weights.pth").unlink(missing_ok=True)
-    assert (tmp_path / "hub" / "hub" / "checkpoints" / "weights.pth").is_file()
+    kept = [file for file in (tmp_path / "hub" / "hub" / "checkpoints").iterdir() if not file.name.startswith(".")]
+    assert kept == [local_path(f"{server}/weights.pth")]
     with pytest.raises(transept.TranseptError, match="could not download .*absent.pth .*404.*; fetch it by hand to"):
         transept.load_weights(model, f"{server}/absent.pth")
 

@@ -12,8 +12,9 @@ from transept.models import registry
 from transept.models.backbone import Backbone
 from transept.weights import timm_registry  # noqa: F401  registers our models with timm
 from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of
+from transept.weights.download import fetch
 from transept.weights.loading import load_contents
-from transept.weights.reading import fetch, read_checkpoint
+from transept.weights.reading import read_checkpoint
 from transept.weights.report import LoadReport
 
 

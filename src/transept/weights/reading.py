@@ -10,9 +10,7 @@ from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -388,15 +386,3 @@ def _instead(content: Any) -> str:
     else:
         what = f"it is one {_kind(content)}" if not isinstance(content, dict) else "it is an empty dict"
     return f"holds no state dict: {what}; expected names and tensors, alone or under 'model' or 'state_dict'"
-
-
-def fetch(url: str) -> Path:
-    """The local copy of a published file, downloaded into the hub cache directory on first use."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except (URLError, OSError) as error:
-            raise TranseptError(f"could not download {url} ({error}); fetch it by hand to {str(path)!r}") from error
-    return path
