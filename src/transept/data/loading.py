@@ -24,10 +24,24 @@ class Draw(NamedTuple):
 
 
 class EpochSampler(Sampler[Draw]):
-    """Shuffles anew in each epoch; can start inside one, after `start_batch` batches that were seen already."""
+    """Shuffled passes over a set, one after another, cut into epochs.
 
-    def __init__(self, length: int, *, seed: int, batch_size: int, start_epoch: int = 0, start_batch: int = 0) -> None:
+    An epoch is one pass, or `draws` samples: as many as lie between two evaluations of a run that counts iterations.
+    It can start inside an epoch, after `start_batch` batches that were seen already.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        batch_size: int,
+        draws: int | None = None,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
         self.length = length
+        self.draws = length if draws is None else draws
         self.seed = seed
         self.epoch = self.start_epoch = start_epoch
         self.skip = start_batch * batch_size
@@ -36,15 +50,21 @@ class EpochSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.draws
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-        order = generator.permutation(self.length)
-        seeds = generator.integers(2**63, size=self.length)
+        first = self.epoch * self.draws
         skip = self.skip if self.epoch == self.start_epoch else 0
-        for index, seed in zip(order[skip:], seeds[skip:], strict=True):
-            yield Draw(int(index), int(seed))
+        number, place = divmod(first + skip, self.length)
+        left = self.draws - skip
+        while left > 0:
+            generator = np.random.Generator(np.random.PCG64([self.seed, number]))
+            order = generator.permutation(self.length)
+            seeds = generator.integers(2**63, size=self.length)
+            for index, seed in zip(order[place : place + left], seeds[place : place + left], strict=True):
+                yield Draw(int(index), int(seed))
+            left -= self.length - place
+            number, place = number + 1, 0
 
 
 class TransformedSet(Dataset[tuple[Tensor, int]]):

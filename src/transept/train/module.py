@@ -2,6 +2,7 @@
 batch, then validation_step for every batch, then the callbacks of `train/run.py`.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from transept.errors import TranseptError
 from transept.train.job import Job
@@ -49,24 +51,53 @@ class TaskModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.recipe.optimizer
-        optimizer = create_optimizer_v2(
-            self.task.model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay
-        )
+        model = getattr(self.task, "model", self.task)
+        if options.no_weight_decay is not None:
+            model = _groups(model, options.no_weight_decay)
+        optimizer = create_optimizer_v2(model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay)
         scheduler = {"scheduler": self._schedule(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}  # pyright: ignore[reportReturnType]
 
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> CosineLRScheduler:
-        schedule = self.recipe.schedule
-        warmup = schedule.warmup_epochs * self.steps_per_epoch
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> CosineLRScheduler | LambdaLR:
+        schedule, lr = self.recipe.schedule, self.recipe.optimizer.lr
+        total = schedule.iterations or schedule.epochs * self.steps_per_epoch
+        warmup = schedule.warmup_iterations if schedule.iterations else schedule.warmup_epochs * self.steps_per_epoch
+        if schedule.decay == "poly":
+            return LambdaLR(optimizer, poly(total, warmup, schedule.power, _WARMUP_RATIO, schedule.min_lr / lr))
         return CosineLRScheduler(
             optimizer,
-            t_initial=max(schedule.epochs * self.steps_per_epoch - warmup, 1),
+            t_initial=max(total - warmup, 1),
             lr_min=schedule.min_lr,
             warmup_t=warmup,
-            warmup_lr_init=min(1e-6, self.recipe.optimizer.lr),
+            warmup_lr_init=min(1e-6, lr),
             warmup_prefix=True,
             t_in_epochs=False,
         )
 
-    def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric: object) -> None:  # pyright: ignore
-        scheduler.step_update(self.global_step)
+    def lr_scheduler_step(self, scheduler: CosineLRScheduler | LambdaLR, metric: object) -> None:  # pyright: ignore
+        if isinstance(scheduler, CosineLRScheduler):
+            scheduler.step_update(self.global_step)
+        else:
+            scheduler.step()
+
+
+_WARMUP_RATIO = 1e-6
+"""The first step's share of the peak learning rate."""
+
+
+def poly(total: int, warmup: int, power: float, start: float, floor: float = 0.0) -> Callable[[int], float]:
+    """Step to share of the peak learning rate, as mmsegmentation has it: the warm-up multiplies what decays already."""
+
+    def factor(step: int) -> float:
+        decayed = (1 - floor) * max(1 - step / total, 0.0) ** power + floor
+        return decayed * (1 - (1 - step / warmup) * (1 - start) if step < warmup else 1.0)
+
+    return factor
+
+
+def _groups(model: nn.Module, exempt: Sequence[str]) -> list[dict[str, Any]]:
+    """Parameters with weight decay, and without it those whose names contain one of `exempt`."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    free = [p for name, p in named if any(part in name for part in exempt)]
+    kept = [p for name, p in named if not any(part in name for part in exempt)]
+    return [{"params": kept}, {"params": free, "weight_decay": 0.0}]

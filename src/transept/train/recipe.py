@@ -45,6 +45,8 @@ class OptimizerOptions:
     """Biases, vectors and the model's own list are exempt."""
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null: not clipped."""
+    no_weight_decay: list[str] | None = None
+    """Exempt instead exactly the parameters whose names contain one of these, as dense recipes are published."""
 
     def __post_init__(self) -> None:
         _positive("optimizer.", lr=self.lr)
@@ -52,19 +54,59 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
-    """How long, and the course of the learning rate: linear warm-up, then a cosine, stepped after each batch."""
+    """How long, and the course of the learning rate, which changes after each batch.
+
+    The length is counted in epochs or, as dense recipes do, in iterations; an "epoch" of the latter is what lies
+    between two evaluations.
+    """
 
     epochs: int = 100
     warmup_epochs: int = 5
+    """Of linear warm-up."""
     min_lr: float = 1e-5
     """Learning rate at the end."""
+    decay: Literal["cosine", "poly"] = "cosine"
+    """After the warm-up: a cosine from its end on; or (1 - t / T) ^ power over all T steps, the warm-up's too."""
+    power: float = 1.0
+    """Of `poly`."""
+    iterations: int | None = None
+    """Steps in all, instead of epochs."""
+    warmup_iterations: int = 0
+    """Of linear warm-up, where the length is in iterations."""
+    evaluate_every: int | None = None
+    """Iterations between evaluations; default: a tenth of all."""
 
     def __post_init__(self) -> None:
-        _positive("schedule.", epochs=self.epochs)
-        if not 0 <= self.warmup_epochs <= self.epochs:
+        _positive("schedule.", epochs=self.epochs, power=self.power)
+        if self.iterations is None:
+            if not 0 <= self.warmup_epochs <= self.epochs:
+                raise UsageError(
+                    f"schedule.warmup_epochs={self.warmup_epochs} is not in 0..{self.epochs} (schedule.epochs)"
+                )
+            if self.evaluate_every is not None or self.warmup_iterations:
+                name = "evaluate_every" if self.evaluate_every is not None else "warmup_iterations"
+                raise UsageError(f"schedule.{name} is of runs counted in iterations; give schedule.iterations, too")
+            return
+        _positive("schedule.", iterations=self.iterations)
+        if not 0 <= self.warmup_iterations <= self.iterations:
             raise UsageError(
-                f"schedule.warmup_epochs={self.warmup_epochs} is not in 0..{self.epochs} (schedule.epochs)"
+                f"schedule.warmup_iterations={self.warmup_iterations} is not in 0..{self.iterations} "
+                "(schedule.iterations)"
             )
+        if self.iterations % self.interval:
+            raise UsageError(
+                f"schedule.evaluate_every={self.interval} does not divide schedule.iterations={self.iterations}"
+            )
+
+    @property
+    def interval(self) -> int:
+        """Iterations from one evaluation to the next, where the length is in iterations."""
+        return self.evaluate_every or max((self.iterations or 0) // 10, 1)
+
+    @property
+    def evaluations(self) -> int:
+        """Epochs, or what stands for them."""
+        return self.epochs if self.iterations is None else self.iterations // self.interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ def _fit(
     recorder = Recorder(folder, recipe, job.score, bar)
     with _quiet_lightning():
         trainer = lightning.Trainer(
-            max_epochs=recipe.schedule.epochs,
+            max_epochs=recipe.schedule.evaluations,
             accelerator="auto",
             devices=1,
             precision=recipe.precision,
