@@ -60,7 +60,7 @@ class LabelTable:
             span = f"{known[0]} to {known[-1]}" if known[-1] - known[0] == len(known) - 1 else f"{len(known)} values"
             raise BadImageError(
                 path,
-                f"holds the value {odd[0]} in {_pixels(int(counts[0]))}, which the class list lacks (it has {span}, and "
+                f"holds the value {odd[0]} in {_pixels(int(counts[0]))}, which the class list lacks (it has {span}; "
                 f"{IGNORE} is ignored); mend the mask or the list",
             )
         return found
@@ -201,11 +201,15 @@ def _colored(file: Path, lines: list[tuple[int, str]]) -> Iterable[tuple[int, st
 
 def _object_info(lines: list[str], where: str) -> Iterable[tuple[int, str, None]]:
     rows = csv.DictReader(lines, delimiter="\t" if lines and "\t" in lines[0] else ",")
+    taken: set[str] = set()
     for row in rows:
         index, name = (row.get("Idx") or "").strip(), (row.get("Name") or "").strip()
         if not index.isdigit() or not name:
             raise TranseptError(f"{where}, line {rows.line_num}: no index in column 'Idx' or no name in column 'Name'")
-        yield int(index), re.split("[;,]", name)[0].strip(), None
+        synonyms = [synonym.strip() for synonym in re.split("[;,]", name)]
+        short = next((synonym for synonym in synonyms if synonym not in taken), name)  # two begin with "screen"
+        taken.add(short)
+        yield int(index), short, None
 
 
 def drawing_color(label: int) -> Color:

@@ -135,10 +135,10 @@ def make_scene(split: Split, seed: int, index: int, options: SceneOptions | None
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
     """The smallest boxes `n 4` (x1 y1 x2 y2) around masks `n H W`, none of them empty."""
-    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    _, height, width = masks.shape
+    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
     x1, y1 = columns.argmax(axis=1), rows.argmax(axis=1)
-    x2 = columns.shape[1] - columns[:, ::-1].argmax(axis=1)
-    y2 = rows.shape[1] - rows[:, ::-1].argmax(axis=1)
+    x2, y2 = width - np.flip(columns, 1).argmax(axis=1), height - np.flip(rows, 1).argmax(axis=1)
     return np.stack([x1, y1, x2, y2], axis=1).astype(np.float32)
 
 

@@ -11,13 +11,11 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision import tv_tensors
 
 from transept.data.images import EXTENSIONS, BadImageError, read_image, read_mask, stored_form
 from transept.data.labels import (
     CLASS_FILES,
-    IGNORE,
     Color,
     LabelTable,
     cityscapes_table,
@@ -201,13 +199,13 @@ def load_segmentation_splits(
 
     Raises:
         TranseptError: no such data, no class list, pictures without masks or masks without pictures, and what
-            `MaskedPictures.arrays` raises (of sets of up to 4,000 pictures here; all are counted, the first ones named).
+            `MaskedPictures.arrays` raises (of sets of up to 4,000 pictures here; all are counted and
+            the first ones named).
     """
     if data == SCENES:
-        train, val = (
-            SceneSegmentation(DigitScenes(split, length, seed=seed, options=scene_options))
-            for split, length in (("train", scenes[0] if halves == "both" else 0), ("val", scenes[1]))
-        )
+        length = scenes[0] if halves == "both" else 0
+        train = SceneSegmentation(DigitScenes("train", length, seed=seed, options=scene_options))
+        val = SceneSegmentation(DigitScenes("val", scenes[1], seed=seed, options=scene_options))
         return SegmentationSplits(val.classes, val.palette, train, val, [], [])
     skipped: list[Skipped] = []
     root = Path(data).expanduser()
@@ -318,45 +316,47 @@ def _folder_sets(
         pairs, odd = _match(pictures, masks, ending)
         matched.append(pairs)
         skipped += odd
-    if halves == "val":
-        matched.insert(0, []) if len(matched) == 1 else None
-    elif len(matched) == 1:
-        pairs = matched.pop()
+    if folders == [_find_folders(root, _FLAT, ("",))]:
+        pairs = matched[0]
         if len(pairs) < 2:
             raise TranseptError(f"{str(root)!r} has {len(pairs)} pictures; it needs two, to learn from and to check")
         ranked = sorted(pairs, key=lambda pair: hashlib.sha1(pair[0].relative_to(root).as_posix().encode()).digest())
         held_out = set(ranked[: min(max(1, round(val_fraction * len(pairs))), len(pairs) - 1)])
         matched = [[pair for pair in pairs if pair not in held_out], [pair for pair in pairs if pair in held_out]]
+    if halves == "val":
+        matched = [[], matched[-1]]
     train, val = (MaskedPictures([p for p, _ in pairs], [m for _, m in pairs], table) for pairs in matched)
     return (train, val), skipped
 
 
 def _half_folders(root: Path, halves: Literal["both", "val"]) -> list[tuple[Path, Path]]:
     """Folders of pictures and of masks: training and validation, validation alone, or all in one to be split."""
-
-    def find(layout: tuple[str, tuple[str, ...]], names: tuple[str, ...]) -> tuple[Path, Path] | None:
-        for name in names:
-            pictures = root / layout[0].format(name)
-            for masks in layout[1]:
-                if pictures.is_dir() and (root / masks.format(name)).is_dir():
-                    return pictures, root / masks.format(name)
-        return None
-
     for layout in _LAYOUTS:
-        train, val = find(layout, _TRAIN), find(layout, _VAL)
-        if val is not None and (train is not None or halves == "val"):
-            return [train, val] if train is not None and halves == "both" else [val]
+        train, val = (_find_folders(root, layout, names) for names in (_TRAIN, _VAL))
+        if val is not None and halves == "val":
+            return [val]
+        if train is not None and val is not None:
+            return [train, val]
         if train is not None or val is not None:
             has, lacks = ("training", "validation") if val is None else ("validation", "training")
             found = (train or val or (root,))[0]
             raise TranseptError(f"{str(root)!r} has {has} pictures ({found.relative_to(root)}/) but no {lacks} ones")
-    flat = find(_FLAT, ("",))
+    flat = _find_folders(root, _FLAT, ("",))
     if flat is None:
         raise TranseptError(
             f"{str(root)!r} has no pictures with masks; put them into images/training, annotations/training, "
             "images/validation and annotations/validation"
         )
     return [flat]
+
+
+def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], names: Sequence[str]) -> tuple[Path, Path] | None:
+    for name in names:
+        pictures = root / layout[0].format(name)
+        for masks in layout[1]:
+            if pictures.is_dir() and (root / masks.format(name)).is_dir():
+                return pictures, root / masks.format(name)
+    return None
 
 
 def _masks_end_so(folder: Path, ending: str) -> bool:
@@ -416,13 +416,15 @@ def _hub_sets(
 ) -> tuple[MaskedPictures, MaskedPictures]:
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ModuleNotFoundError as error:
         raise UsageError("Hugging Face sets need the package 'datasets': pip install 'transept[data]'") from error
     name = data.removeprefix(_HUB)
     try:
         loaded: Any = datasets.load_dataset(name) if data.startswith(_HUB) else datasets.load_from_disk(name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise TranseptError(f"cannot load the set {name!r} with the datasets library ({' '.join(str(error).split())})")
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise TranseptError(f"cannot load the set {name!r} with the datasets library ({reason})") from error
     if not isinstance(loaded, dict):
         raise TranseptError(f"{name!r} has no splits; save a DatasetDict with 'train' and 'validation'")
     train, val = (next((half for half in names if half in loaded), None) for names in (_TRAIN, ("validation", *_VAL)))
