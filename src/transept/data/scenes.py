@@ -105,9 +105,8 @@ class DigitScenes(Sequence[Scene]):
 def make_scene(split: Split, seed: int, index: int, options: SceneOptions | None = None) -> Scene:
     """The scene of a split, seed and index: always the same one."""
     options = options or SceneOptions()
-    # Only `integers` is drawn: its stream is the one that numpy keeps stable, and no rounding enters.
-    draw = np.random.Generator(np.random.PCG64([_SPLIT_NUMBERS[split], seed, index]))
-    height, width = (8 * _between(draw, options.sides[0] // 8, options.sides[1] // 8) for _ in range(2))
+    draw = _generator(split, seed, index)
+    height, width = _draw_size(draw, options)
     image = _ground(draw, split, height, width)
     labels: list[int] = []
     masks: list[np.ndarray] = []
@@ -133,6 +132,11 @@ def make_scene(split: Split, seed: int, index: int, options: SceneOptions | None
     return Scene(image, np.array(labels), boxes_of(stacked), stacked, semantic)
 
 
+def scene_size(split: Split, seed: int, index: int, options: SceneOptions) -> tuple[int, int]:
+    """Height and width of a scene that need not be made for it."""
+    return _draw_size(_generator(split, seed, index), options)
+
+
 def boxes_of(masks: np.ndarray) -> np.ndarray:
     """The smallest boxes `n 4` (x1 y1 x2 y2) around masks `n H W`, none of them empty."""
     _, height, width = masks.shape
@@ -140,6 +144,16 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     x1, y1 = columns.argmax(axis=1), rows.argmax(axis=1)
     x2, y2 = width - np.flip(columns, 1).argmax(axis=1), height - np.flip(rows, 1).argmax(axis=1)
     return np.stack([x1, y1, x2, y2], axis=1).astype(np.float32)
+
+
+def _generator(split: Split, seed: int, index: int) -> np.random.Generator:
+    # Only `integers` is drawn from it: no rounding enters.
+    return np.random.Generator(np.random.PCG64([_SPLIT_NUMBERS[split], seed, index]))
+
+
+def _draw_size(draw: np.random.Generator, options: SceneOptions) -> tuple[int, int]:
+    height = 8 * _between(draw, options.sides[0] // 8, options.sides[1] // 8)
+    return height, 8 * _between(draw, options.sides[0] // 8, options.sides[1] // 8)
 
 
 class _Window(NamedTuple):
