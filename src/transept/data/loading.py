@@ -4,8 +4,9 @@ Each sample draws its augmentation from a generator seeded by (seed, epoch, inde
 nor an interruption changes what a run sees, and no random state has to be saved.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +86,96 @@ class TransformedSet(Dataset[tuple[Tensor, int]]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key.seed)
             return self.transform(picture), label
+
+
+class JointlyTransformedSet(Dataset[Any]):
+    """Pictures with masks or boxes, transformed together; takes plain indices or `Draw`s as `TransformedSet` does."""
+
+    def __init__(self, samples: Sequence[tuple[Any, ...]], transform: Callable[..., Any]) -> None:
+        self.samples = samples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | Draw) -> Any:
+        if isinstance(key, int):
+            return self.transform(*self.samples[key])
+        sample = self.samples[key.sample]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key.seed)
+            return self.transform(*sample)
+
+
+class AspectRatioBatchSampler(Sampler[list[Draw]]):
+    """Batches of wide or of tall pictures, so that little of a batch is padding; shuffled as `EpochSampler` does.
+
+    Pictures that fill no batch of their shape are batched together at the end; fewer than a batch are left over.
+    Resumes inside an epoch, after `start_batch` batches, as `EpochSampler` does.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        seed: int,
+        batch_size: int,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        """`sizes`: height and width of each picture."""
+        self.wide = [width > height for height, width in sizes]
+        self.batch_size = batch_size
+        self.draws = EpochSampler(len(sizes), seed=seed, batch_size=batch_size)
+        self.epoch = self.start_epoch = start_epoch
+        self.start_batch = start_batch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.wide) // self.batch_size or min(len(self.wide), 1)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        self.draws.epoch = self.epoch
+        self.draws.skip = 0
+        skip = self.start_batch if self.epoch == self.start_epoch else 0
+        yield from itertools.islice(self._batches(), skip, None)
+
+    def _batches(self) -> Iterator[list[Draw]]:
+        waiting: dict[bool, list[Draw]] = {True: [], False: []}
+        made = 0
+        for draw in self.draws:
+            batch = waiting[self.wide[draw.sample]]
+            batch.append(draw)
+            if len(batch) == self.batch_size:
+                yield list(batch)
+                made += 1
+                batch.clear()
+        rest = waiting[True] + waiting[False]
+        if made < len(self):
+            yield rest[: self.batch_size]
+
+
+def make_joint_loader(
+    dataset: JointlyTransformedSet,
+    batch_size: int,
+    *,
+    sampler: EpochSampler | AspectRatioBatchSampler | None = None,
+    workers: int = 0,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader:
+    """As `make_loader`; `collate` makes a batch of samples whose sizes differ."""
+    options: dict[str, Any] = dict(
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
+    if isinstance(sampler, AspectRatioBatchSampler):
+        return DataLoader(dataset, batch_sampler=sampler, **options)
+    drop_last = sampler is not None and len(dataset) >= batch_size
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)
 
 
 def make_loader(
