@@ -94,8 +94,8 @@ class ScenePreprocessing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Testing:
-    """How pictures are tested. The default is what all published single-scale figures were taken with."""
+class Inference:
+    """How classes are read from pictures. The default is what all published single-scale figures were taken with."""
 
     ratios: tuple[float, ...] = (1.0,)
     """Scales of the picture, over whose probabilities the mean is taken; `MULTI_SCALE` are the published ones."""
@@ -243,47 +243,49 @@ class Segmenter(nn.Module):
         return Segmentation(labels, scores)
 
     @torch.inference_mode()
-    def predict(self, pictures: Sequence[Image.Image | Tensor], testing: Testing | None = None) -> list[Segmentation]:
+    def predict(
+        self, pictures: Sequence[Image.Image | Tensor], inference: Inference | None = None
+    ) -> list[Segmentation]:
         """RGB pictures (or bytes `3 H W`) of any sizes to the class of each of their pixels, each at its own size."""
         predictions = []
         for picture in pictures:
-            scores, labels = self.probabilities(picture, testing).max(dim=0)
+            scores, labels = self.probabilities(picture, inference).max(dim=0)
             predictions.append(Segmentation(labels, scores))
         return predictions
 
     @torch.inference_mode()
-    def probabilities(self, picture: Image.Image | Tensor, testing: Testing | None = None) -> Tensor:
+    def probabilities(self, picture: Image.Image | Tensor, inference: Inference | None = None) -> Tensor:
         """`k H W` at the size of the RGB picture (or bytes `3 H W`): the mean over scales and mirror images.
 
         Logits are resized to the picture before the softmax, as in the official tests.
         """
-        testing = testing or Testing()
+        inference = inference or Inference()
         image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture)
         image = image.as_subclass(Tensor).to(next(self.parameters()).device)
         training = self.training
         self.eval()
         try:
             total = None
-            for ratio in testing.ratios:
+            for ratio in inference.ratios:
                 scaled = self.preprocessing(image, ratio)
-                for flipped in (False, True) if testing.flip else (False,):
-                    logits = self.logits(scaled.flip(-1) if flipped else scaled, testing)
+                for flipped in (False, True) if inference.flip else (False,):
+                    logits = self.logits(scaled.flip(-1) if flipped else scaled, inference)
                     share = resize_map(logits, image.shape[-2:]).float().softmax(dim=1)[0]
                     share = share.flip(-1) if flipped else share
                     total = share if total is None else total.add_(share)
         finally:
             self.train(training)
         assert total is not None
-        return total.div_(len(testing.ratios) * (1 + testing.flip))
+        return total.div_(len(inference.ratios) * (1 + inference.flip))
 
-    def logits(self, images: Tensor, testing: Testing) -> Tensor:
+    def logits(self, images: Tensor, inference: Inference) -> Tensor:
         """Normalised images `b 3 H W` to logits `b k H W`: at once, or by sliding windows where there is a crop."""
-        if testing.crop is None:
+        if inference.crop is None:
             return self(images)
-        height, width = testing.crop
-        stride = testing.stride or (-(-height * 2 // 3), -(-width * 2 // 3))
+        height, width = inference.crop
+        stride = inference.stride or (-(-height * 2 // 3), -(-width * 2 // 3))
         return sliding_logits(
-            self, images, testing.crop, stride, batch_size=testing.window_batch, device=testing.device
+            self, images, inference.crop, stride, batch_size=inference.window_batch, device=inference.device
         )
 
     def save(self, path: Path) -> None:

@@ -129,11 +129,15 @@ def load_weights(model: nn.Module, source: str | PathLike[str], strict: bool = T
     own = model.state_dict()
     family = registry.family_of(model)
     for pattern in family.derived_buffers if family else ():
-        state = {key: value for key, value in state.items() if key in own or not re.search(pattern, key)}
+        state = {
+            key: value
+            for key, value in state.items()
+            if key in own or not re.search(pattern, key.removeprefix("backbone."))
+        }
     resized = _resize_positions(model, state)
-    for key in ("head.weight", "head.bias"):
-        if key in state and key in own and own[key].shape != state[key].shape:
-            del state[key]
+    fresh = [key for key in own if key.startswith(_CLASSIFIERS) and key in state and own[key].shape != state[key].shape]
+    for key in fresh:
+        del state[key]
     wrong = [
         f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
         for key in own
@@ -141,7 +145,7 @@ def load_weights(model: nn.Module, source: str | PathLike[str], strict: bool = T
     ]
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
-    may_miss = ("head.", "fpn")
+    may_miss = ("head.", "fpn", *fresh)
     may_exceed = _CLASSIFIER_PARTS if isinstance(model, Pyramid) else ("head.",)
     unfit = [key for key in missing if not key.startswith(may_miss)]
     unfit += [key for key in unexpected if not key.startswith(may_exceed)]
@@ -153,6 +157,7 @@ def load_weights(model: nn.Module, source: str | PathLike[str], strict: bool = T
     return LoadReport(source, form, resized, missing, unexpected)
 
 
+_CLASSIFIERS = ("head.", "decode_head.conv_seg.", "auxiliary_head.conv_seg.")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _CLASSIFIER_PARTS = ("head.", "cls_token", "cls_attn_blocks.", "blocks_token_only.", "norm.")
 
