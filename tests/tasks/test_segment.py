@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
+from torchvision import tv_tensors
 
 import transept
+from transept.data.segmentation_transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.errors import UsageError
 from transept.heads.fcn import FCNHead
 from transept.tasks.classify import Classifier
@@ -18,14 +20,17 @@ from transept.tasks.segment import (
     MULTI_SCALE,
     Inference,
     Outputs,
-    ScenePreprocessing,
     Segmenter,
     create_segmenter,
     default_palette,
 )
 
 TINY = dict(num_classes=5, width=16, depth=2)
-SMALL_SCENES = ScenePreprocessing(scale=(96, 64))
+SMALL_SCENES = SegmentationPreprocessing(scale=(96, 64))
+
+
+def prepare(preprocessing: SegmentationPreprocessing, picture: torch.Tensor, ratio: float = 1.0) -> torch.Tensor:
+    return segmentation_eval_transform(preprocessing, ratio)(tv_tensors.Image(picture))[None]
 
 
 def tiny(method: str = "upernet", **options) -> Segmenter:
@@ -122,18 +127,18 @@ def test_converted_batch_norms_keep_their_activations():
 
 
 def test_scale_of_test_pictures():
-    rule = ScenePreprocessing()
+    rule = SegmentationPreprocessing()
     assert rule.fitted_size((512, 683)) == (512, 683)
     assert rule.fitted_size((512, 683), 0.5) == (256, 342)
     assert rule.fitted_size((683, 512), 0.5) == (342, 256)
     assert rule.fitted_size((100, 1000)) == (205, 2048)
     assert rule.fitted_size((1, 5000)) == (1, 2048)
-    assert ScenePreprocessing(scale=None).fitted_size((301, 200), 0.5) == (151, 100)
-    aligned = ScenePreprocessing(multiple=32)
+    assert SegmentationPreprocessing(scale=None).fitted_size((301, 200), 0.5) == (151, 100)
+    aligned = SegmentationPreprocessing(multiple_of=32)
     picture = torch.randint(256, (3, 512, 683), dtype=torch.uint8)
-    assert aligned(picture).shape == (1, 3, 512, 704)
-    assert aligned(picture, 0.5).shape == (1, 3, 256, 352)
-    grey = rule(torch.full((3, 512, 512), 124, dtype=torch.uint8))
+    assert prepare(aligned, picture).shape == (1, 3, 512, 704)
+    assert prepare(aligned, picture, 0.5).shape == (1, 3, 256, 352)
+    grey = prepare(rule, torch.full((3, 512, 512), 124, dtype=torch.uint8))
     torch.testing.assert_close(grey[0, 0], torch.full((512, 512), (124 - 123.675) / 58.395), rtol=1e-3, atol=1e-5)
 
 
@@ -143,7 +148,7 @@ def test_single_scale_prediction(segmenter: Segmenter, picture: Image.Image):
     assert segmenter.training
     segmenter.eval()
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    small = SMALL_SCENES(image)
+    small = prepare(SMALL_SCENES, image)
     assert small.shape == (1, 3, 61, 96)
     logits = interpolate(segmenter(small), size=(70, 110), mode="bilinear", align_corners=False)
     scores, labels = logits.softmax(dim=1)[0].max(dim=0)
@@ -158,7 +163,7 @@ def test_multi_scale_and_flip_is_the_mean_of_its_parts(segmenter: Segmenter, pic
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     shares = []
     for ratio in (0.5, 1.25):
-        scaled = SMALL_SCENES(image, ratio)
+        scaled = prepare(SMALL_SCENES, image, ratio)
         for flipped in (False, True):
             logits = segmenter(scaled.flip(-1)).flip(-1) if flipped else segmenter(scaled)
             shares.append(interpolate(logits, size=(70, 110), mode="bilinear", align_corners=False).softmax(dim=1)[0])
@@ -198,7 +203,7 @@ def test_save_and_load(segmenter: Segmenter, tmp_path: Path, picture: Image.Imag
     named.save(tmp_path / "best.safetensors")
     loaded = Segmenter.load(tmp_path / "best.safetensors")
     assert (loaded.classes, loaded.palette) == (named.classes, named.palette)
-    assert loaded.preprocessing == named.preprocessing == ScenePreprocessing(multiple=32)
+    assert loaded.preprocessing == named.preprocessing == SegmentationPreprocessing(multiple_of=32)
     assert loaded.backbone.config.img_size == (96, 64)
     assert not loaded.training
     small = dataclasses.replace(named.preprocessing, scale=(96, 64))

@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from transept.data.labels import IGNORE
-from transept.data.resizing import FitWithin, Normalise, Size, fit_within, pad_to, picture_size, resize_jointly
+from transept.data.resizing import Normalise, Size, fit_within, pad_to, picture_size, resize_jointly
+from transept.errors import UsageError
 
 _REDRAWS = 10
 
@@ -24,8 +25,8 @@ _REDRAWS = 10
 class SegmentationPreprocessing:
     """How pictures are brought to a segmenter in evaluation; kept with the weights."""
 
-    scale: Size = (2048, 512)
-    """Longest long and short side that a picture is resized to fit, aspect kept."""
+    scale: Size | None = (2048, 512)
+    """Longest long and short side that a picture is resized to fit, aspect kept; None: it keeps its size."""
     multiple_of: int = 1
     """Sides are then resized up to a multiple of this (CrossFormer: 32)."""
     antialias: bool = False
@@ -34,8 +35,18 @@ class SegmentationPreprocessing:
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
 
     def __post_init__(self) -> None:
-        if min(self.scale) < 1 or self.multiple_of < 1:
-            raise ValueError(f"scale={self.scale} and multiple_of={self.multiple_of} must be positive")
+        if self.scale is not None and (len(self.scale) != 2 or min(self.scale) < 1):
+            raise UsageError(f"scale={self.scale}; give the longest long and short side, or None")
+        if self.multiple_of < 1:
+            raise UsageError(f"multiple_of={self.multiple_of} must be at least 1")
+
+    def fitted_size(self, size: Size, ratio: float = 1.0) -> Size:
+        """Height and width of a picture of `size` at `ratio` times the scale, aspect kept; `multiple_of` left out."""
+        if self.scale is None:
+            height, width = (max(int(side * ratio + 0.5), 1) for side in size)
+            return height, width
+        long, short = max(self.scale), min(self.scale)
+        return fit_within(size, (max(int(long * ratio), 1), max(int(short * ratio), 1)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +83,7 @@ def segmentation_train_transform(
     """Picture `3 H W` (8 bit) and mask `H W` to floats and classes of the crop's size. All randomness is torch's."""
     return v2.Compose(
         [
-            RandomScale(preprocessing.scale, augmentation.resize_ratio, antialias=preprocessing.antialias),
+            RandomScale(preprocessing, augmentation.resize_ratio),
             CategoryCrop(augmentation.crop, augmentation.category_max_ratio),
             v2.RandomHorizontalFlip(augmentation.flip),
             PhotometricDistortion(augmentation.photometric),
@@ -85,54 +96,47 @@ def segmentation_train_transform(
 
 def segmentation_eval_transform(preprocessing: SegmentationPreprocessing, ratio: float = 1.0) -> v2.Compose:
     """Picture to floats at the test scale, times `ratio` for multi-scale testing; a mask keeps the original size."""
-    long, short = max(preprocessing.scale), min(preprocessing.scale)
-    scale = (int(long * ratio), int(short * ratio))
     return v2.Compose(
-        [
-            FitWithin(
-                [scale],
-                antialias=preprocessing.antialias,
-                resize_masks=False,
-            ),
-            # Two steps, as published: fit, then stretch to the multiple.
-            StretchTo(preprocessing.multiple_of, antialias=preprocessing.antialias),
-            Normalise(preprocessing.mean, preprocessing.std),
-            v2.ToPureTensor(),
-        ]
+        [TestScale(preprocessing, ratio), Normalise(preprocessing.mean, preprocessing.std), v2.ToPureTensor()]
     )
 
 
 class RandomScale(v2.Transform):
-    """Resize to fit a scale times a uniform ratio, aspect kept."""
+    """Resize picture and mask to fit the scale times a uniform ratio, aspect kept."""
 
-    def __init__(self, scale: Size, ratio: tuple[float, float], *, antialias: bool) -> None:
+    def __init__(self, preprocessing: SegmentationPreprocessing, ratio: tuple[float, float]) -> None:
         super().__init__()
-        self.scale = scale
+        self.preprocessing = preprocessing
         self.ratio = ratio
-        self.antialias = antialias
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         ratio = float(torch.empty(()).uniform_(*self.ratio))
-        scale = (max(int(self.scale[0] * ratio), 1), max(int(self.scale[1] * ratio), 1))
-        return {"size": fit_within(picture_size(flat_inputs), scale)}
+        return {"size": self.preprocessing.fitted_size(picture_size(flat_inputs), ratio)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return resize_jointly(inpt, params["size"], antialias=self.antialias)
+        return resize_jointly(inpt, params["size"], antialias=self.preprocessing.antialias)
 
 
-class StretchTo(v2.Transform):
-    """Resize a picture, not its mask, up to the next multiple on each side."""
+class TestScale(v2.Transform):
+    """Resize a picture, not its mask, to fit the scale times `ratio`, then stretch it to the multiple.
 
-    def __init__(self, multiple_of: int, *, antialias: bool) -> None:
+    These are two steps in the published systems, and bilinear resizing twice is not resizing once.
+    """
+
+    def __init__(self, preprocessing: SegmentationPreprocessing, ratio: float) -> None:
         super().__init__()
-        self.multiple_of = multiple_of
-        self.antialias = antialias
+        self.preprocessing = preprocessing
+        self.ratio = ratio
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
-        height, width = (-(-side // self.multiple_of) * self.multiple_of for side in inpt.shape[-2:])
-        return resize_jointly(inpt, (height, width), antialias=self.antialias)
+        fitted = self.preprocessing.fitted_size((inpt.shape[-2], inpt.shape[-1]), self.ratio)
+        multiple = self.preprocessing.multiple_of
+        height, width = (-(-side // multiple) * multiple for side in fitted)
+        for size in (fitted, (height, width)):
+            inpt = resize_jointly(inpt, size, antialias=self.preprocessing.antialias)
+        return inpt
 
 
 class CategoryCrop(v2.Transform):

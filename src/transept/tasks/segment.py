@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
+from transept.data.segmentation_transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.fcn import FCNHead
 from transept.heads.fpn import FPN
@@ -53,44 +54,6 @@ class Segmentation(NamedTuple):
     """`b H W` (of one picture: `H W`) class numbers."""
     scores: Tensor
     """Their probabilities, in 0..1."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScenePreprocessing:
-    """How pictures are brought to a segmenter in evaluation; kept with the weights."""
-
-    scale: tuple[int, int] | None = (2048, 512)
-    """The longest long and short side in pixels; the picture becomes as large as fits. None: it keeps its size."""
-    multiple: int = 1
-    """Sides are stretched to the next multiple, as CrossFormer's published segmenters do with 32."""
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-
-    def __post_init__(self) -> None:
-        if self.scale is not None and (len(self.scale) != 2 or min(self.scale) < 1):
-            raise ValueError(f"scale={self.scale}; give the longest long and short side, or None")
-        if self.multiple < 1:
-            raise ValueError(f"multiple={self.multiple} must be at least 1")
-
-    def fitted_size(self, size: tuple[int, int], ratio: float = 1.0) -> tuple[int, int]:
-        """Height and width of a picture of `size` at `ratio` times the scale, its aspect kept (`multiple` left out)."""
-        factor = ratio
-        if self.scale is not None:
-            limits = sorted(int(side * ratio) for side in self.scale)
-            factor = min(limit / side for limit, side in zip(limits, sorted(size), strict=True))
-        height, width = (max(int(side * factor + 0.5), 1) for side in size)
-        return height, width
-
-    def __call__(self, image: Tensor, ratio: float = 1.0) -> Tensor:
-        """A picture `3 H W` in bytes to a normalised image `1 3 h w`.
-
-        Resized bilinearly without antialiasing, as the published models were trained and tested.
-        """
-        fitted = self.fitted_size((image.shape[-2], image.shape[-1]), ratio)
-        for size in (fitted, [-(-side // self.multiple) * self.multiple for side in fitted]):
-            if tuple(image.shape[-2:]) != tuple(size):
-                image = v2.resize(image, list(size), v2.InterpolationMode.BILINEAR, antialias=False)
-        return v2.normalize(v2.to_dtype(image, torch.float32, scale=True), list(self.mean), list(self.std))[None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +136,7 @@ class Segmenter(nn.Module):
         classes: Sequence[str],
         *,
         palette: Sequence[RGB] | None = None,
-        preprocessing: ScenePreprocessing | None = None,
+        preprocessing: SegmentationPreprocessing | None = None,
         width: int | None = None,
     ) -> None:
         super().__init__()
@@ -189,7 +152,7 @@ class Segmenter(nn.Module):
         self.width = width
         self.classes = list(classes)
         self.palette = [(r, g, b) for r, g, b in palette] if palette is not None else default_palette(len(classes))
-        self.preprocessing = preprocessing or ScenePreprocessing()
+        self.preprocessing = preprocessing or SegmentationPreprocessing()
         levels = backbone.feature_info
         self.backbone = backbone
         self.neck, self.decode_head, self.auxiliary_head = METHODS[method](
@@ -267,7 +230,7 @@ class Segmenter(nn.Module):
         try:
             total = None
             for ratio in inference.ratios:
-                scaled = self.preprocessing(image, ratio)
+                scaled = segmentation_eval_transform(self.preprocessing, ratio)(tv_tensors.Image(image))[None]
                 for flipped in (False, True) if inference.flip else (False,):
                     logits = self.logits(scaled.flip(-1) if flipped else scaled, inference)
                     share = resize_map(logits, image.shape[-2:]).float().softmax(dim=1)[0]
@@ -315,7 +278,7 @@ class Segmenter(nn.Module):
                 backbone,
                 about["classes"],
                 palette=about["palette"],
-                preprocessing=ScenePreprocessing(**tuples(about["preprocessing"])),
+                preprocessing=SegmentationPreprocessing(**tuples(about["preprocessing"])),
                 width=about["width"],
             )
             segmenter.load_state_dict(state)
@@ -331,7 +294,7 @@ def create_segmenter(
     backbone_weights: str | PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
     palette: Sequence[RGB] | None = None,
-    preprocessing: ScenePreprocessing | None = None,
+    preprocessing: SegmentationPreprocessing | None = None,
     width: int | None = None,
     in_chans: int = 3,
     img_size: int | Sequence[int] | None = None,
@@ -385,7 +348,7 @@ def create_segmenter(
         **(dict(PUBLISHED_OPTIONS.get((method, name), {})) | options),
     )
     if preprocessing is None and family.name == "CrossFormer":
-        preprocessing = ScenePreprocessing(multiple=32)
+        preprocessing = SegmentationPreprocessing(multiple_of=32)
     names = classes if classes is not None else [str(i) for i in range(num_classes)]
     segmenter = Segmenter(method, model, names, palette=palette, preprocessing=preprocessing, width=width)
     if backbone_weights is not None:

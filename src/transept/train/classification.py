@@ -47,7 +47,12 @@ class ClassifyJob(Job):
     def loaders(self, task: Classifier, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
         recipe, splits = self.recipe, self.splits
         sampler = EpochSampler(
-            len(splits.train), seed=recipe.seed, batch_size=recipe.batch_size, start_epoch=epoch, start_batch=batch
+            len(splits.train),
+            seed=recipe.seed,
+            batch_size=recipe.batch_size,
+            draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
+            start_epoch=epoch,
+            start_batch=batch,
         )
         train = TransformedSet(splits.train, train_transform(task.preprocessing, recipe.augmentation))
         val = TransformedSet(splits.val, eval_transform(task.preprocessing))

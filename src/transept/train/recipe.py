@@ -110,13 +110,40 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """What only `task: segment` reads."""
+
+    method: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
+    width: int | None = None
+    """Channels of the method's convolutions; default: as published."""
+    reduce_zero_label: bool | None = None
+    """The masks' value 0 means nothing and k is class k - 1, as in ADE20K; default: as the data's class list says."""
+    scale: tuple[int, int] = (2048, 512)
+    """Longest long and short side that a picture is resized to fit, in training before the random ratio."""
+    multiple_of: int = 1
+    """In evaluation, sides are stretched to the next multiple."""
+    crop: tuple[int, int] = (512, 512)
+    """Height and width of training crops."""
+    resize_ratio: tuple[float, float] = (0.5, 2.0)
+    """Range of the random factor of the scale."""
+    category_max_ratio: float = 0.75
+    """A crop of which one class covers this share or more is drawn again, up to ten times."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    photometric: float = 0.5
+    """Probability of each change of brightness, contrast, saturation and hue."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A training run."""
 
     model: ModelOptions
-    task: Literal["classify"] = "classify"
+    task: Literal["classify", "segment"] = "classify"
     data: str | None = None
-    """`digits`, or a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split."""
+    """classify: `digits`, or a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split.
+    segment: `digits-scenes`, or a folder of pictures and masks."""
+    segment: SegmentOptions = field(default_factory=SegmentOptions)
     val_fraction: float = 0.2
     """Share held out where the folder is one."""
     skip_bad_images: bool = False
@@ -128,6 +155,8 @@ class Recipe:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     label_smoothing: float = 0.1
+    sync_batchnorm: bool = False
+    """Statistics of batch norms over all processes."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: int = 0
 

@@ -33,8 +33,9 @@ from transept.train.job import Job, Score
 from transept.train.module import TaskModule
 from transept.train.progress import ProgressBar
 from transept.train.recipe import Recipe
+from transept.train.segmentation import SegmentJob
 
-JOBS: dict[str, type[Job]] = {"classify": ClassifyJob}
+JOBS: dict[str, type[Job]] = {"classify": ClassifyJob, "segment": SegmentJob}
 _SAVE_SECONDS = 600
 
 
@@ -99,6 +100,7 @@ def _fit(
             accelerator="auto",
             devices=1,
             precision=recipe.precision,
+            sync_batchnorm=recipe.sync_batchnorm,
             gradient_clip_val=recipe.optimizer.clip_grad,
             callbacks=[recorder, *([bar] if bar else [])],
             plugins=[AtomicCheckpointIO()],

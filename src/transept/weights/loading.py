@@ -145,11 +145,10 @@ def _fit_channels(entries: Entries, own: Mapping[str, torch.Tensor]) -> Entries:
 def _fit_classes(entries: Entries, model: nn.Module, dropped: list[KeyReport]) -> Entries:
     own, out = model.state_dict(), dict(entries)
     for name, entry in entries.items():
-        if (
-            name in own
-            and own[name].shape[1:] == entry.tensor.shape[1:] != own[name].shape
-            and any_match(_CLASS_LAYERS, name)
-        ):
+        if name not in own or not any_match(_CLASS_LAYERS, name):
+            continue
+        given, wanted = entry.tensor.shape, own[name].shape
+        if given[1:] == wanted[1:] and given[0] != wanted[0]:
             _drop(out, name, "for another number of classes", dropped)
     return out
 
