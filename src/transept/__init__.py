@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transept.analysis.count import count
     from transept.errors import TranseptError
+    from transept.tasks.pretrained import from_pretrained, push_to_hub, save_pretrained
     from transept.weights.create import create_model, list_models, load_weights
 
 __version__ = version("transept")
@@ -23,12 +24,25 @@ __version__ = version("transept")
 _HOMES = {
     "count": "transept.analysis.count",
     "create_model": "transept.weights.create",
+    "from_pretrained": "transept.tasks.pretrained",
     "list_models": "transept.weights.create",
     "load_weights": "transept.weights.create",
+    "push_to_hub": "transept.tasks.pretrained",
+    "save_pretrained": "transept.tasks.pretrained",
     "TranseptError": "transept.errors",
 }
 
-__all__ = ["TranseptError", "__version__", "count", "create_model", "list_models", "load_weights"]
+__all__ = [
+    "TranseptError",
+    "__version__",
+    "count",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load_weights",
+    "push_to_hub",
+    "save_pretrained",
+]
 
 
 def __getattr__(name: str) -> Any:
