@@ -513,15 +513,17 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if not fits:
         shown = json.dumps(value)
         shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
-        raise _FieldError(f"{where} is {shown}, which is no {_in_words(hint)}")
+        raise _FieldError(f"{where} is {shown}, which is not {_in_words(hint)}")
     return value
 
 
 def _in_words(hint: Any) -> str:
+    origin, options = get_origin(hint), get_args(hint)
     if hint is int:
-        return f"whole number of 0 to {_LARGEST}"
-    if get_origin(hint) is tuple:
-        options = get_args(hint)
-        return "list" if options[-1] is ... else f"list of {len(options)}"
-    words = {float: "number", str: "string", bool: "true or false", dict: "object", list: "list"}
-    return words.get(get_origin(hint) or hint, str(hint).removeprefix("typing."))
+        return f"a whole number of 0 to {_LARGEST}"
+    if origin is Literal:
+        return " or ".join(map(repr, options))
+    if origin is tuple and options[-1] is not ...:
+        return f"a list of {len(options)}"
+    words = {float: "a number", str: "a string", bool: "true or false", dict: "an object"}
+    return words.get(origin or hint, "a list")
