@@ -66,7 +66,7 @@ def create_repository(repo_id: str, *, private: bool, token: str | None) -> tupl
         # An existing repository keeps its visibility, whatever was asked for.
         public = private and not api.repo_info(url.repo_id).private
     if public:
-        raise TranseptError(f"{url.repo_id!r} exists and is public; make it private first, or push with private=False")
+        raise TranseptError(f"{url.repo_id!r} is public; make it private first, or push with private=False")
     return url.repo_id, str(url)
 
 
@@ -128,7 +128,7 @@ def _explained(repo_id: str, revision: str | None, filename: str | None) -> Iter
 
 
 def _sentence(error: Exception, repo_id: str, revision: str | None, filename: str | None) -> str:
-    what = f"{filename!r} of {repo_id!r}" if filename else repo_id
+    what = f"{filename!r} of {repo_id!r}" if filename else repr(repo_id)
     host = constants.ENDPOINT
     log_in = "log in with `hf auth login` or give token="
     match error:
@@ -156,6 +156,8 @@ def _sentence(error: Exception, repo_id: str, revision: str | None, filename: st
             return (
                 f"{host} answered {status} for {what} ({error.server_message or _first_line(error)}); try again later"
             )
+        case HTTPError() | ConnectionError():
+            return f"could not reach {host} for {what} ({_first_line(error)}); try again later"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EACCES | errno.EROFS | errno.EFBIG):
             return f"cannot write {what} to the local cache: {error.strerror}; free some room or set HF_HOME"
         case RuntimeError() if isinstance(error.__cause__, HfHubHTTPError):
