@@ -153,9 +153,8 @@ def _sentence(error: Exception, repo_id: str, revision: str | None, filename: st
                 return f"{host} does not accept our token for {repo_id!r}; {log_in}"
             if status == 403:
                 return f"our token does not allow this for {repo_id!r} on {host}; {log_in} one with the permission"
-            return (
-                f"{host} answered {status} for {what} ({error.server_message or _first_line(error)}); try again later"
-            )
+            said = f" ({error.server_message.splitlines()[0][:200]})" if error.server_message else ""
+            return f"{host} answered {status} for {what}{said}; try again later"
         case HTTPError() | ConnectionError():
             return f"could not reach {host} for {what} ({_first_line(error)}); try again later"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EACCES | errno.EROFS | errno.EFBIG):
