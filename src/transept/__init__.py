@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transept.analysis.count import count
     from transept.errors import TranseptError
+    from transept.tasks.pretrained import from_pretrained, push_to_hub, save_pretrained
     from transept.tasks.segment import create_segmenter
     from transept.weights.create import create_model, list_models, load_weights
 
@@ -25,12 +26,26 @@ _HOMES = {
     "count": "transept.analysis.count",
     "create_model": "transept.weights.create",
     "create_segmenter": "transept.tasks.segment",
+    "from_pretrained": "transept.tasks.pretrained",
     "list_models": "transept.weights.create",
     "load_weights": "transept.weights.create",
+    "push_to_hub": "transept.tasks.pretrained",
+    "save_pretrained": "transept.tasks.pretrained",
     "TranseptError": "transept.errors",
 }
 
-__all__ = ["TranseptError", "__version__", "count", "create_model", "create_segmenter", "list_models", "load_weights"]
+__all__ = [
+    "TranseptError",
+    "__version__",
+    "count",
+    "create_model",
+    "create_segmenter",
+    "from_pretrained",
+    "list_models",
+    "load_weights",
+    "push_to_hub",
+    "save_pretrained",
+]
 
 
 def __getattr__(name: str) -> Any:
