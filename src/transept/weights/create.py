@@ -153,7 +153,7 @@ def load_weights(model: nn.Module, source: str | PathLike[str], strict: bool = T
     return LoadReport(source, form, resized, missing, unexpected)
 
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams")
 _CLASSIFIER_PARTS = ("head.", "cls_token", "cls_attn_blocks.", "blocks_token_only.", "norm.")
 
 
