@@ -73,8 +73,8 @@ def read_checkpoint(path: Path, wrapper: str | None = None) -> Contents:
 
     The format is recognised by content. Other Python objects in the file (a yacs config, an argparse namespace, an
     optimiser) are passed over without being made. Of several state dicts in a file the first of `WRAPPERS` is taken,
-    of PASSL's two networks the student. The tensors are views of the file where its format allows: writing to one leaves
-    the file as it is, but overwriting the file in place (rather than replacing it) changes them.
+    of PASSL's two networks the student. The tensors are views of the file where its format allows: writing to one
+    leaves the file as it is, but overwriting the file in place (rather than replacing it) changes them.
 
     Args:
         wrapper: take this entry of the file instead, as `model_ema`, or PASSL's `Teacher`.
