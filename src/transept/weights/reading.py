@@ -1,11 +1,14 @@
 """Checkpoint files to state dicts: safetensors, PyTorch old and new, PaddlePaddle. Nothing in a file is executed."""
 
+import os
 import stat
 import struct
 import zipfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from io import BufferedReader
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from transept.errors import TranseptError, UsageError
 from transept.weights.stored_tensors import StoredTensors, is_array, is_tensor, open_pickle, open_zip
-from transept.weights.unpickling import ActingGlobalError, Call, Global, Span, plain
+from transept.weights.unpickling import ActingGlobalError, Call, Global, OddKey, Span, plain
 
 StateDict = dict[str, Tensor]
 
@@ -68,7 +71,8 @@ def read_checkpoint(path: Path, wrapper: str | None = None) -> Contents:
 
     The format is recognised by content. Other Python objects in the file (a yacs config, an argparse namespace, an
     optimiser) are passed over without being made. Of several state dicts in a file the first of `WRAPPERS` is taken,
-    of PASSL's two networks the student.
+    of PASSL's two networks the student. The tensors are views of the file where its format allows: writing to one
+    leaves the file as it is, but overwriting the file in place (rather than replacing it) changes them.
 
     Args:
         wrapper: take this entry of the file instead, as `model_ema`, or PASSL's `Teacher`.
@@ -83,7 +87,7 @@ def read_checkpoint(path: Path, wrapper: str | None = None) -> Contents:
     try:
         with path.open("rb") as file:
             source = mmap(file.fileno(), 0, access=ACCESS_COPY)  # closes with the last tensor that is a view of it
-        return _read(path, source, wrapper)
+            return _read(path, file, source, wrapper)
     except ActingGlobalError as error:
         raise TranseptError(
             f"{str(path)!r} holds a call of {error}, which no checkpoint needs; it was not run and nothing was read: "
@@ -113,7 +117,7 @@ def _check_is_file(path: Path) -> None:
     try:
         status = path.stat()
     except (OSError, ValueError, RuntimeError) as error:
-        if path.is_symlink():
+        if os.path.islink(path):  # noqa: PTH114  Path.is_symlink raises what stat did
             raise TranseptError(f"{str(path)!r} is a link to nothing; fetch the file it should lead to") from error
         raise TranseptError(
             f"there is no weights file {str(path)!r}; give the path of a .safetensors, .pth, .pt or .pdparams file"
@@ -140,12 +144,12 @@ _FOREIGN = (  # what is often saved or renamed to a weights file by mistake: fir
 )
 
 
-def _read(path: Path, source: mmap, wrapper: str | None) -> Contents:
+def _read(path: Path, file: BufferedReader, source: mmap, wrapper: str | None) -> Contents:
     head = source[:512]
     if _is_safetensors(head):
         return _read_safetensors(path, wrapper)
     if head.startswith((b"PK\3\4", b"PK\5\6")):
-        return _read_zip(path, source, wrapper)
+        return _read_zip(path, file, source, wrapper)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for first, what in _FOREIGN:
         if start.startswith(first):
@@ -157,7 +161,7 @@ def _read(path: Path, source: mmap, wrapper: str | None) -> Contents:
     if path.suffix == ".safetensors" and head[:1] != b"\x80":  # damaged: let safetensors say how
         return _read_safetensors(path, wrapper)
     try:
-        content, tensors, legacy = open_pickle(source)
+        content, tensors, legacy = open_pickle(source, file)
     except UnpicklingError:
         if head[:1] == b"\x80" and head[1] <= 5:
             raise
@@ -177,9 +181,9 @@ def _read_safetensors(path: Path, wrapper: str | None) -> Contents:
         return _choose(path, "safetensors", content, None, wrapper, file.metadata())
 
 
-def _read_zip(path: Path, source: mmap, wrapper: str | None) -> Contents:
+def _read_zip(path: Path, file: BufferedReader, source: mmap, wrapper: str | None) -> Contents:
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OverflowError, EOFError, IndexError, struct.error) as error:
         raise zipfile.BadZipFile("the table of contents at its end is missing or damaged") from error
     with archive:
@@ -193,7 +197,7 @@ def _read_zip(path: Path, source: mmap, wrapper: str | None) -> Contents:
             raise TranseptError(f"{str(path)!r} is a numpy archive (.npz); save its arrays as a .safetensors file")
         if not any(name.endswith("data.pkl") for name in names):
             raise TranseptError(f"{str(path)!r} is a zip archive, but not one of PyTorch; unpack it and look inside")
-        content, tensors = open_zip(source, archive)
+        content, tensors = open_zip(source, file, archive)
     return _choose(path, "PyTorch", content, tensors, wrapper)
 
 
@@ -315,7 +319,8 @@ def _networks(entries: dict[Any, Any]) -> tuple[str, ...]:
 def _named(entries: dict[Any, Any], network: str) -> tuple[dict[str, Any], list[str]]:
     """The entries whose names are text (of one network where there are two), and a word on each other one."""
     named = {name: value for name, value in entries.items() if isinstance(name, str)}
-    odd = [f"{plain(name)} (its name is no text)" for name in entries if not isinstance(name, str)]
+    others = [name for name in entries if not isinstance(name, str)]
+    odd = [f"{'?' if isinstance(name, OddKey) else plain(name)} (its name is no text)" for name in others]
     if network:
         named = {name: value for name, value in named.items() if name.startswith(f"{network}.")}
     return named, odd
@@ -347,11 +352,11 @@ def _kind(value: Any) -> str:
 
 def _objects(content: Any, chosen: dict[Any, Any]) -> Iterator[str]:
     """`args (argparse.Namespace)` for the outermost objects in the file, outside of the `chosen` state dict."""
-    waiting, seen = [("", content, 0)], {id(chosen)}
+    waiting, seen = deque([("", content, 0)]), {id(chosen)}
     for _ in range(10_000):  # a file can nest without end
         if not waiting:
             return
-        name, value, depth = waiting.pop(0)
+        name, value, depth = waiting.popleft()
         if id(value) in seen:
             continue
         seen.add(id(value))

@@ -1,7 +1,7 @@
 """Tensors of PyTorch and PaddlePaddle files, made from what the pickle says of them.
 
 The file is mapped into memory, and a tensor is a view of the map (copy on write), so that nothing is read before it is
-used and the optimiser's state never is. Only tensors that lie askew in the file are copied.
+used and the optimiser's state never is. Only tensors that lie askew in the file are read at once.
 """
 
 import codecs
@@ -9,6 +9,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BufferedReader
 from mmap import mmap
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -61,6 +62,8 @@ _WRAPPED = (  # calls whose first argument is the tensor
     "torch._utils._rebuild_parameter_with_state",
     "torch.nn.parameter.Parameter",
 )
+# Protocols 0 to 2 know no bytes: they write _codecs.encode(text, "latin1").
+_BYTES = ("_codecs.encode", "builtins.bytes", "builtins.bytearray")
 _PIECE = 2**22
 _NUMPY = ("numpy.core.", "numpy._core.")
 
@@ -78,6 +81,8 @@ class StoredTensors:
     """The bytes behind the tensors of one file."""
 
     source: mmap
+    file: BufferedReader
+    """The same file: what must be copied is read, since the pages of a map would count as memory too."""
     regions: Mapping[str, Region] = field(default_factory=dict)
     """Where PyTorch's storages lie, by key."""
     _storages: dict[Region, UntypedStorage] = field(default_factory=dict)
@@ -129,17 +134,26 @@ class StoredTensors:
             raise UnpicklingError(f"it claims the shape {shape}, but has {length} bytes of {dtype}")
 
     def _bytes(self, data: Any) -> bytearray:
-        if isinstance(data, Call):  # protocols 0 to 2 know no bytes: they write _codecs.encode(text, "latin1")
-            data, *_ = data.args
-        if not isinstance(data, Span):
+        if isinstance(data, Call) and str(data.function) in _BYTES:
+            data = data.args[0] if data.args else b""
+        if isinstance(data, str | bytes | bytearray):
             return bytearray(data.encode("latin-1") if isinstance(data, str) else data)
+        if not isinstance(data, Span):
+            raise UnpicklingError("it has no bytes")
         if not data.is_text:
-            return bytearray(self.source[data.offset : data.offset + data.length])
+            return bytearray(_buffer(self._read(data.offset, data.length)))
         decoder, plain_bytes = codecs.getincrementaldecoder("utf-8")(), bytearray()
         for start in range(data.offset, data.offset + data.length, _PIECE):  # all at once would take thrice the room
-            piece = self.source[start : min(start + _PIECE, data.offset + data.length)]
-            plain_bytes += decoder.decode(piece).encode("latin-1")
+            piece = self._read(start, min(_PIECE, data.offset + data.length - start))
+            plain_bytes += decoder.decode(_buffer(piece)).encode("latin-1")
         return plain_bytes
+
+    def _read(self, offset: int, length: int) -> Tensor:
+        data = torch.empty(length, dtype=torch.uint8)
+        self.file.seek(offset)
+        if self.file.readinto(_buffer(data)) < length:
+            raise UnpicklingError("the file was cut short while it was read")
+        return data
 
     def _view(
         self, region: Region, dtype: torch.dtype, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
@@ -156,11 +170,12 @@ class StoredTensors:
     def _storage(self, region: Region, itemsize: int) -> UntypedStorage:
         storage = self._storages.get(region)
         if storage is None:
-            whole = self._whole()
-            storage = whole[region.offset : region.offset + region.length] if region.length else UntypedStorage(0)
-            storage = cast(UntypedStorage, storage)
             if region.offset % itemsize:
-                storage = storage.clone()
+                storage = self._read(region.offset, region.length).untyped_storage()
+            elif region.length:
+                storage = cast(UntypedStorage, self._whole()[region.offset : region.offset + region.length])
+            else:
+                storage = UntypedStorage(0)
             self._storages[region] = storage
         return storage
 
@@ -169,6 +184,10 @@ class StoredTensors:
         if whole not in self._storages:
             self._storages[whole] = torch.frombuffer(self.source, dtype=torch.uint8).untyped_storage()
         return self._storages[whole]
+
+
+def _buffer(data: Tensor) -> memoryview:
+    return memoryview(cast(Any, data.numpy()))
 
 
 def _strides(shape: tuple[int, ...], by_columns: bool) -> tuple[int, ...]:
@@ -202,7 +221,9 @@ def is_array(value: Any) -> bool:
 
 def _unwrap(value: Any) -> Any:
     """Without what surrounds a tensor: Parameter, a subclass, and Paddle's pair of a name and an array."""
-    while isinstance(value, Call) and isinstance(value.args, tuple) and value.args:
+    for _ in range(4):  # a file can wrap without end
+        if not isinstance(value, Call) or not isinstance(value.args, tuple) or not value.args:
+            break
         name = str(value.function)
         if name in _WRAPPED:
             value = value.args[0]
@@ -251,13 +272,17 @@ def storage_of(value: Any) -> tuple[torch.dtype, Any, int, Any]:
 def _integers(values: Any) -> tuple[int, ...]:
     if isinstance(values, Call) and str(values.function) == "torch.Size":
         (values,) = values.args
-    if not isinstance(values, tuple | list) or not all(type(value) is int and abs(value) < 2**60 for value in values):
+    if (
+        not isinstance(values, tuple | list)
+        or len(values) > 64
+        or not all(type(value) is int and abs(value) < 2**60 for value in values)
+    ):
         raise UnpicklingError("its shape is no row of numbers")
     return tuple(values)
 
 
-def open_zip(source: mmap, archive: zipfile.ZipFile) -> tuple[Any, StoredTensors]:
-    """What a file of `torch.save` since 1.6 holds; `archive` is `source` too.
+def open_zip(source: mmap, file: BufferedReader, archive: zipfile.ZipFile) -> tuple[Any, StoredTensors]:
+    """What a file of `torch.save` since 1.6 holds; `source`, `file` and `archive` are the same file.
 
     Raises:
         UnpicklingError: it is damaged, or its entries are compressed.
@@ -274,7 +299,7 @@ def open_zip(source: mmap, archive: zipfile.ZipFile) -> tuple[Any, StoredTensors
     content = Unpickler(source, source.tell() + regions[pickles[0]].length).load()
     prefix = f"{folder}data/"
     data = {name.removeprefix(prefix): region for name, region in regions.items() if name.startswith(prefix)}
-    return content, StoredTensors(source, data)
+    return content, StoredTensors(source, file, data)
 
 
 def _entry(source: mmap, info: zipfile.ZipInfo) -> Region:
@@ -288,7 +313,7 @@ def _entry(source: mmap, info: zipfile.ZipInfo) -> Region:
     return Region(offset, info.file_size)
 
 
-def open_pickle(source: mmap) -> tuple[Any, StoredTensors, bool]:
+def open_pickle(source: mmap, file: BufferedReader) -> tuple[Any, StoredTensors, bool]:
     """What a file of `torch.save` before 1.6, or a plain pickle of arrays, holds; whether it is the former.
 
     Raises:
@@ -299,7 +324,7 @@ def open_pickle(source: mmap) -> tuple[Any, StoredTensors, bool]:
     unpickler = Unpickler(source, end)
     content = unpickler.load()
     if content != LEGACY_MAGIC:
-        return content, StoredTensors(source), False
+        return content, StoredTensors(source, file), False
     unpickler.load()  # the protocol
     unpickler.load()  # the machine's sizes of numbers
     content, keys = unpickler.load(), unpickler.load()
@@ -310,13 +335,13 @@ def open_pickle(source: mmap) -> tuple[Any, StoredTensors, bool]:
             sizes[key] = dtype.itemsize
     regions = {}
     for key in keys if isinstance(keys, list) else ():
-        count = int.from_bytes(source.read(8), "little", signed=True)
-        length = count * sizes.get(key, 0) if isinstance(key, str) else -1
-        if length < 0 or source.tell() + length > end:
+        count = source.read(8)
+        length = int.from_bytes(count, "little", signed=True) * sizes.get(key, 0) if isinstance(key, str) else -1
+        if len(count) < 8 or length < 0 or source.tell() + length > end:
             raise UnpicklingError(f"it breaks off at byte {end}")
         regions[key] = Region(source.tell(), length)
         source.seek(length, 1)
-    return content, StoredTensors(source, regions), True
+    return content, StoredTensors(source, file, regions), True
 
 
 def _described(reference: Persistent) -> tuple[torch.dtype, Any, int, Any]:

@@ -7,6 +7,7 @@ strings stay where they are in the file, as a `Span`.
 """
 
 import pickletools
+import warnings
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # what Python 2 called things; the table of pickle itself
 from dataclasses import dataclass, field
 from mmap import mmap
@@ -198,7 +199,7 @@ class Unpickler:
                 self.source.seek(offset + length)
             else:
                 self.source.seek(start + 1)
-                value = opcode.arg.reader(cast(IO[bytes], self.source))
+                value = _read_argument(opcode.arg, cast(IO[bytes], self.source))
         if self.source.tell() > self.end:
             raise UnpicklingError(f"it breaks off at byte {self.end}")
         return opcode.name, value
@@ -216,6 +217,13 @@ _VALUES = frozenset(
     "BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE BININT1 BININT BININT2 INT LONG LONG1 LONG4 FLOAT BINFLOAT STRING "
     "BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 NONE NEWTRUE NEWFALSE".split()
 )
+
+
+def _read_argument(argument: pickletools.ArgumentDescriptor, source: IO[bytes]) -> Any:
+    if argument.n != pickletools.UP_TO_NEWLINE:
+        return argument.reader(source)
+    with warnings.catch_warnings(action="ignore"):  # an unknown escape in such text is a warning, or an error
+        return argument.reader(source)
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
