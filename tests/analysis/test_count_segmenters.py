@@ -71,7 +71,7 @@ def saved(method: str, backbone: str, side: int) -> int:
             padded = [-(-s // 7) * 7 for s in sides]
             return sum(2 * 49 * s * s * c * d for s, c, d in zip(padded, variant.dims, variant.depths, strict=True))
         case "CrossFormer":
-            # Officially the output projection runs on the padding too: to multiples of G, or of I in every second block.
+            # Officially the output projection runs on the padding too: to multiples of G, or I in each second block.
             large = method == "semantic_fpn"
             sizes, intervals = ((14, 14, 7, 7), (16, 8, 2, 1)) if large else ((7, 7, 7, 7), (8, 4, 2, 1))
             total = 0

@@ -1,6 +1,7 @@
 """Segmenters: building, losses, whole, sliding and multi-scale inference, files."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from transept.errors import UsageError
 from transept.heads.fcn import FCNHead
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import (
+    METHODS,
     MULTI_SCALE,
     Inference,
     Outputs,
@@ -297,6 +299,56 @@ def test_calls_that_are_wrong(options: dict, message: str):
 def test_inference_that_is_wrong(options: dict, message: str):
     with pytest.raises(UsageError, match=message):
         Inference(**options)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (torch.zeros(3, 8, 8), r"the picture is \(3, 8, 8\) of float32; give 3 x H x W bytes"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"the picture is \(1, 8, 8\) of uint8"),
+    ],
+)
+def test_pictures_that_are_none(picture: torch.Tensor, message: str):
+    with pytest.raises(transept.TranseptError, match=message):
+        tiny().predict([picture])
+
+
+def test_grey_pictures_are_taken_as_grey():
+    segmenter = tiny(preprocessing=SMALL_SCENES)
+    grey = Image.fromarray(np.arange(64 * 48, dtype=np.uint8).reshape(64, 48))
+    assert torch.equal(segmenter.predict([grey])[0].labels, segmenter.predict([grey.convert("RGB")])[0].labels)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(scale=(0, 5)), dict(scale=(5,)), dict(multiple=0)], ids=lambda options: str(options)
+)
+def test_preprocessing_that_is_wrong(options: dict):
+    name, value = next(iter(options.items()))
+    with pytest.raises(UsageError, match=re.escape(f"{name}={value}")):
+        ScenePreprocessing(**options)
+
+
+FAMILIES = {
+    "cat_tiny": dict(depths=(1, 1, 1, 1)),
+    "cabvit_h_l1": dict(depths=(1, 1, 2, 1)),
+    "crossformer_tiny": dict(depths=(1, 1, 2, 1)),
+    "crossformer_pp_small": dict(depths=(1, 1, 3, 1)),
+    "xcit_nano_12_p16": dict(depth=2),
+    "xcit_nano_12_p8": dict(depth=2),
+    "cait_xxs24": dict(depth=2),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backbone", FAMILIES)
+@torch.no_grad()
+def test_every_family_at_an_odd_size(method: str, backbone: str):
+    segmenter = create_segmenter(method, backbone=backbone, num_classes=5, width=16, **FAMILIES[backbone]).eval()
+    images = torch.randn(2, 3, 61, 90)
+    logits = segmenter(images)
+    assert logits.shape == (2, 5, 61, 90)
+    torch.testing.assert_close(segmenter(images[1:]), logits[1:], atol=1e-4 * float(logits.std()), rtol=0)
+    assert segmenter.train()(images).decode.isfinite().all()
 
 
 def test_auxiliary_head_reads_its_level():

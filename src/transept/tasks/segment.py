@@ -68,9 +68,9 @@ class ScenePreprocessing:
 
     def __post_init__(self) -> None:
         if self.scale is not None and (len(self.scale) != 2 or min(self.scale) < 1):
-            raise ValueError(f"scale={self.scale}; give the longest long and short side, or None")
+            raise UsageError(f"scale={self.scale}; give the longest long and short side, or None")
         if self.multiple < 1:
-            raise ValueError(f"multiple={self.multiple} must be at least 1")
+            raise UsageError(f"multiple={self.multiple} must be at least 1")
 
     def fitted_size(self, size: tuple[int, int], ratio: float = 1.0) -> tuple[int, int]:
         """Height and width of a picture of `size` at `ratio` times the scale, its aspect kept (`multiple` left out)."""
@@ -160,8 +160,11 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 class Segmenter(nn.Module):
     """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
 
-    Names of parameters are those of mmsegmentation's checkpoints. Exports (`torch.export`, ONNX) take any batch, and
-    the one image size they were made with; CrossFormer's and CAT's published sizes are multiples of 32.
+    Names of parameters are those of mmsegmentation's checkpoints. Called directly it takes any image size.
+
+    Exported (`torch.export`, ONNX) it takes any batch, of the one image size it was exported with: any size, though
+    multiples of 32 need no padding between levels. Export for ONNX within `sdpa_kernel(SDPBackend.MATH)` of
+    `torch.nn.attention`: the graph otherwise relies on the memory layout of the fused attention of the CPU.
     """
 
     auxiliary_weight = 0.4
@@ -260,7 +263,10 @@ class Segmenter(nn.Module):
         Logits are resized to the picture before the softmax, as in the official tests.
         """
         inference = inference or Inference()
-        image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture)
+        image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture.convert("RGB"))
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            kind = str(image.dtype).removeprefix("torch.")
+            raise TranseptError(f"the picture is {tuple(image.shape)} of {kind}; give 3 x H x W bytes")
         image = image.as_subclass(Tensor).to(next(self.parameters()).device)
         training = self.training
         self.eval()
