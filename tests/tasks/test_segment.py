@@ -1,22 +1,26 @@
 """Segmenters: building, losses, whole, sliding and multi-scale inference, files."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 from torchvision import tv_tensors
 
 import transept
 from transept.data.segmentation_transforms import SegmentationPreprocessing, segmentation_eval_transform
+from transept.data.transforms import Preprocessing
 from transept.errors import UsageError
 from transept.heads.fcn import FCNHead
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import (
+    METHODS,
     MULTI_SCALE,
     Inference,
     Outputs,
@@ -213,6 +217,25 @@ def test_save_and_load(segmenter: Segmenter, tmp_path: Path, picture: Image.Imag
         Classifier.load(tmp_path / "best.safetensors")
 
 
+def test_files_that_are_no_segmenter(tmp_path: Path):
+    segmenter = tiny()
+    save_file(segmenter.state_dict(), tmp_path / "plain.safetensors")
+    with pytest.raises(transept.TranseptError, match=r"does not say which .* create_segmenter\(method, backbone=name,"):
+        Segmenter.load(tmp_path / "plain.safetensors")
+    segmenter.save(tmp_path / "whole.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-100])
+    with pytest.raises(transept.TranseptError, match="is truncated or damaged"):
+        Segmenter.load(tmp_path / "cut.safetensors")
+    with pytest.raises(transept.TranseptError, match="there is no weights file"):
+        Segmenter.load(tmp_path / "absent.safetensors")
+    preprocessing = Preprocessing(img_size=(32, 32))
+    classifier = Classifier(transept.create_model("xcit_nano_12_p16", depth=1, num_classes=2), "ab", preprocessing)
+    classifier.save(tmp_path / "classifier.safetensors")
+    assert Classifier.load(tmp_path / "classifier.safetensors").preprocessing == preprocessing
+    with pytest.raises(transept.TranseptError, match="trained to classify, not to segment"):
+        Segmenter.load(tmp_path / "classifier.safetensors")
+
+
 def test_whole_and_backbone_weights(tmp_path: Path):
     classifier = transept.create_model("xcit_nano_12_p16", depth=2)
     torch.save({"model": classifier.state_dict()}, tmp_path / "classifier.pth")
@@ -302,6 +325,62 @@ def test_calls_that_are_wrong(options: dict, message: str):
 def test_inference_that_is_wrong(options: dict, message: str):
     with pytest.raises(UsageError, match=message):
         Inference(**options)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (torch.zeros(3, 8, 8), r"the picture is \(3, 8, 8\) of float32; give 3 x H x W bytes"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"the picture is \(1, 8, 8\) of uint8"),
+    ],
+)
+def test_pictures_that_are_none(picture: torch.Tensor, message: str):
+    with pytest.raises(transept.TranseptError, match=message):
+        tiny().predict([picture])
+
+
+def test_grey_pictures_are_taken_as_grey():
+    segmenter = tiny(preprocessing=SMALL_SCENES)
+    grey = Image.fromarray(np.arange(64 * 48, dtype=np.uint8).reshape(64, 48))
+    assert torch.equal(segmenter.predict([grey])[0].labels, segmenter.predict([grey.convert("RGB")])[0].labels)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(scale=(0, 5)), dict(scale=(5,)), dict(multiple_of=0)], ids=lambda options: str(options)
+)
+def test_preprocessing_that_is_wrong(options: dict):
+    name, value = next(iter(options.items()))
+    with pytest.raises(UsageError, match=re.escape(f"{name}={value}")):
+        SegmentationPreprocessing(**options)
+
+
+FAMILIES = {
+    "cat_tiny": dict(depths=(1, 1, 1, 1)),
+    "cabvit_h_l1": dict(depths=(1, 1, 2, 1)),
+    "crossformer_tiny": dict(depths=(1, 1, 2, 1)),
+    "crossformer_pp_small": dict(depths=(1, 1, 3, 1)),
+    "xcit_nano_12_p16": dict(depth=1),
+    "xcit_nano_12_p8": dict(depth=1),
+    "cait_xxs24": dict(depth=1),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [
+        pytest.param(method, name, marks=[pytest.mark.slow] if method == "upernet" and "xcit" not in name else [])
+        for method in METHODS
+        for name in FAMILIES
+    ],
+)
+@torch.no_grad()
+def test_every_family_at_an_odd_size(method: str, backbone: str):
+    segmenter = create_segmenter(method, backbone=backbone, num_classes=5, width=16, **FAMILIES[backbone]).eval()
+    images = torch.randn(2, 3, 61, 90)
+    logits = segmenter(images)
+    assert logits.shape == (2, 5, 61, 90)
+    torch.testing.assert_close(segmenter(images[1:]), logits[1:], atol=1e-4 * float(logits.std()), rtol=0)
+    assert segmenter.train()(images).decode.isfinite().all()
 
 
 def test_auxiliary_head_reads_its_level():

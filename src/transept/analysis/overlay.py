@@ -66,14 +66,14 @@ def draw_overlay(
     longest = max((len(name) for name in named), default=4)
     legend = 0.9 + 0.085 * min(longest, 28)
     figure = Figure(figsize=(wide + legend, tall), dpi=144)
-    axes = figure.add_axes((0, 0, wide / (wide + legend), 1))
+    axes = figure.add_axes((0.0, 0.0, wide / (wide + legend), 1.0))
     times = -(-_CLEAR // max(picture.size))  # small pictures are enlarged first, so that borders stay thin
     enlarged = picture.resize((width * times, height * times), Image.Resampling.BICUBIC)
     axes.imshow(overlay(enlarged, labels.repeat(times, axis=0).repeat(times, axis=1), palette))
     axes.set_axis_off()
     colors = dict(zip(classes, palette, strict=True))
     handles = [
-        Patch(facecolor=[value / 255 for value in colors[name]], label=f"{_shorten(name)}  {share:.1%}")
+        Patch(facecolor=_hex(colors[name]), label=f"{_shorten(name)}  {share:.1%}")
         for name, share in named.items()
     ]
     if rest := len(found) - len(named):
@@ -94,3 +94,7 @@ def draw_overlay(
 
 def _shorten(name: str) -> str:
     return name if len(name) <= 28 else name[:27] + "…"
+
+
+def _hex(color: RGB) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)

@@ -123,8 +123,11 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 class Segmenter(nn.Module):
     """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
 
-    Names of parameters are those of mmsegmentation's checkpoints. Exports (`torch.export`, ONNX) take any batch, and
-    the one image size they were made with; CrossFormer's and CAT's published sizes are multiples of 32.
+    Names of parameters are those of mmsegmentation's checkpoints. Called directly it takes any image size.
+
+    Exported (`torch.export`, ONNX) it takes any batch, of the one image size it was exported with: any size, though
+    multiples of 32 need no padding between levels. Export for ONNX within `sdpa_kernel(SDPBackend.MATH)` of
+    `torch.nn.attention`: the graph otherwise relies on the memory layout of the fused attention of the CPU.
     """
 
     auxiliary_weight = 0.4
@@ -223,7 +226,10 @@ class Segmenter(nn.Module):
         Logits are resized to the picture before the softmax, as in the official tests.
         """
         inference = inference or Inference()
-        image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture)
+        image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture.convert("RGB"))
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            kind = str(image.dtype).removeprefix("torch.")
+            raise TranseptError(f"the picture is {tuple(image.shape)} of {kind}; give 3 x H x W bytes")
         image = image.as_subclass(Tensor).to(next(self.parameters()).device)
         training = self.training
         self.eval()
