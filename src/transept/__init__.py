@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transept.analysis.count import count
+    from transept.data.transforms import transforms_for
     from transept.errors import TranseptError
     from transept.weights.create import create_model, list_models, load_weights
 
@@ -25,10 +26,11 @@ _HOMES = {
     "create_model": "transept.weights.create",
     "list_models": "transept.weights.create",
     "load_weights": "transept.weights.create",
+    "transforms_for": "transept.data.transforms",
     "TranseptError": "transept.errors",
 }
 
-__all__ = ["TranseptError", "__version__", "count", "create_model", "list_models", "load_weights"]
+__all__ = ["TranseptError", "__version__", "count", "create_model", "list_models", "load_weights", "transforms_for"]
 
 
 def __getattr__(name: str) -> Any:
