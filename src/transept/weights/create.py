@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from transept.errors import TranseptError, unknown
+from transept.errors import TranseptError, UsageError, unknown
 from transept.models import registry
 from transept.models.backbone import Backbone, Pyramid
 from transept.ops.interpolation import resize_position_embedding
 from transept.weights import timm_registry  # noqa: F401  registers our models with timm
-from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of
+from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of, set_preprocessing, unpublished
+from transept.weights.locate import locate
 from transept.weights.reading import StateDict, fetch, read_state_dict
 
 
@@ -78,18 +80,27 @@ def create_model(
 
 
 def default_checkpoint(name: str) -> Checkpoint:
-    """The published weights that `pretrained=True` means."""
+    """The published weights that `pretrained=True` means: the authors' classifier, if possible one to be fetched.
+
+    Raises:
+        UsageError: no such model.
+        TranseptError: nobody released weights of it.
+    """
     full, _ = registry.find_model(name)
     published = checkpoints_of(full)
     if not published:
-        raise TranseptError(f"no weights of {full} can be downloaded by name; give your own with weights=FILE")
+        why = unpublished(full) or f"no checkpoint of {full} was published"
+        raise TranseptError(f"there are no weights of {full} to fetch: {why}; load your own with weights=FILE")
     return published[0]
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """The catalogue's entry of `name.tag`."""
+    """The catalogue's entry of `name.tag`, whose name may lack its image size, as in `create_model`."""
+    model, _, tag = name.partition(".")
+    with suppress(UsageError):  # a teacher's name is none of ours
+        model, _ = registry.find_model(model)
     for checkpoint in CHECKPOINTS:
-        if checkpoint.name == name:
+        if checkpoint.tag == tag and checkpoint.registered == model:
             return checkpoint
     raise unknown("published checkpoint", name, (checkpoint.name for checkpoint in CHECKPOINTS))
 
@@ -119,10 +130,12 @@ def load_weights(model: nn.Module, source: str | PathLike[str], strict: bool = T
         TranseptError: the file cannot be read, or does not fit.
     """
     source = str(source)
+    published: Checkpoint | None = None
     if source.startswith(("http://", "https://")):
         path = fetch(source)
     elif "." in source and "/" not in source and Path(source).suffix not in _SUFFIXES and not Path(source).exists():
-        path = fetch(find_checkpoint(source).url)
+        published = find_checkpoint(source)
+        path = locate(published)
     else:
         path = Path(source)
     state, form = read_state_dict(path)
@@ -150,6 +163,8 @@ def load_weights(model: nn.Module, source: str | PathLike[str], strict: bool = T
         more = f" ({len(wrong) + len(unfit)} differences in all)" if len(wrong) + len(unfit) > 1 else ""
         raise TranseptError(f"the weights in {str(path)!r} do not fit {_title(model)}: {what}{more}")
     model.load_state_dict(state, strict=False)
+    if published:
+        set_preprocessing(model, published)
     return LoadReport(source, form, resized, missing, unexpected)
 
 

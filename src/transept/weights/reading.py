@@ -63,9 +63,14 @@ def _unwrap(content: Any, path: Path) -> tuple[StateDict, str]:
     return dict(content), form
 
 
-def fetch(url: str) -> Path:
-    """The local copy of a published file, downloaded into the hub cache directory on first use."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+def cached(file: str) -> Path:
+    """Where the hub cache directory keeps a published file."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
+
+
+def fetch(url: str, file: str | None = None) -> Path:
+    """The local copy of a published file, downloaded into the hub cache directory (as `file`) on first use."""
+    path = cached(file or url.rsplit("/", 1)[-1])
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
