@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transept.analysis.count import count
+    from transept.data.transforms import transforms_for
     from transept.errors import TranseptError
     from transept.tasks.pretrained import from_pretrained, push_to_hub, save_pretrained
     from transept.tasks.segment import create_segmenter
@@ -31,6 +32,7 @@ _HOMES = {
     "load_weights": "transept.weights.create",
     "push_to_hub": "transept.tasks.pretrained",
     "save_pretrained": "transept.tasks.pretrained",
+    "transforms_for": "transept.data.transforms",
     "TranseptError": "transept.errors",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "load_weights",
     "push_to_hub",
     "save_pretrained",
+    "transforms_for",
 ]
 
 

@@ -70,7 +70,7 @@ def test_info_and_count(capsys):
     text = capsys.readouterr().out
     assert "arXiv" in text
     assert "xcit_nano_12_p16_224.fb_dist_in1k" in text
-    assert "72.2 %" in text
+    assert "top-1 72.2 (official README)" in text
     assert main(["count", "xcit_nano_12_p16_224"]) == 0
     assert "blocks.11" in capsys.readouterr().out
     assert main(["count", "cait_xxs24_224", "--img-size", "112", "--features-only", "--json"]) == 0

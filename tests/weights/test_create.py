@@ -28,8 +28,10 @@ def model() -> torch.nn.Module:
 def test_names():
     assert transept.list_models("cait_xxs24*") == ["cait_xxs24_224", "cait_xxs24_384"]
     assert len(transept.list_models("xcit*")) == 28
-    assert transept.list_models("cait_s24_224", tag=True) == ["cait_s24_224.fb_dist_in1k"]
-    assert len(transept.list_models(tag=True)) == len(CHECKPOINTS) == 14 * 3 + 10
+    tags = ["fb_dist_in1k", "passl_dist_in1k", "timm_fb_dist_in1k"]
+    assert transept.list_models("cait_s24_224", tag=True) == [f"cait_s24_224.{tag}" for tag in tags]
+    teachers = [checkpoint for checkpoint in CHECKPOINTS if checkpoint.task == "teacher"]
+    assert len(transept.list_models(tag=True)) == len(CHECKPOINTS) - len(teachers)
     assert transept.create_model("xcit_nano_12_p16", depth=1).pretrained_cfg["architecture"] == "xcit_nano_12_p16_224"
     assert default_checkpoint("xcit_nano_12_p16").name == "xcit_nano_12_p16_224.fb_in1k"
 
@@ -150,7 +152,7 @@ def test_importing_is_quick_and_needs_no_extra():
     assert sorted(transept.__all__) == [
         "TranseptError", "__version__", "count", "create_model", "create_segmenter", "from_pretrained", "list_models",
         "load_weights",
-        "push_to_hub", "save_pretrained",
+        "push_to_hub", "save_pretrained", "transforms_for",
     ]  # fmt: skip
     assert all(callable(getattr(transept, name)) for name in transept.__all__ if name != "__version__")
     with pytest.raises(AttributeError, match="no attribute 'creat_model'"):

@@ -73,8 +73,7 @@ def draw_overlay(
     axes.set_axis_off()
     colors = dict(zip(classes, palette, strict=True))
     handles = [
-        Patch(facecolor=_hex(colors[name]), label=f"{_shorten(name)}  {share:.1%}")
-        for name, share in named.items()
+        Patch(facecolor=_hex(colors[name]), label=f"{_shorten(name)}  {share:.1%}") for name, share in named.items()
     ]
     if rest := len(found) - len(named):
         handles.append(Patch(facecolor="none", label=f"and {rest} below {_SMALLEST:.1%}"))

@@ -9,7 +9,7 @@ from transept.errors import TranseptError, UsageError
 from transept.models.backbone import Backbone
 from transept.models.registry import find_model
 from transept.weights.convert import OFFICIAL, find_dialect, from_official
-from transept.weights.create import create_model, load_weights, locate
+from transept.weights.create import create_model, find_file, load_weights
 from transept.weights.identify import Identity, identify
 from transept.weights.reading import Contents, read_checkpoint
 from transept.weights.report import LoadReport
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("give either DST, the file to write, or --identify")
     if args.target:
         check_suffix(Path(args.target))
-    contents = read_checkpoint(locate(args.source), args.wrapper)
+    contents = read_checkpoint(find_file(args.source)[0], args.wrapper)
     identity = identify(contents)
     if args.identify:
         _tell(args, contents, identity)

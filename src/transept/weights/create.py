@@ -1,19 +1,21 @@
 """Models by name, with or without weights: the functions behind `transept.create_model` and `transept.load_weights`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from transept.errors import TranseptError, unknown
+from transept.errors import TranseptError, UsageError, unknown
 from transept.models import registry
 from transept.models.backbone import Backbone
 from transept.weights import timm_registry  # noqa: F401  registers our models with timm
-from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of
+from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of, set_preprocessing, unpublished
 from transept.weights.download import fetch
 from transept.weights.loading import load_contents
+from transept.weights.locate import locate
 from transept.weights.reading import read_checkpoint
 from transept.weights.report import LoadReport
 
@@ -77,18 +79,27 @@ def create_model(
 
 
 def default_checkpoint(name: str) -> Checkpoint:
-    """The published weights that `pretrained=True` means."""
+    """The published weights that `pretrained=True` means: the authors' classifier, if possible one to be fetched.
+
+    Raises:
+        UsageError: no such model.
+        TranseptError: nobody released weights of it.
+    """
     full, _ = registry.find_model(name)
     published = checkpoints_of(full)
     if not published:
-        raise TranseptError(f"no weights of {full} can be downloaded by name; give your own with weights=FILE")
+        why = unpublished(full) or f"no checkpoint of {full} was published"
+        raise TranseptError(f"there are no weights of {full} to fetch: {why}; load your own with weights=FILE")
     return published[0]
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """The catalogue's entry of `name.tag`."""
+    """The catalogue's entry of `name.tag`, whose name may lack its image size, as in `create_model`."""
+    model, _, tag = name.partition(".")
+    with suppress(UsageError):  # a teacher's name is none of ours
+        model, _ = registry.find_model(model)
     for checkpoint in CHECKPOINTS:
-        if checkpoint.name == name:
+        if checkpoint.tag == tag and checkpoint.registered == model:
             return checkpoint
     raise unknown("published checkpoint", name, (checkpoint.name for checkpoint in CHECKPOINTS))
 
@@ -113,16 +124,21 @@ def load_weights(
         TranseptError: the file cannot be read, or does not fit. The model is then unchanged.
     """
     source = str(source)
-    return load_contents(model, read_checkpoint(locate(source), wrapper), source, strict)
+    path, published = find_file(source)
+    report = load_contents(model, read_checkpoint(path, wrapper), source, strict)
+    if published:
+        set_preprocessing(getattr(model, "backbone", model), published)
+    return report
 
 
-def locate(source: str) -> Path:
-    """The file behind a path, an URL or a `name.tag`, downloaded where necessary."""
+def find_file(source: str) -> tuple[Path, Checkpoint | None]:
+    """The file behind a path, an URL or a `name.tag`, downloaded where necessary, and its entry in the catalogue."""
     if source.startswith(("http://", "https://")):
-        return fetch(source)
+        return fetch(source), next((entry for entry in CHECKPOINTS if entry.url == source), None)
     if "." in source and "/" not in source and Path(source).suffix not in _SUFFIXES and not Path(source).exists():
-        return fetch(find_checkpoint(source).url)
-    return Path(source)
+        published = find_checkpoint(source)
+        return locate(published), published
+    return Path(source), None
 
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams")

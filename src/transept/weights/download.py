@@ -50,9 +50,9 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 def local_path(url: str) -> Path:
     """Where `fetch` keeps the file behind `url`, there or not.
 
-    A `.pth` file of the catalogue has its plain name, under which torch.hub and others keep it too. Every other
-    name is made of the whole address and eight digits of its hash, for half the world calls its file
-    `model.safetensors`.
+    A file of the catalogue has the name that stands there: for `.pth` the published one, under which torch.hub and
+    others keep it too. Every other name is made of the whole address and eight digits of its hash, for half the
+    world calls its file `model.safetensors`.
 
     Raises:
         UsageError: `url` is no http or https address of a file.
@@ -70,12 +70,17 @@ def local_path(url: str) -> Path:
     file = PurePosixPath(unquote(address.path))
     if not file.name or address.path.endswith("/"):
         raise UsageError(f"cannot download {url!r}: it names a folder; give the address of a file")
-    name = file.name
-    if not (file.suffix == ".pth" and any(url == checkpoint.url for checkpoint in CHECKPOINTS)):
+    name = next((checkpoint.file for checkpoint in CHECKPOINTS if checkpoint.url == url), "")
+    if not name:
         readable = re.sub(r"[^\w.-]+", "_", f"{address.netloc}{file.with_suffix('')}", flags=re.ASCII)[-120:]
         suffix = re.sub(r"[^\w.]+", "_", file.suffix, flags=re.ASCII)[:20]
         name = f"{readable.lstrip('.')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}"
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
+    return cached(name)
+
+
+def cached(file: str) -> Path:
+    """The path of a file in torch's hub cache, there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
 
 
 def fetch(url: str, *, sha256: str | None = None, progress: bool | None = None) -> Path:
