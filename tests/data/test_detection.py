@@ -261,7 +261,6 @@ def test_boxes_lie_where_the_annotator_drew_them(tmp_path: Path, orientation: in
     if orientation in (1, 6, 8):
         x1, y1, x2, y2 = target["boxes"][0].int().tolist()
         assert picture[:, y1:y2, x1:x2].min() == 255
-    upright = np.asarray(Image.fromarray(stored))
     turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
     upright = np.rot90(stored, turns)
     content = {**CONTENT, "annotations": []}
