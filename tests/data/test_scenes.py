@@ -125,7 +125,7 @@ def test_split_seed_and_index_all_matter():
         assert other.image.shape != plain.shape or (other.image != plain).any()
 
 
-def test_the_size_is_known_without_the_scene(made):
+def test_the_size_is_known_without_the_scene():
     options = SceneOptions()
     for index, scene in enumerate(DigitScenes("val", 5, seed=2)):
         assert scene_size("val", 2, index, options) == scene.semantic.shape
