@@ -59,7 +59,7 @@ def save_pretrained(
         folder: made if it does not exist.
         card: write README.md.
         weights: the published weights (`name.tag`) that these started from; the card gives their score, licence and
-            preprocessing. Default: what `model.pretrained_cfg["weights"]` names.
+            preprocessing. Default: those that `load_weights` found in the catalogue, if any.
         licence: of the weights; default: that of the published weights they started from.
         datasets: names on the hub of what it was trained on; default: those of the published weights.
 
@@ -276,20 +276,20 @@ def _describe(model: nn.Module, weights: str | None) -> _Saved:
         raise TranseptError(f"a {type(backbone).__name__} cannot be saved; only models that create_model made can")
     cfg = backbone.pretrained_cfg
     architecture, variant = cfg["architecture"], family.variants[cfg["architecture"]]
-    recorded = cfg.get("weights")
-    origin = find_checkpoint(weights) if weights else next((c for c in CHECKPOINTS if c.name == recorded), None)
-    source: Any = classifier.preprocessing if classifier else None
+    loaded = (c for c in CHECKPOINTS if c.registered == architecture and c.tag == cfg.get("tag"))
+    origin = find_checkpoint(weights) if weights else next(loaded, None)
+    source = classifier.preprocessing if classifier else None
     height, width = source.img_size if source else backbone.config.img_size
-    if source is None and weights is not None:
-        source = origin
+    if source is None and origin is not None:
+        source = origin.preprocessing
     channels = cfg["input_size"][0]
     preprocessing = _Input(
         input_size=(channels, height, width),
         interpolation=source.interpolation if source else cfg["interpolation"],
         crop_pct=source.crop_pct if source else cfg["crop_pct"],
-        crop_mode=cfg["crop_mode"],
-        mean=tuple(classifier.preprocessing.mean if classifier else cfg["mean"]),
-        std=tuple(classifier.preprocessing.std if classifier else cfg["std"]),
+        crop_mode=source.crop_mode if source else cfg["crop_mode"],
+        mean=tuple(source.mean if source else cfg["mean"]),
+        std=tuple(source.std if source else cfg["std"]),
         fixed_input_size=cfg["fixed_input_size"],
         classifier=cfg["classifier"],
         num_classes=backbone.num_classes,
@@ -399,7 +399,7 @@ def _build(config: _Config, path: Path, drop_path_rate: float) -> Backbone | Cla
         config.pretrained_cfg, input_size=(config.model_args["in_chans"], *model.config.img_size)
     )
     if config.weights is not None:
-        model.pretrained_cfg["weights"] = config.weights
+        model.pretrained_cfg["tag"] = config.weights.partition(".")[2]
     if config.task is None:
         return model.eval()
     given = config.pretrained_cfg
