@@ -195,3 +195,22 @@ def test_preprocessing_travels_with_the_weights():
     assert model.pretrained_cfg["std"] == (1 / 255,) * 3
     with pytest.raises(UsageError, match="Linear has no pretrained_cfg"):
         set_preprocessing(torch.nn.Linear(2, 3), entry)
+
+
+def test_a_checkpoint_brings_the_options_it_was_trained_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    small = dict(embed_dim=32, num_heads=(1, 2, 4, 8), depths=(1, 1, 1, 1))
+    entry = find_checkpoint("crossformer_small.fpn_ade20k_40k")
+    path = tmp_path / "hub" / "checkpoints" / entry.file
+    path.parent.mkdir(parents=True)
+    options = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
+    trained = transept.create_model("crossformer_small", features_only=True, **small, **options)
+    torch.save({"state_dict": {f"backbone.{name}": value for name, value in trained.state_dict().items()}}, path)
+    loaded = transept.create_model(entry.name, pretrained=True, features_only=True, **small)
+    assert (loaded.config.grouping, loaded.config.group_sizes) == ("legacy", (14, 14, 7, 7))
+    image = torch.randn(1, 3, 160, 224)
+    with torch.inference_mode():
+        for ours, theirs in zip(loaded.eval()(image), trained.eval()(image), strict=True):
+            assert torch.equal(ours, theirs)
+    kept = transept.create_model(entry.name, grouping="current", features_only=True, **small)
+    assert kept.config.grouping == "current"

@@ -76,6 +76,7 @@ def _print_checkpoint(console: Console, checkpoint: Checkpoint) -> None:
     }[preprocessing.crop_mode]
     facts = f"{checkpoint.origin}, {checkpoint.licence}, {size}, {preprocessing.interpolation}"
     console.print(f"  [bold]{checkpoint.name}[/]  {scores}{source}", highlight=False, soft_wrap=True)
-    for line in (facts, checkpoint.note, *how_to_get(checkpoint)):
+    options = ", ".join(f"{option}={value}" for option, value in checkpoint.options.items())
+    for line in (facts, options and f"built with {options}", checkpoint.note, *how_to_get(checkpoint)):
         if line:
             console.print(f"    {line}", highlight=False, soft_wrap=True)

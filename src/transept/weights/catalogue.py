@@ -56,6 +56,8 @@ class Checkpoint:
     licence: str
     preprocessing: Preprocessing
     """The one that the scores were taken with."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the family's config that differ from the model's and are no part of the weights."""
     note: str = ""
 
     @property
@@ -304,6 +306,10 @@ def _cat() -> Iterator[Checkpoint]:
             )
 
 
+# The published operations of CrossFormer's Semantic FPN fit these groups only.
+_LARGE_GROUPS = {"group_sizes": (14, 14, 7, 7), "intervals": (16, 8, 2, 1)}
+
+
 def _crossformer() -> Iterator[Checkpoint]:
     def entry(model: str, tag: str, drive: str, baidu: str, code: str, **facts: Any) -> Checkpoint:
         # The ++ shares carry their code in the address.
@@ -335,7 +341,8 @@ def _crossformer() -> Iterator[Checkpoint]:
             method=method,
             scores=_dense_scores(data, scores),
             preprocessing=_COCO if data == "coco" else _ADE20K,
-            note='grouping="legacy"' + ("" if data == "coco" else "; sides then go up to the next multiples of 32"),
+            options={"grouping": "legacy"} | (_LARGE_GROUPS if method == "semantic_fpn" else {}),
+            note="" if data == "coco" else "sides are scaled, then go up to the next multiples of 32",
         )
 
 

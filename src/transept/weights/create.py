@@ -1,5 +1,6 @@
 """Models by name, with or without weights: the functions behind `transept.create_model` and `transept.load_weights`."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike
@@ -59,6 +60,8 @@ def create_model(
         TranseptError: the weights cannot be found or do not fit.
     """
     name, _, tag = name.partition(".")
+    if tag:
+        options = {**find_checkpoint(f"{name}.{tag}").options, **options}
     model = registry.build_model(
         name,
         num_classes=num_classes,
@@ -69,12 +72,16 @@ def create_model(
         out_indices=out_indices,
         **options,
     )
-    if tag:
-        find_checkpoint(f"{name}.{tag}")
-    if weights is not None:
-        load_weights(model, weights)
-    elif pretrained:
-        load_weights(model, f"{name}.{tag}" if tag else default_checkpoint(name).name)
+    source = weights
+    if source is None and pretrained:
+        source = f"{name}.{tag}" if tag else default_checkpoint(name).name
+    if source is not None:
+        report = load_weights(model, source)
+        if any("no classifier" in key.why for key in report.keys):
+            warnings.warn(
+                f"{source} has no classifier, so that of {name} starts fresh; num_classes=0 gives its features",
+                stacklevel=2,
+            )
     return model
 
 

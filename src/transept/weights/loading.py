@@ -193,6 +193,8 @@ def _write(
             *([f"the file lacks {_listed(missing)}"] if missing else []),
         ]
         mend = "" if hopeless else "; strict=False loads what fits"
+        if guess and form == "classifier" and guess.form != "classifier" and isinstance(model, Backbone):
+            mend = "; features_only=True builds what it fits"
         raise TranseptError(f"the weights in {source!r} do not fit {title}{looks}: {'; '.join(faults)}{mend}")
     model.load_state_dict({name: entry.tensor for name, entry in entries.items() if name in own}, strict=False)
     return LoadReport(
