@@ -48,7 +48,7 @@ def init_convs(head: nn.Module, classifier: nn.Conv2d | None = None) -> None:
 
 
 def flatten_map(x: Tensor, width: int) -> Tensor:
-    """`b (a c) h w -> b (h w a) c` with `c = width`, in float32: a row for each prior, in the order of `ops.anchors`."""
+    """`b (a c) h w -> b (h w a) c` with `c = width`, in float32: a row for each prior, ordered as in `ops.anchors`."""
     b, channels, h, w = x.shape
     return x.permute(0, 2, 3, 1).reshape(b, h * w * (channels // width), width).float()
 
