@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transept.analysis.count import count
     from transept.errors import TranseptError
+    from transept.tasks.segment import create_segmenter
     from transept.weights.create import create_model, list_models, load_weights
 
 __version__ = version("transept")
@@ -23,12 +24,13 @@ __version__ = version("transept")
 _HOMES = {
     "count": "transept.analysis.count",
     "create_model": "transept.weights.create",
+    "create_segmenter": "transept.tasks.segment",
     "list_models": "transept.weights.create",
     "load_weights": "transept.weights.create",
     "TranseptError": "transept.errors",
 }
 
-__all__ = ["TranseptError", "__version__", "count", "create_model", "list_models", "load_weights"]
+__all__ = ["TranseptError", "__version__", "count", "create_model", "create_segmenter", "list_models", "load_weights"]
 
 
 def __getattr__(name: str) -> Any:

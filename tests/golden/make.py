@@ -12,6 +12,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 REFERENCE = HERE.parents[2] / "shared" / "reference"
+SEGMENTERS = (  # recorded name, backbone
+    ("semantic_fpn", "crossformer_small"),
+    ("semantic_fpn.cat_s", "cat_small"),
+    ("semantic_fpn.xcit_s12_p16", "xcit_small_12_p16"),
+    ("upernet", "crossformer_small"),
+    ("upernet.xcit_s12_p16", "xcit_small_12_p16"),
+)
 FAMILIES = ("cat", "cabvit", "crossformer", "xcit", "cait")
 
 
@@ -39,12 +46,12 @@ def options(recording: dict) -> dict:
     return given
 
 
+def short(summary: dict) -> dict:
+    return {"shape": summary["shape"], "std": summary["std"], "sample": summary["sample"]}
+
+
 def trim(recording: dict) -> dict:
     """What the tests read."""
-
-    def short(summary: dict) -> dict:
-        return {"shape": summary["shape"], "std": summary["std"], "sample": summary["sample"]}
-
     return {
         "model": recording["model"].partition("_dense")[0].partition("_candidate")[0],
         "options": options(recording),
@@ -58,6 +65,34 @@ def trim(recording: dict) -> dict:
     }
 
 
+def trim_segmenter(name: str, backbone: str) -> dict:
+    """A checkpoint's names and shapes, without those that hold nothing learned; and where recorded, the outputs."""
+    table = json.loads((REFERENCE / "dense_keys" / f"{name}.json").read_text())
+    derived = [key for key in table["integer_buffers"] if not key.endswith("num_batches_tracked")]
+    trimmed = {
+        "method": name.partition(".")[0],
+        "backbone": backbone,
+        "source": table["config"],
+        "parameters": table["parameters_by_part"],
+        "keys": fingerprint({key: shape for key, shape in table["shapes"].items() if key not in derived}),
+        "cases": {},
+    }
+    recorded = REFERENCE / "dense" / f"{name}.json"
+    if recorded.exists():
+        recording = json.loads(recorded.read_text())
+        trimmed["head_keys"] = fingerprint(recording["float_shapes"])
+        for case, given in recording["cases"].items():
+            outputs = {key: short(value) for key, value in given["outputs"].items() if "sample" in value}
+            histogram = given["outputs"]["argmax_histogram_first_image"]
+            trimmed["cases"][case] = {
+                "image_size": given["image_size"],
+                "inputs": given["inputs"],
+                "outputs": outputs,
+                "argmax_histogram_first_image": histogram,
+            }
+    return trimmed
+
+
 def main() -> int:
     if not REFERENCE.is_dir():
         print(f"no recordings at {REFERENCE}", file=sys.stderr)
@@ -67,6 +102,10 @@ def main() -> int:
         for recorded in sorted((REFERENCE / family).glob("*.json")):
             trimmed = trim(json.loads(recorded.read_text()))
             (HERE / family / recorded.name).write_text(json.dumps(trimmed, separators=(",", ":")) + "\n")
+    (HERE / "dense").mkdir(exist_ok=True)
+    for name, backbone in SEGMENTERS:
+        trimmed = trim_segmenter(name, backbone)
+        (HERE / "dense" / f"{name}.json").write_text(json.dumps(trimmed, separators=(",", ":")) + "\n")
     return 0
 
 

@@ -9,9 +9,9 @@ import torch
 
 import transept
 from tests.golden import weights
-from tests.golden.make import fingerprint
+from tests.golden.make import FAMILIES, fingerprint
 
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*/*.json"))
+GOLDEN = sorted(path for name in FAMILIES for path in (Path(__file__).parents[1] / "golden" / name).glob("*.json"))
 HEAVY = ("large", "medium", "huge", "m36", "m48", "s36", "pp_base", "cabvit_h_l3")
 CASES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if any(size in path.stem for size in HEAVY) else [])

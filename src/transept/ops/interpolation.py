@@ -1,4 +1,6 @@
-"""Resizing of what a model learned for one grid of tokens."""
+"""Resizing of maps, and of what a model learned for one grid of tokens."""
+
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -14,3 +16,10 @@ def resize_position_embedding(pos_embed: Tensor, grid: tuple[int, int], new_grid
     table = pos_embed.float().unflatten(1, grid).permute(0, 3, 1, 2)  # 1 c h w
     table = interpolate(table, size=new_grid, mode="bicubic", align_corners=False)
     return table.flatten(2).transpose(1, 2).to(pos_embed.dtype)
+
+
+def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resize of maps or logits `b c h w` to `size` (height, width), corners not aligned; `x` if it has it."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,26 +1,19 @@
 """Image classification."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from transept.data.transforms import Preprocessing, eval_transform
-from transept.errors import TranseptError
-from transept.files import write_atomically
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model
-from transept.weights.reading import read_state_dict
-
-_METADATA_KEY = "transept"
+from transept.tasks.saving import describe, loading_task, save_task, tuples
 
 
 class Predictions(NamedTuple):
@@ -77,16 +70,11 @@ class Classifier(nn.Module):
 
     def save(self, path: Path) -> None:
         """Weights, architecture, class names and preprocessing in one safetensors file, written atomically."""
-        model = self.model
-        about = {
-            "architecture": model.pretrained_cfg["architecture"],
-            "options": {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)},
-            "in_chans": model.pretrained_cfg["input_size"][0],
+        about = describe(self.model) | {
             "classes": self.classes,
             "preprocessing": dataclasses.asdict(self.preprocessing),
         }
-        state = {name: value.contiguous() for name, value in model.state_dict().items()}
-        write_atomically(path, lambda temporary: save_file(state, temporary, {_METADATA_KEY: json.dumps(about)}))
+        save_task(path, "classify", self.model, about)
 
     @staticmethod
     def load(path: Path) -> "Classifier":
@@ -95,10 +83,7 @@ class Classifier(nn.Module):
         Raises:
             TranseptError: the file is missing, damaged, or was not written by `save`.
         """
-        state, _ = read_state_dict(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()[_METADATA_KEY])
+        with loading_task(path, "classify") as (state, about):
             model = build_model(
                 about["architecture"],
                 num_classes=len(about["classes"]),
@@ -106,12 +91,4 @@ class Classifier(nn.Module):
                 **about["options"],
             )
             model.load_state_dict(state)
-            return Classifier(model, about["classes"], Preprocessing(**_tuples(about["preprocessing"]))).eval()
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise TranseptError(
-                f"{str(path)!r} does not say which model it is for; load it with create_model(name, weights=...)"
-            ) from error
-
-
-def _tuples(options: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+            return Classifier(model, about["classes"], Preprocessing(**tuples(about["preprocessing"]))).eval()

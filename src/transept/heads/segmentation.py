@@ -1,0 +1,20 @@
+"""What all segmentation heads end with."""
+
+from torch import Tensor, nn
+
+
+class SegmentationHead(nn.Module):
+    """Dropout of whole channels and a 1x1 convolution to the classes: `classify` maps `b channels h w` to logits.
+
+    A head's `forward` takes the maps `b c h w` of all levels, finest first.
+    """
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.conv_seg = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.dropout = nn.Dropout2d(dropout)
+        nn.init.normal_(self.conv_seg.weight, std=0.01)
+        nn.init.zeros_(self.conv_seg.bias)  # pyright: ignore[reportArgumentType]
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.conv_seg(self.dropout(x))

@@ -1,0 +1,400 @@
+"""Semantic segmentation: a class for every pixel."""
+
+import colorsys
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchvision.transforms.v2 import functional as v2
+
+from transept.errors import TranseptError, UsageError, unknown
+from transept.heads.fcn import FCNHead
+from transept.heads.fpn import FPN
+from transept.heads.semantic_fpn import SemanticFPNHead
+from transept.heads.upernet import UPerNetHead
+from transept.models.backbone import Backbone
+from transept.models.registry import build_model, find_model
+from transept.ops.interpolation import resize_map
+from transept.tasks.saving import describe, loading_task, save_task, tuples
+from transept.tasks.windows import sliding_logits
+from transept.weights.create import create_model, load_weights
+
+IGNORE_LABEL = 255
+"""Pixels of a mask that belong to no class: they neither train nor score."""
+
+MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""The ratios of multi-scale testing, as published."""
+
+RGB = tuple[int, int, int]
+
+
+class Outputs(NamedTuple):
+    """Logits in training, at the size of the maps they were read from."""
+
+    decode: Tensor
+    """`b k h w`, of stride 4."""
+    auxiliary: Tensor | None
+    """`b k h w` of the auxiliary head, of stride 16; None where there is none."""
+
+
+class Segmentation(NamedTuple):
+    """The most probable class of each pixel."""
+
+    labels: Tensor
+    """`b H W` (of one picture: `H W`) class numbers."""
+    scores: Tensor
+    """Their probabilities, in 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenePreprocessing:
+    """How pictures are brought to a segmenter in evaluation; kept with the weights."""
+
+    scale: tuple[int, int] | None = (2048, 512)
+    """The longest long and short side in pixels; the picture becomes as large as fits. None: it keeps its size."""
+    multiple: int = 1
+    """Sides are stretched to the next multiple, as CrossFormer's published segmenters do with 32."""
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and (len(self.scale) != 2 or min(self.scale) < 1):
+            raise ValueError(f"scale={self.scale}; give the longest long and short side, or None")
+        if self.multiple < 1:
+            raise ValueError(f"multiple={self.multiple} must be at least 1")
+
+    def fitted_size(self, size: tuple[int, int], ratio: float = 1.0) -> tuple[int, int]:
+        """Height and width of a picture of `size` at `ratio` times the scale, its aspect kept (`multiple` left out)."""
+        factor = ratio
+        if self.scale is not None:
+            limits = sorted(int(side * ratio) for side in self.scale)
+            factor = min(limit / side for limit, side in zip(limits, sorted(size), strict=True))
+        height, width = (max(int(side * factor + 0.5), 1) for side in size)
+        return height, width
+
+    def __call__(self, image: Tensor, ratio: float = 1.0) -> Tensor:
+        """A picture `3 H W` in bytes to a normalised image `1 3 h w`.
+
+        Resized bilinearly without antialiasing, as the published models were trained and tested.
+        """
+        fitted = self.fitted_size((image.shape[-2], image.shape[-1]), ratio)
+        for size in (fitted, [-(-side // self.multiple) * self.multiple for side in fitted]):
+            if tuple(image.shape[-2:]) != tuple(size):
+                image = v2.resize(image, list(size), v2.InterpolationMode.BILINEAR, antialias=False)
+        return v2.normalize(v2.to_dtype(image, torch.float32, scale=True), list(self.mean), list(self.std))[None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Testing:
+    """How pictures are tested. The default is what all published single-scale figures were taken with."""
+
+    ratios: tuple[float, ...] = (1.0,)
+    """Scales of the picture, over whose probabilities the mean is taken; `MULTI_SCALE` are the published ones."""
+    flip: bool = False
+    """Each scale also mirrored left to right."""
+    crop: tuple[int, int] | None = None
+    """Height and width of sliding windows; None: the whole picture at once."""
+    stride: tuple[int, int] | None = None
+    """From one window to the next; default: two thirds of `crop`."""
+    window_batch: int = 4
+    """Windows of one call of the model."""
+    device: str | None = None
+    """Where logits of windows are summed, e.g. "cpu" for pictures too large for the GPU; default: the model's."""
+
+    def __post_init__(self) -> None:
+        if not self.ratios or min(self.ratios) <= 0:
+            raise UsageError(f"ratios={self.ratios}; give one or more positive numbers")
+        if self.stride is not None and self.crop is None:
+            raise UsageError(f"stride={self.stride} is of sliding windows; give their size as crop=(height, width)")
+        if self.window_batch < 1:
+            raise UsageError(f"window_batch={self.window_batch} must be at least 1")
+
+
+class Parts(NamedTuple):
+    """What a method puts on a backbone."""
+
+    neck: nn.Module
+    decode_head: nn.Module
+    auxiliary_head: nn.Module | None
+
+
+def _semantic_fpn(channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int | None) -> Parts:
+    # Levels of one width keep it (XCiT: the embedding's), others get 256 channels. The head has half of that.
+    neck_width = width or (channels[0] if len(set(channels)) == 1 else 256)
+    neck = FPN(channels, neck_width, len(channels))
+    widths = [neck_width] * len(channels)
+    return Parts(neck, SemanticFPNHead(widths, strides, num_classes, channels=width // 2 if width else 128), None)
+
+
+def _upernet(channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int | None) -> Parts:
+    width = width or 512
+    decode_head = UPerNetHead(channels, num_classes, channels=width)
+    return Parts(nn.Identity(), decode_head, FCNHead(channels, num_classes, channels=width // 2))
+
+
+METHODS: Mapping[str, Callable[[Sequence[int], Sequence[int], int, int | None], Parts]] = {
+    "semantic_fpn": _semantic_fpn,
+    "upernet": _upernet,
+}
+"""Method to `(channels, strides, num_classes, width)`; a new one is a head and a line here."""
+
+_LARGE_GROUPS = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
+_SMALL_GROUPS = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
+PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    (method, f"crossformer_{size}"): groups
+    for method, groups in (("semantic_fpn", _LARGE_GROUPS), ("upernet", _SMALL_GROUPS))
+    for size in ("small", "base", "large")
+}
+"""Method and backbone to the options of the published segmenter, where they are not the classifier's."""
+
+
+class Segmenter(nn.Module):
+    """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
+
+    Names of parameters are those of mmsegmentation's checkpoints. Exports (`torch.export`, ONNX) take any batch, and
+    the one image size they were made with; CrossFormer's and CAT's published sizes are multiples of 32.
+    """
+
+    auxiliary_weight = 0.4
+
+    def __init__(
+        self,
+        method: str,
+        backbone: Backbone,
+        classes: Sequence[str],
+        *,
+        palette: Sequence[RGB] | None = None,
+        preprocessing: ScenePreprocessing | None = None,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        if method not in METHODS:
+            raise unknown("segmentation method", method, METHODS)
+        if not 1 <= len(classes) <= IGNORE_LABEL:
+            raise UsageError(f"{len(classes)} classes; give 1 to {IGNORE_LABEL}, as label {IGNORE_LABEL} is ignored")
+        if palette is not None and len(palette) != len(classes):
+            raise UsageError(f"the palette has {len(palette)} colours for {len(classes)} classes; give one for each")
+        if width is not None and (width < 2 or width % 2):
+            raise UsageError(f"width={width}; give a positive even number of channels")
+        self.method = method
+        self.width = width
+        self.classes = list(classes)
+        self.palette = [(r, g, b) for r, g, b in palette] if palette is not None else default_palette(len(classes))
+        self.preprocessing = preprocessing or ScenePreprocessing()
+        levels = backbone.feature_info
+        self.backbone = backbone
+        self.neck, self.decode_head, self.auxiliary_head = METHODS[method](
+            levels.channels(), levels.reduction(), len(classes), width
+        )
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The backbone's: its name and the channels and native size of its images."""
+        return self.backbone.pretrained_cfg
+
+    def forward(self, images: Tensor) -> Any:
+        """Normalised images `b 3 H W` to logits `b k H W`; in training to `Outputs`, at the heads' own sizes."""
+        maps = self.backbone(images)
+        decode = self.decode_head(self.neck(maps))
+        if not self.training:
+            return resize_map(decode, images.shape[-2:])
+        return Outputs(decode, self.auxiliary_head(maps) if self.auxiliary_head is not None else None)
+
+    def loss(self, outputs: Outputs | Tensor, masks: Tensor) -> Tensor:
+        """Cross-entropy of logits, resized to the masks, plus 0.4 times that of the auxiliary logits.
+
+        The mean runs over all pixels of `masks` `b H W`; those with label 255 count as zero.
+
+        Raises:
+            TranseptError: masks of another batch, or with a label that is no class.
+        """
+        decode, auxiliary = outputs if isinstance(outputs, Outputs) else (outputs, None)
+        if masks.ndim != 3 or len(masks) != len(decode):
+            raise TranseptError(f"masks are {tuple(masks.shape)}; give one H x W mask for each of {len(decode)} images")
+        if masks.device.type == "cpu":  # elsewhere the look would make the processor wait
+            wrong = masks[((masks < 0) | (masks >= len(self.classes))) & (masks != IGNORE_LABEL)]
+            if len(wrong):
+                raise TranseptError(
+                    f"a mask holds the label {int(wrong[0])}; classes are 0 to {len(self.classes) - 1}, and"
+                    f" {IGNORE_LABEL} is ignored"
+                )
+        loss = self._cross_entropy(decode, masks)
+        if auxiliary is not None:
+            loss = loss + self.auxiliary_weight * self._cross_entropy(auxiliary, masks)
+        return loss
+
+    @staticmethod
+    def _cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+        logits = resize_map(logits, masks.shape[-2:]).float()
+        return cross_entropy(logits, masks.long(), ignore_index=IGNORE_LABEL, reduction="sum") / masks.numel()
+
+    def decode(self, logits: Tensor) -> Segmentation:
+        """Logits `b k H W` to the best class of each pixel."""
+        scores, labels = logits.float().softmax(dim=1).max(dim=1)
+        return Segmentation(labels, scores)
+
+    @torch.inference_mode()
+    def predict(self, pictures: Sequence[Image.Image | Tensor], testing: Testing | None = None) -> list[Segmentation]:
+        """RGB pictures (or bytes `3 H W`) of any sizes to the class of each of their pixels, each at its own size."""
+        predictions = []
+        for picture in pictures:
+            scores, labels = self.probabilities(picture, testing).max(dim=0)
+            predictions.append(Segmentation(labels, scores))
+        return predictions
+
+    @torch.inference_mode()
+    def probabilities(self, picture: Image.Image | Tensor, testing: Testing | None = None) -> Tensor:
+        """`k H W` at the size of the RGB picture (or bytes `3 H W`): the mean over scales and mirror images.
+
+        Logits are resized to the picture before the softmax, as in the official tests.
+        """
+        testing = testing or Testing()
+        image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture)
+        image = image.as_subclass(Tensor).to(next(self.parameters()).device)
+        training = self.training
+        self.eval()
+        try:
+            total = None
+            for ratio in testing.ratios:
+                scaled = self.preprocessing(image, ratio)
+                for flipped in (False, True) if testing.flip else (False,):
+                    logits = self.logits(scaled.flip(-1) if flipped else scaled, testing)
+                    share = resize_map(logits, image.shape[-2:]).float().softmax(dim=1)[0]
+                    share = share.flip(-1) if flipped else share
+                    total = share if total is None else total.add_(share)
+        finally:
+            self.train(training)
+        assert total is not None
+        return total.div_(len(testing.ratios) * (1 + testing.flip))
+
+    def logits(self, images: Tensor, testing: Testing) -> Tensor:
+        """Normalised images `b 3 H W` to logits `b k H W`: at once, or by sliding windows where there is a crop."""
+        if testing.crop is None:
+            return self(images)
+        height, width = testing.crop
+        stride = testing.stride or (-(-height * 2 // 3), -(-width * 2 // 3))
+        return sliding_logits(
+            self, images, testing.crop, stride, batch_size=testing.window_batch, device=testing.device
+        )
+
+    def save(self, path: Path) -> None:
+        """Weights, architecture, classes, palette and preprocessing in one safetensors file, written atomically."""
+        about = describe(self.backbone) | {
+            "method": self.method,
+            "width": self.width,
+            "classes": self.classes,
+            "palette": self.palette,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+        }
+        save_task(path, "segment", self, about)
+
+    @staticmethod
+    def load(path: Path) -> "Segmenter":
+        """What `save` wrote.
+
+        Raises:
+            TranseptError: the file is missing, damaged, or was not written by `save`.
+        """
+        with loading_task(path, "segment") as (state, about):
+            backbone = build_model(
+                about["architecture"], in_chans=about["in_chans"], features_only=True, **about["options"]
+            )
+            segmenter = Segmenter(
+                about["method"],
+                backbone,
+                about["classes"],
+                palette=about["palette"],
+                preprocessing=ScenePreprocessing(**tuples(about["preprocessing"])),
+                width=about["width"],
+            )
+            segmenter.load_state_dict(state)
+            return segmenter.eval()
+
+
+def create_segmenter(
+    method: str,
+    *,
+    backbone: str,
+    num_classes: int = 150,
+    weights: str | PathLike[str] | None = None,
+    backbone_weights: str | PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[RGB] | None = None,
+    preprocessing: ScenePreprocessing | None = None,
+    width: int | None = None,
+    in_chans: int = 3,
+    img_size: int | Sequence[int] | None = None,
+    drop_path_rate: float = 0.0,
+    **options: Any,
+) -> Segmenter:
+    """A segmenter by name: "semantic_fpn" or "upernet" on any model of `transept.list_models()`.
+
+    CrossFormer's groups and grouping rule are those of the published segmenters, where `options` say nothing else.
+
+    Args:
+        method: one of `METHODS`.
+        backbone: a model's name; without its image size (`xcit_small_12_p16`), as segmenters are published.
+        num_classes: size of the logits; label 255 is ignored and no class.
+        weights: load the whole segmenter: what `transept.load_weights` takes. A classifier (`conv_seg`) for another
+            number of classes starts fresh.
+        backbone_weights: load the backbone from a classification checkpoint instead.
+        classes: names of the classes, `num_classes` of them; default: their numbers.
+        palette: colours of the classes in pictures; default: `default_palette`.
+        preprocessing: default: the published one, pictures within 2048 x 512 pixels.
+        width: channels of the convolutions, for models smaller than the published: of Semantic FPN's neck (its head
+            has half), or of UPerNet (512; its auxiliary head has half).
+        in_chans: channels of the image.
+        img_size: native size of the backbone in pixels, which its position table is made for. Any size can be given
+            to the segmenter.
+        drop_path_rate: stochastic depth of the backbone.
+        options: fields of the family's config, under the paper's names.
+
+    Raises:
+        UsageError: an unknown method, backbone or option (with the nearest name), or values that contradict each other.
+        TranseptError: the weights cannot be found or do not fit.
+    """
+    if method not in METHODS:
+        raise unknown("segmentation method", method, METHODS)
+    name, family = find_model(backbone.partition(".")[0])
+    fields = {field.name for field in dataclasses.fields(family.variants[name])}
+    own = set(inspect.signature(create_segmenter).parameters) - {"options"}
+    for option in options:
+        if option not in fields:
+            raise unknown(f"option of a segmenter on {name}", option, fields | own)
+    if classes is not None and len(classes) != num_classes:
+        raise UsageError(f"{len(classes)} names of classes were given for num_classes={num_classes}; make them agree")
+    if weights is not None and backbone_weights is not None:
+        raise UsageError("weights hold the whole segmenter, backbone included; give them or backbone_weights")
+    model = create_model(
+        backbone,
+        in_chans=in_chans,
+        img_size=img_size,
+        drop_path_rate=drop_path_rate,
+        features_only=True,
+        **(dict(PUBLISHED_OPTIONS.get((method, name), {})) | options),
+    )
+    if preprocessing is None and family.name == "CrossFormer":
+        preprocessing = ScenePreprocessing(multiple=32)
+    names = classes if classes is not None else [str(i) for i in range(num_classes)]
+    segmenter = Segmenter(method, model, names, palette=palette, preprocessing=preprocessing, width=width)
+    if backbone_weights is not None:
+        load_weights(model, backbone_weights)
+    if weights is not None:
+        load_weights(segmenter, weights)
+    return segmenter
+
+
+def default_palette(num_classes: int) -> list[RGB]:
+    """Colours that differ from their neighbours in the list: hues in steps of the golden ratio, in three tones."""
+    tones = ((0.95, 0.85), (0.6, 0.95), (0.9, 0.55))
+    colours = (colorsys.hsv_to_rgb(i * 0.618034 % 1, *tones[i % 3]) for i in range(num_classes))
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours]
