@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transept.analysis.count import count
     from transept.errors import TranseptError
+    from transept.tasks.detect import create_detector
     from transept.tasks.segment import create_segmenter
     from transept.weights.create import create_model, list_models, load_weights
 
@@ -23,6 +24,7 @@ __version__ = version("transept")
 
 _HOMES = {
     "count": "transept.analysis.count",
+    "create_detector": "transept.tasks.detect",
     "create_model": "transept.weights.create",
     "create_segmenter": "transept.tasks.segment",
     "list_models": "transept.weights.create",
@@ -30,7 +32,16 @@ _HOMES = {
     "TranseptError": "transept.errors",
 }
 
-__all__ = ["TranseptError", "__version__", "count", "create_model", "create_segmenter", "list_models", "load_weights"]
+__all__ = [
+    "TranseptError",
+    "__version__",
+    "count",
+    "create_detector",
+    "create_model",
+    "create_segmenter",
+    "list_models",
+    "load_weights",
+]
 
 
 def __getattr__(name: str) -> Any:
