@@ -130,12 +130,11 @@ class Selection:
             chosen.append((corners, scores, index % num_classes, probability > self.score_threshold))
         corners, scores, labels, keep = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
         corners = clip_boxes(corners, sizes) / resize_factors(sizes, original_sizes)
-        return [
-            best_detections(
-                corners[b][keep[b]], scores[b][keep[b]], labels[b][keep[b]], self.iou_threshold, self.max_detections
-            )
-            for b in range(len(corners))
-        ]
+        found = []
+        for c, s, n, above in zip(corners, scores, labels, keep, strict=True):
+            index = above.nonzero()[:, 0]
+            found.append(best_detections(c[index], s[index], n[index], self.iou_threshold, self.max_detections))
+        return found
 
 
 def best_detections(

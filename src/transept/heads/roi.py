@@ -35,7 +35,7 @@ MASK_SIZE = 28
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     """Boxes `n 4` of each image as one `k 5`."""
-    return torch.cat([torch.cat((b.new_full((len(b), 1), i), b), dim=1) for i, b in enumerate(boxes)])
+    return torch.cat([torch.cat((torch.full_like(b[:, :1], i), b), dim=1) for i, b in enumerate(boxes)])
 
 
 def roi_levels(rois: Tensor, num_levels: int = 4) -> Tensor:
@@ -175,8 +175,12 @@ def deltas_of(deltas: Tensor, labels: Tensor) -> Tensor:
     """From `k (c 4)` those of each region's label ` k`, `k 4`; what is shared by all classes as it is."""
     if deltas.shape[1] == 4:
         return deltas
-    rows = torch.arange(len(deltas), device=deltas.device)
-    return deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[rows, labels]
+    return deltas.unflatten(1, (-1, 4)).take_along_dim(labels[:, None, None], dim=1)[:, 0]
+
+
+def masks_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """From `k c m m` the masks of each region's label ` k`: `k m m`."""
+    return logits.take_along_dim(labels[:, None, None, None], dim=1)[:, 0]
 
 
 def refine_rois(rois: Tensor, outputs: BoxOutputs, std: Std, sizes: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -237,8 +241,7 @@ def mask_loss(logits: Tensor, samples: Samples, targets: Sequence[Target]) -> Te
             )
         here = samples.rois[:, 0] == i
         wanted.append(crop_masks(target.masks[samples.matched[here]], samples.rois[here, 1:], logits.shape[-1]))
-    rows = torch.arange(len(logits), device=logits.device)
-    guess, truth = logits[rows, samples.labels], torch.cat(wanted)
+    guess, truth = masks_of(logits, samples.labels), torch.cat(wanted)
     return binary_cross_entropy_with_logits(guess, truth, reduction="sum") / max(1, truth.numel())
 
 
@@ -257,7 +260,7 @@ class BoxDecoder:
 
     def boxes(self, rois: Tensor, outputs: BoxOutputs, sizes: Tensor) -> Tensor:
         """`k c 4` (c is 1 where all classes share one box), clipped to the images."""
-        deltas = outputs.deltas.reshape(len(rois), outputs.deltas.shape[1] // 4, 4)
+        deltas = outputs.deltas.unflatten(1, (-1, 4))
         return clip_boxes(decode_deltas(rois[:, None, 1:], deltas, self.std), sizes[rois[:, 0].long()])
 
     def __call__(
@@ -290,9 +293,8 @@ def add_masks(
     """
     rois = to_rois([found.boxes * factor for found, factor in zip(detections, factors, strict=True)])
     labels = torch.cat([found.labels for found in detections])
-    rows = torch.arange(len(rois), device=rois.device)
     features = heads[0].features(maps, rois)
-    masks = torch.stack([head(features)[rows, labels].sigmoid() for head in heads]).mean(dim=0)
+    masks = torch.stack([masks_of(head(features), labels).sigmoid() for head in heads]).mean(dim=0)
     if len(detections) == 1:
         return [detections[0]._replace(masks=masks)]
     split = masks.split([len(found.boxes) for found in detections])

@@ -126,7 +126,8 @@ class Proposals:
             boxes = clip_boxes(decode_deltas(anchors[index], deltas, self.std), limits)
             solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
             for i, image in enumerate(found):
-                corners, scores = boxes[i][solid[i]], best[i][solid[i]].sigmoid()
+                index = solid[i].nonzero()[:, 0]
+                corners, scores = boxes[i][index], best[i][index].sigmoid()
                 kept = nms(corners, scores, self.iou_threshold)
                 image.append((corners[kept], scores[kept]))
         return [self._best(image) for image in found]
