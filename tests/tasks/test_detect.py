@@ -18,7 +18,7 @@ TWO_STAGE = ("mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 
 
 def tiny(method: str) -> Detector:
-    return transept.create_detector(method, **TINY)
+    return transept.create_detector(method, **TINY | {"width": 64 if method in ("fcos", "atss") else 32})
 
 
 def a_target(size: tuple[int, int] = (96, 128)) -> Target:
@@ -35,18 +35,24 @@ def no_objects(size: tuple[int, int] = (96, 128)) -> Target:
     return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), size, torch.zeros(0, *size, dtype=torch.bool))
 
 
+def learning(detector: Detector) -> list[tuple[str, torch.nn.Parameter]]:
+    """All parameters but those of the finest level, which the single-stage methods do not read."""
+    unread = () if detector.method in TWO_STAGE else ("backbone.fpn1.",)
+    return [(name, p) for name, p in detector.named_parameters() if not name.startswith(unread)]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_reach_every_parameter(method: str):
     detector = tiny(method)
     losses = detector.losses(detector(torch.randn(2, 3, 96, 128)), [a_target(), a_target()])
-    assert all(math.isfinite(value) and value >= 0 for value in losses.values())
+    assert all(value.isfinite() and value >= 0 for value in losses.values())
     loss = torch.stack(list(losses.values())).sum()
     loss.backward()
-    for name, parameter in detector.named_parameters():
+    for name, parameter in learning(detector):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        # A level that no object of the target suits learns no box.
-        assert parameter.grad.any() or name.startswith("bbox_head.scales"), name
+        # A level that no object suits learns no box, and group norm makes a single cell a constant.
+        assert parameter.grad.any() or name.startswith(("bbox_head.scales", "neck.fpn_convs")), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -57,8 +63,8 @@ def test_images_without_objects(method: str):
         detector.zero_grad()
         losses = detector.losses(detector(images), targets)
         torch.stack(list(losses.values())).sum().backward()
-        assert all(math.isfinite(value) for value in losses.values())
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+        assert all(value.isfinite() for value in losses.values())
+        assert all(p.grad is not None and p.grad.isfinite().all() for _, p in learning(detector))
     located = [value for name, value in losses.items() if "cls" not in name]
     assert len(located) >= 1
     assert not any(located)
@@ -155,8 +161,8 @@ def digits() -> tuple[torch.Tensor, Target]:
 @pytest.mark.parametrize(
     ("method", "steps"),
     [
-        ("retinanet", 200),
-        ("mask_rcnn", 50),
+        ("retinanet", 160),
+        ("mask_rcnn", 70),
         pytest.param("fcos", 250, marks=pytest.mark.slow),
         pytest.param("atss", 250, marks=pytest.mark.slow),
         pytest.param("cascade_rcnn", 80, marks=pytest.mark.slow),
@@ -224,6 +230,7 @@ def test_published_options(method: str, backbone: str, expected: dict):
         (dict(backbone="xcit_nano_13_p8"), "xcit_nano_12_p8"),
         (dict(widht=64), "no option of a detector on .* is called 'widht'; did you mean 'width'"),
         (dict(width=40), "width=40; give a positive multiple of 32"),
+        (dict(method="atss"), "width=32; atss has 32 groups of channels, give 64 or more"),
         (dict(num_classes=0), "there are no classes"),
         (dict(classes=["a", "b"], num_classes=4), "2 names of classes were given for num_classes=4"),
         (dict(weights="a.pth", backbone_weights="b.pth"), "give them or backbone_weights"),
@@ -273,3 +280,5 @@ def _sharpen(detector: Detector) -> None:
             torch.nn.init.normal_(parameter, std=0.5 if "roi_head" in name else 0.2)
         elif name.endswith("_cls.bias"):
             torch.nn.init.constant_(parameter, -1.0)
+        elif name.endswith("gn.bias"):  # else a level of one cell gives all classes the same score
+            torch.nn.init.normal_(parameter)

@@ -168,6 +168,9 @@ class Detector(nn.Module):
             raise UsageError("there are no classes; give one or more")
         if width < 32 or width % 32:
             raise UsageError(f"width={width}; give a positive multiple of 32 channels")
+        if width < 64 and method in ("fcos", "atss"):
+            # Of one channel a group norm cannot be taken where a level is a single cell.
+            raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
         levels = backbone.feature_info
         if list(levels.reduction()) != [4, 8, 16, 32]:
             raise UsageError(f"the backbone has levels of strides {list(levels.reduction())}; give one of 4, 8, 16, 32")
@@ -270,8 +273,8 @@ def create_detector(
         weights: load the whole detector: what `transept.load_weights` takes.
         backbone_weights: load the backbone from a classification checkpoint instead.
         classes: names of the classes, `num_classes` of them; default: their numbers.
-        width: channels of neck and heads, a multiple of 32, for models smaller than the published; box heads have
-            four times as many hidden units.
+        width: channels of neck and heads, a multiple of 32 (FCOS, ATSS: from 64 on), for models smaller than the
+            published; box heads have four times as many hidden units.
         in_chans: channels of the image.
         img_size: native size of the backbone in pixels, which its position table is made for. Any size can be given
             to the detector.
