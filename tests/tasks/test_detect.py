@@ -1,6 +1,7 @@
 """Detectors: every method learns, answers image by image, and says what is wrong with its input."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,14 +12,18 @@ from torchvision.ops import box_iou
 import transept
 from transept.errors import TranseptError, UsageError
 from transept.heads.instances import Target
-from transept.tasks.detect import METHODS, Detector
+from transept.ops.matching import RandomSampler
+from transept.tasks.detect import METHODS, Detector, TwoStage
 
 TINY = dict(backbone="xcit_nano_12_p8", depth=2, embed_dim=32, num_heads=2, num_classes=3, width=32)
-TWO_STAGE = ("mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 
 
 def tiny(method: str) -> Detector:
-    return transept.create_detector(method, **TINY | {"width": 64 if method in ("fcos", "atss") else 32})
+    detector = transept.create_detector(method, **TINY | {"width": 64 if method in ("fcos", "atss") else 32})
+    if isinstance(detector.stages, TwoStage):  # fewer regions, for speed
+        loss = replace(detector.stages.loss, sampler=RandomSampler(number=64, positive_fraction=0.25))
+        detector.stages = replace(detector.stages, loss=loss)
+    return detector
 
 
 def a_target(size: tuple[int, int] = (96, 128)) -> Target:
@@ -37,7 +42,7 @@ def no_objects(size: tuple[int, int] = (96, 128)) -> Target:
 
 def learning(detector: Detector) -> list[tuple[str, torch.nn.Parameter]]:
     """All parameters but those of the finest level, which the single-stage methods do not read."""
-    unread = () if detector.method in TWO_STAGE else ("backbone.fpn1.",)
+    unread = () if isinstance(detector.stages, TwoStage) else ("backbone.fpn1.",)
     return [(name, p) for name, p in detector.named_parameters() if not name.startswith(unread)]
 
 
