@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transept.analysis.count import count
+    from transept.data.transforms import transforms_for
     from transept.errors import TranseptError
     from transept.tasks.detect import create_detector
+    from transept.tasks.pretrained import from_pretrained, push_to_hub, save_pretrained
     from transept.tasks.segment import create_segmenter
     from transept.weights.create import create_model, list_models, load_weights
 
@@ -27,8 +29,12 @@ _HOMES = {
     "create_detector": "transept.tasks.detect",
     "create_model": "transept.weights.create",
     "create_segmenter": "transept.tasks.segment",
+    "from_pretrained": "transept.tasks.pretrained",
     "list_models": "transept.weights.create",
     "load_weights": "transept.weights.create",
+    "push_to_hub": "transept.tasks.pretrained",
+    "save_pretrained": "transept.tasks.pretrained",
+    "transforms_for": "transept.data.transforms",
     "TranseptError": "transept.errors",
 }
 
@@ -39,8 +45,12 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "from_pretrained",
     "list_models",
     "load_weights",
+    "push_to_hub",
+    "save_pretrained",
+    "transforms_for",
 ]
 
 

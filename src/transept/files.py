@@ -1,8 +1,10 @@
 """Writing files so that a crash, a full disk or a reader in between never sees half of one."""
 
+import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from transept.errors import TranseptError
@@ -29,6 +31,33 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise TranseptError(
             f"cannot write {str(path)!r}: {error.strerror or error}; nothing saved before is lost"
+        ) from error
+
+
+def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write several files of `folder`, which is created: they get their names once all are written, or none does.
+
+    Raises:
+        TranseptError: the disk is full, the folder not writable, or a name is a folder's; all is as it was.
+    """
+    missing = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as name:
+            for file, write in writers.items():
+                write(Path(name, file))
+                with Path(name, file).open("rb+") as written:
+                    os.fsync(written.fileno())
+            if taken := [file for file in writers if (folder / file).is_dir()]:
+                raise IsADirectoryError(errno.EISDIR, f"{taken[0]!r} is a folder there")
+            for file in writers:
+                Path(name, file).replace(folder / file)
+    except OSError as error:
+        if missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise TranseptError(
+            f"cannot write to {str(folder)!r}: {error.strerror or error}; nothing saved before is lost"
         ) from error
 
 

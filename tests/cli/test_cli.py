@@ -1,13 +1,16 @@
 """The command as a user calls it."""
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import transept
 from transept.cli.main import VERBS, main
 from transept.data.sets import load_splits
 
@@ -67,7 +70,7 @@ def test_info_and_count(capsys):
     text = capsys.readouterr().out
     assert "arXiv" in text
     assert "xcit_nano_12_p16_224.fb_dist_in1k" in text
-    assert "72.2 %" in text
+    assert "top-1 72.2 (official README)" in text
     assert main(["count", "xcit_nano_12_p16_224"]) == 0
     assert "blocks.11" in capsys.readouterr().out
     assert main(["count", "cait_xxs24_224", "--img-size", "112", "--features-only", "--json"]) == 0
@@ -111,7 +114,7 @@ def test_train_reports_and_refuses_to_overwrite(run: Path, capsys):
 def test_eval(run: Path, capsys):
     assert main(["eval", str(run), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    best = max(float(line.split(",")[6]) for line in (run / "metrics.csv").read_text().splitlines()[1:])
+    best = max(float(row["val_top1"]) for row in csv.DictReader((run / "metrics.csv").open()))
     assert result["images"] == 8
     assert result["top1"] == pytest.approx(best, abs=1e-5)
     assert main(["eval", str(run / "best.safetensors"), "--data", str(run.parent / "set")]) == 0
@@ -172,3 +175,27 @@ def test_real_process_and_debug(tmp_path: Path):
     debug = subprocess.run([*command, "eval", str(tmp_path), "--debug"], capture_output=True, text=True, check=False)
     assert debug.returncode == 1
     assert "Traceback" in debug.stderr
+
+
+def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = transept.create_model("xcit_nano_12_p16_224", num_classes=3)
+    torch.save({"model": model.state_dict()}, tmp_path / "official.pth")
+    for source, target, names in (
+        ("official.pth", "a.safetensors", "timm"),
+        ("a.safetensors", "b.pdparams", "passl"),
+        ("b.pdparams", "c.pth", "MMPretrain"),
+        ("c.pth", "d.pth", "official"),
+    ):
+        assert main(["convert", str(tmp_path / source), str(tmp_path / target), "--to", names]) == 0
+    assert "4 joined: cls_attn_blocks.0.attn.qkv" in capsys.readouterr().out
+    back = torch.load(tmp_path / "d.pth")["model"]
+    counters = {key for key in back if key.endswith("num_batches_tracked")}
+    assert all(torch.equal(value, back[key]) for key, value in model.state_dict().items() if key not in counters)
+    assert main(["convert", str(tmp_path / "c.pth"), "--identify", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["model"], found["names"], found["num_classes"]) == ("xcit_nano_12_p16_224", "MMPretrain", 3)
+    assert main(["convert", str(tmp_path / "d.pth"), str(tmp_path / "e.pth"), "--to", "MMPretrian"]) == 2
+    assert "no form of XCiT checkpoints is called 'MMPretrian'; did you mean 'MMPretrain'" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "d.pth"), str(tmp_path / "e.npz")]) == 2
+    assert main(["convert", str(tmp_path / "d.pth")]) == 2
+    assert not (tmp_path / "e.pth").exists()

@@ -77,6 +77,22 @@ def trim(recording: dict) -> dict:
     }
 
 
+def systems() -> dict[str, dict]:
+    """Of every recorded detector and segmenter: the names and shapes beside the backbone, and the backbone's print."""
+    found = {}
+    for recorded in sorted((REFERENCE / "dense_keys").glob("*.json")):
+        table = json.loads(recorded.read_text())
+        buffers = set(table["integer_buffers"])
+        inner = {key.removeprefix("backbone."): shape for key, shape in table["shapes"].items() if key not in buffers}
+        found[recorded.stem] = {
+            "backbone": table["backbone"],
+            "config": table["config"],
+            "backbone_keys": fingerprint({key: inner[key] for key in inner if f"backbone.{key}" in table["shapes"]}),
+            "shapes": {key: shape for key, shape in table["shapes"].items() if not key.startswith("backbone.")},
+        }
+    return found
+
+
 def trim_table(name: str, backbone: str) -> dict:
     """A dense model's names and shapes, without those that hold nothing learned."""
     table = json.loads((REFERENCE / "dense_keys" / f"{name}.json").read_text())
@@ -134,6 +150,8 @@ def main() -> int:
         for recorded in sorted((REFERENCE / family).glob("*.json")):
             trimmed = trim(json.loads(recorded.read_text()))
             (HERE / family / recorded.name).write_text(json.dumps(trimmed, separators=(",", ":")) + "\n")
+    (HERE / "systems.json").write_text(json.dumps(systems(), separators=(",", ":")) + "\n")
+
     (HERE / "dense").mkdir(exist_ok=True)
     dense = {name: trim_segmenter(name, backbone) for name, backbone in SEGMENTERS}
     dense |= {name: trim_detector(name, backbone) for name, backbone in DETECTORS}

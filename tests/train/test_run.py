@@ -139,7 +139,7 @@ def test_interrupted_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
 def test_a_finished_run_resumes_to_itself(whole_run: Path):
     before = (whole_run / "last.safetensors").read_bytes()
     result = train(recipe(), whole_run, resume=True, progress=False)
-    assert result.top1 == pytest.approx(max(float(row["val_top1"]) for row in rows(whole_run)), abs=1e-5)
+    assert result.metrics["top1"] == pytest.approx(max(float(row["val_top1"]) for row in rows(whole_run)), abs=1e-5)
     assert (whole_run / "last.safetensors").read_bytes() == before
 
 
@@ -234,11 +234,11 @@ def test_wrong_recipe_files(tmp_path: Path):
 def test_digits_reach_97_percent(tmp_path: Path):
     torch.set_num_threads(os.cpu_count() or 2)
     result = train(parse_recipe(read_recipe("digits"), []), tmp_path / "run", progress=False)
-    assert result.top1 >= 0.97
+    assert result.metrics["top1"] >= 0.97
 
 
 @pytest.mark.slow
 def test_quick_reaches_95_percent_on_signdigits(tmp_path: Path, shared_data: Path):
     torch.set_num_threads(os.cpu_count() or 2)
     quick = parse_recipe(read_recipe("quick"), ["--data", str(shared_data / "signdigits")])
-    assert train(quick, tmp_path / "run", progress=False).top1 >= 0.95
+    assert train(quick, tmp_path / "run", progress=False).metrics["top1"] >= 0.95

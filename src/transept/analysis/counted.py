@@ -10,19 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from transept.analysis.count import Cost, count
-from transept.models.registry import build_model, list_models
+from transept.models.registry import build_skeleton, list_models
 
 _FILE = "counts.json"
 
 
 def count_variant(name: str, img_size: int | None = None, **options: Any) -> Cost:
     """A fresh count by name. On the meta device even the largest model takes a moment and no memory."""
-    with torch.device("meta"):
-        model = build_model(name, **options)
-    return count(model, img_size)
+    return count(build_skeleton(name, **options), img_size)
 
 
 def kept_counts() -> dict[str, Cost]:

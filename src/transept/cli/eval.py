@@ -13,7 +13,7 @@ from transept.cli.tables import print_json
 from transept.cli.train import parse_recipe
 from transept.data.loading import TransformedSet, make_loader
 from transept.data.sets import load_splits
-from transept.data.transforms import eval_transform
+from transept.data.transforms import transforms_for
 from transept.errors import TranseptError
 from transept.metrics.accuracy import AccuracyMeter
 from transept.train.folder import CONFIG
@@ -42,9 +42,7 @@ def run(args: argparse.Namespace) -> None:
     _check_classes(task.classes, splits.classes, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task.to(device).eval()
-    loader = make_loader(
-        TransformedSet(splits.val, eval_transform(task.preprocessing)), args.batch_size, workers=args.workers
-    )
+    loader = make_loader(TransformedSet(splits.val, transforms_for(task)), args.batch_size, workers=args.workers)
     meter, started = AccuracyMeter(), time.monotonic()
     batches = track(loader, "evaluating", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     with torch.inference_mode():

@@ -7,8 +7,18 @@ from rich.console import Console
 from rich.table import Table
 
 from transept.analysis.counted import count_variant
-from transept.cli.tables import billions, billions_as_printed, card, millions, millions_as_printed, print_json
+from transept.cli.tables import (
+    billions,
+    billions_as_printed,
+    card,
+    millions,
+    millions_as_printed,
+    print_json,
+    scores_as_printed,
+)
 from transept.models.registry import find_model
+from transept.weights.catalogue import Checkpoint, checkpoints_of, unpublished
+from transept.weights.locate import how_to_get
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,16 +48,34 @@ def run(args: argparse.Namespace) -> None:
     grid.add_row("activations", millions(item["activations"]), "-", "")
     console.print(grid)
     console.print("\nconfiguration: " + ", ".join(f"{key}={value}" for key, value in config.items()), highlight=False)
-    for weights in item["weights"]:
-        console.print(
-            f"\n[bold]{weights['name']}[/]  ImageNet-1k top-1 {weights['top1']:.1f} % ({weights['source']}), "
-            f"crop {weights['crop_pct']:g}, {weights['interpolation']}, {weights['licence']}\n  {weights['url']}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    checkpoints = checkpoints_of(name)
+    for task in dict.fromkeys(checkpoint.task for checkpoint in checkpoints):
+        console.print(f"\n[bold]weights, {task}[/]", highlight=False)
+        for checkpoint in checkpoints:
+            if checkpoint.task == task:
+                _print_checkpoint(console, checkpoint)
     if item["note"]:
         console.print(f"\nnote: {item['note']}", highlight=False)
-    if not item["weights"]:
+    if not checkpoints:
         score = f"ImageNet-1k top-1 {printed['top1']:.1f} % ({source}); " if printed["top1"] else ""
-        console.print(f"\n{score}no weights that can be downloaded by name; load your own with weights=FILE")
-    console.print(f'\nPython: transept.create_model("{name}", pretrained={bool(item["weights"])})', highlight=False)
+        why = f"{unpublished(name)}; " if unpublished(name) else ""
+        console.print(f"\n{score}{why}load your own with weights=FILE", highlight=False)
+    console.print(f'\nPython: transept.create_model("{name}", pretrained={bool(checkpoints)})', highlight=False)
+
+
+def _print_checkpoint(console: Console, checkpoint: Checkpoint) -> None:
+    """Its name and scores, how it wants its pictures, and how to get it; addresses stay in one piece, to be copied."""
+    scores = scores_as_printed(checkpoint.scores)
+    source = f" ({checkpoint.source})" if checkpoint.source else ""
+    preprocessing = checkpoint.preprocessing
+    size = "x".join(map(str, preprocessing.img_size))
+    size = {
+        "center": f"{size}, crop {preprocessing.crop_pct:g}",
+        "squash": f"pressed into {size}",
+        "fit": f"scaled to fit {size}",
+    }[preprocessing.crop_mode]
+    facts = f"{checkpoint.origin}, {checkpoint.licence}, {size}, {preprocessing.interpolation}"
+    console.print(f"  [bold]{checkpoint.name}[/]  {scores}{source}", highlight=False, soft_wrap=True)
+    for line in (facts, checkpoint.note, *how_to_get(checkpoint)):
+        if line:
+            console.print(f"    {line}", highlight=False, soft_wrap=True)

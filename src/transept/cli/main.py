@@ -20,6 +20,7 @@ VERBS = {
     "train": "train a model by a recipe",
     "eval": "measure a trained model's accuracy",
     "predict": "label pictures",
+    "convert": "convert a checkpoint, or say what it is",
 }
 
 

@@ -1,6 +1,8 @@
 """List the models: parameters and multiply-accumulates, counted here and as published, and published accuracy."""
 
 import argparse
+from fnmatch import fnmatchcase
+from typing import Any
 
 from rich.table import Table
 
@@ -11,19 +13,35 @@ from transept.cli.tables import (
     card,
     millions,
     millions_as_printed,
+    percent,
     print_json,
     print_table,
+    table_width,
 )
-from transept.errors import unknown
+from transept.errors import UsageError, unknown
 from transept.models.registry import list_models
+from transept.weights.catalogue import CHECKPOINTS, METRICS, Checkpoint
+
+_WIDE = 110
+"""Characters that all columns need; a narrower terminal goes without the published costs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("glob", nargs="?", default="*", help="shell pattern, e.g. 'cait_s*'")
+    parser.add_argument("glob", nargs="?", help="shell pattern, e.g. 'cait_s*'")
+    parser.add_argument(
+        "--weights",
+        nargs="?",
+        const="*",
+        metavar="GLOB",
+        help="list the published checkpoints instead, all or those whose name.tag matches, e.g. '*.fb_dist_in1k'",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    names = list_models(args.glob)
+    if args.weights is not None:
+        _list_weights(args)
+        return
+    names = list_models(args.glob or "*")
     if not names:
         raise unknown("model", args.glob, list_models(), hint="'transept models' lists them all")
     costs = kept_counts()
@@ -31,27 +49,70 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json(cards)
         return
+    wide = table_width() >= _WIDE
     table = Table(title=f"{len(cards)} models", title_justify="left", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    table.add_column("size", justify="right")
-    for head in ("parameters", "published", "MACs", "published", "top-1"):
-        table.add_column(head, justify="right", no_wrap=True, style="dim" if head == "published" else None)
-    table.add_column("published weights", no_wrap=True)
+    for head in ("size", "parameters", "published", "MACs", "published", "top-1"):
+        if wide or head != "published":
+            table.add_column(head, justify="right", no_wrap=True, style="dim" if head == "published" else None)
+    table.add_column("weights", no_wrap=True)
     for item in cards:
-        printed, weights = item["published"], item["weights"]
-        scores = [entry["top1"] for entry in weights] or ([printed["top1"]] if printed["top1"] else [])
+        printed = item["published"]
+        params = [millions(item["parameters"]), millions_as_printed(printed["parameters"])]
+        macs = [billions(item["macs"]), billions_as_printed(printed["macs"])]
         table.add_row(
             item["name"] + ("*" if item["note"] else ""),
             str(item["img_size"][0]),
-            millions(item["parameters"]),
-            millions_as_printed(printed["parameters"]),
-            billions(item["macs"]),
-            billions_as_printed(printed["macs"]),
-            " / ".join(f"{top1:.1f}" for top1 in scores) or "-",
-            ", ".join(entry["name"].partition(".")[2] for entry in weights)
-            or ("see the note" if item["note"] else "-"),
+            *(params + macs if wide else (params[0], macs[0])),
+            _official_top1(item) or "-",
+            _files(item["weights"]) or ("see the note" if item["note"] else "-"),
         )
     print_table(table)
     for item in cards:
         if item["note"]:
             print(f"* {item['name']}: {item['note']}")
+
+
+def _official_top1(item: dict[str, Any]) -> str:
+    """Of all the authors' classifiers, each score once."""
+    scores = [weights["top1"] for weights in item["weights"] if weights["origin"] == "official" and weights["top1"]]
+    return " / ".join(f"{top1:.1f}" for top1 in dict.fromkeys(scores or filter(None, [item["published"]["top1"]])))
+
+
+def _files(weights: list[dict[str, Any]]) -> str:
+    """`7 files`, or `1 file by hand` where the default is behind a share page."""
+    if not weights:
+        return ""
+    return f"{len(weights)} file{'s' * (len(weights) > 1)}{'' if weights[0]['url'] else ' by hand'}"
+
+
+def _list_weights(args: argparse.Namespace) -> None:
+    pattern = args.weights if args.glob is None else args.glob
+    if args.glob is not None and args.weights != "*":
+        raise UsageError(f"two patterns, {args.glob!r} and {args.weights!r}; give one, after --weights")
+    chosen = [entry for entry in CHECKPOINTS if fnmatchcase(entry.name, pattern) or fnmatchcase(entry.model, pattern)]
+    if not chosen:
+        names = (entry.name for entry in CHECKPOINTS)
+        raise unknown("published checkpoint", pattern, names, hint="'transept models --weights' lists them all")
+    if args.json:
+        print_json([entry.as_dict() for entry in chosen])
+        return
+    for task in dict.fromkeys(entry.task for entry in chosen):
+        print_table(_weights_table(task, [entry for entry in chosen if entry.task == task]))
+    print("\nfetch: 'direct' by name; 'page' by hand from a share page, see 'transept info MODEL'")
+
+
+def _weights_table(task: str, entries: list[Checkpoint]) -> Table:
+    table = Table(
+        title=f"\n{task}, {len(entries)}", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    metrics = list(dict.fromkeys(metric for entry in entries for metric in entry.scores if metric != "top5"))
+    table.add_column("checkpoint", no_wrap=True)
+    for metric in metrics:
+        table.add_column(METRICS[metric], justify="right")
+    for head in ("origin", "fetch", "licence"):
+        table.add_column(head, no_wrap=True)
+    for entry in entries:
+        scores = [percent(entry.scores[metric]) if metric in entry.scores else "-" for metric in metrics]
+        table.add_row(entry.name, *scores, entry.origin, "direct" if entry.url else "page", entry.licence)
+    return table

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo
 
-from transept.data.transforms import Preprocessing
+from transept.data.transforms import preprocessing_of
 from transept.errors import TranseptError, UsageError
 from transept.tasks.classify import Classifier
 from transept.train.folder import BEST, CONFIG
-from transept.weights.create import create_model, find_checkpoint, list_models
+from transept.weights.create import create_model, default_checkpoint, find_checkpoint
 
 
 def load_classifier(source: str) -> tuple[Classifier, Path | None]:
@@ -28,13 +28,14 @@ def load_classifier(source: str) -> tuple[Classifier, Path | None]:
     if path.exists() or "/" in source:
         raise TranseptError(f"{source!r} is no run folder; give one, a .safetensors file of one, or a model's name")
     try:
+        weights = find_checkpoint(source) if "." in source else default_checkpoint(source)
+        if weights.task != "classification":
+            raise TranseptError(
+                f"{source!r} are {weights.task} weights, which have no classifier; "
+                f"'transept models --weights {weights.model}*' lists those that do"
+            )
         model = create_model(source, pretrained=True)
     except UsageError as error:
         raise UsageError(f"{source!r} is no run folder, and {error}") from error
-    name = source if "." in source else next(tag for tag in list_models(tag=True) if tag.startswith(f"{source}."))
-    weights = find_checkpoint(name)
     classes = [description.partition(",")[0] for description in ImageNetInfo().label_descriptions()]
-    preprocessing = Preprocessing(
-        img_size=model.config.img_size, crop_pct=weights.crop_pct, interpolation=weights.interpolation
-    )
-    return Classifier(model, classes, preprocessing).eval(), None
+    return Classifier(model, classes, preprocessing_of(model)).eval(), None

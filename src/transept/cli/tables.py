@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from transept.analysis.count import Cost
 from transept.models.registry import find_model
-from transept.weights.catalogue import checkpoints_of
+from transept.weights.catalogue import METRICS, checkpoints_of
 from transept.weights.published import PUBLISHED, Published
 
 
@@ -19,8 +20,16 @@ def print_json(value: Any) -> None:
 
 def print_table(table: Table) -> None:
     """To stdout, cut to the terminal; whole where stdout is no terminal."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    _console().print(table)
+
+
+def table_width() -> int:
+    """How many characters wide a table may be."""
+    return _console().width
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def millions_as_printed(parameters: int | None) -> str:
@@ -55,16 +64,15 @@ def card(name: str, cost: Cost) -> dict[str, Any]:
             "source": printed.source or None,
         },
         "note": find_model(name)[1].notes.get(name),
-        "weights": [
-            {
-                "name": weights.name,
-                "top1": weights.top1,
-                "source": weights.source,
-                "url": weights.url,
-                "licence": weights.licence,
-                "crop_pct": weights.crop_pct,
-                "interpolation": weights.interpolation,
-            }
-            for weights in checkpoints_of(name)
-        ],
+        "weights": [weights.as_dict() for weights in checkpoints_of(name)],
     }
+
+
+def scores_as_printed(scores: Mapping[str, float]) -> str:
+    """`box AP 45.3, mask AP 40.8`."""
+    return ", ".join(f"{METRICS[metric]} {percent(value)}" for metric, value in scores.items())
+
+
+def percent(score: float) -> str:
+    """With the published number of digits, but at least one: `84.0`, `84.15`."""
+    return f"{score:.2f}".removesuffix("0")

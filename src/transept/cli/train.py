@@ -71,8 +71,9 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
         error.args = (f"{error}; go on with: transept train --resume {folder}",)
         error.exit_code = 130  # pyright: ignore[reportAttributeAccessIssue]
         raise
+    best = f"{result.score.title} {result.metrics[result.score.key]:.2%}"
     lines = [
-        f"top-1 {result.top1:.2%} on the validation pictures (epoch {result.epoch}) after {result.seconds:.0f} s",
+        f"{best} on the validation pictures (epoch {result.epoch}) after {result.seconds:.0f} s",
         "",
         f"  {folder / BEST}  the best weights, with classes and preprocessing",
         f"  {folder / CURVES}, {folder / METRICS}",
@@ -89,7 +90,7 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
             {
                 "run": str(folder),
                 "seconds": round(result.seconds, 2),
-                "top1": result.top1,
+                **{name: value for name, value in result.metrics.items() if name != "loss"},
                 "epoch": result.epoch,
                 "skipped": result.skipped,
             }

@@ -1,8 +1,10 @@
 """Picture files to RGB, as a person would see them."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from io import SEEK_END
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,6 +14,8 @@ from transept.errors import TranseptError
 # Formats are listed because Pillow tries every decoder it has, also those for documents that hold programs (EPS).
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 EXTENSIONS = ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .avif".split()
+_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+_Read = TypeVar("_Read")
 
 
 class BadImageError(TranseptError):
@@ -23,23 +27,61 @@ class BadImageError(TranseptError):
         self.reason = reason
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(source: str | Path | BinaryIO, *, name: str | Path = "", upright: bool = True) -> Image.Image:
     """The picture in a file as 8-bit RGB: turned upright by its EXIF tag, first frame of an animation.
 
     CMYK, palette, grey and 16-bit pictures are converted; what is transparent lies on white.
+
+    Args:
+        source: a path, or an open file, which errors call `name`.
+        name: see above.
+        upright: False leaves the picture as it is stored, whatever its EXIF tag says.
 
     Raises:
         BadImageError: no such file, empty, truncated, of no known format, or so large that decoding it is an
             attack (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels).
     """
-    path = Path(path)
+    return _read(source, name, lambda picture: _to_rgb(ImageOps.exif_transpose(picture) if upright else picture))
+
+
+def read_mask(source: str | Path | BinaryIO, *, name: str | Path = "", orientation: int = 1) -> Image.Image:
+    """The picture in a file with its values as they are stored: palette indices, greys of 8 or 16 bits, colours.
+
+    It is turned upright by its own EXIF tag, or by `orientation` (of a picture that it belongs to) where it has none.
+
+    Raises:
+        BadImageError: as `read_image`.
+    """
+
+    def turn(mask: Image.Image) -> Image.Image:
+        exif = mask.getexif()
+        exif.setdefault(_ORIENTATION, orientation)
+        return ImageOps.exif_transpose(mask)
+
+    return _read(source, name, turn)
+
+
+def stored_form(source: str | Path | BinaryIO, *, name: str | Path = "") -> tuple[tuple[int, int], int]:
+    """Width and height as stored, and the EXIF orientation (1 where there is none), from the head of the file.
+
+    Raises:
+        BadImageError: as `read_image`, as far as the head tells.
+    """
+    return _read(source, name, lambda picture: (picture.size, picture.getexif().get(_ORIENTATION, 1)), decode=False)
+
+
+def _read(
+    source: str | Path | BinaryIO, name: str | Path, convert: Callable[[Image.Image], _Read], *, decode: bool = True
+) -> _Read:
+    path = Path(source) if isinstance(source, str | Path) else Path(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # odd EXIF or TIFF tags
-            with Image.open(path, formats=_known_formats()) as picture:
-                picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
+            with Image.open(source, formats=_known_formats()) as picture:
+                if decode:
+                    picture.load()
+                return convert(picture)
     except FileNotFoundError as error:
         raise BadImageError(path, "does not exist") from error
     except IsADirectoryError as error:
@@ -50,8 +92,8 @@ def read_image(path: str | Path) -> Image.Image:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise BadImageError(path, f"declares more than {limit} megapixels; scale it down first") from error
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
-        raise BadImageError(path, "is empty" if empty else "is no picture of a known format") from error
+        size = path.stat().st_size if isinstance(source, str | Path) else source.seek(0, SEEK_END)
+        raise BadImageError(path, "is no picture of a known format" if size else "is empty") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError, OverflowError, TypeError) as error:
         # Pillow's decoders raise all of these on damaged files.
         raise BadImageError(path, f"is damaged or truncated ({error})") from error

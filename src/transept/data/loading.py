@@ -4,8 +4,9 @@ Each sample draws its augmentation from a generator seeded by (seed, epoch, inde
 nor an interruption changes what a run sees, and no random state has to be saved.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +25,24 @@ class Draw(NamedTuple):
 
 
 class EpochSampler(Sampler[Draw]):
-    """Shuffles anew in each epoch; can start inside one, after `start_batch` batches that were seen already."""
+    """Shuffled passes over a set, one after another, cut into epochs.
 
-    def __init__(self, length: int, *, seed: int, batch_size: int, start_epoch: int = 0, start_batch: int = 0) -> None:
+    An epoch is one pass, or `draws` samples: as many as lie between two evaluations of a run that counts iterations.
+    It can start inside an epoch, after `start_batch` batches that were seen already.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        batch_size: int,
+        draws: int | None = None,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
         self.length = length
+        self.draws = length if draws is None else draws
         self.seed = seed
         self.epoch = self.start_epoch = start_epoch
         self.skip = start_batch * batch_size
@@ -36,15 +51,21 @@ class EpochSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.draws
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-        order = generator.permutation(self.length)
-        seeds = generator.integers(2**63, size=self.length)
+        first = self.epoch * self.draws
         skip = self.skip if self.epoch == self.start_epoch else 0
-        for index, seed in zip(order[skip:], seeds[skip:], strict=True):
-            yield Draw(int(index), int(seed))
+        number, place = divmod(first + skip, self.length)
+        left = self.draws - skip
+        while left > 0:
+            generator = np.random.Generator(np.random.PCG64([self.seed, number]))
+            order = generator.permutation(self.length)
+            seeds = generator.integers(2**63, size=self.length)
+            for index, seed in zip(order[place : place + left], seeds[place : place + left], strict=True):
+                yield Draw(int(index), int(seed))
+            left -= self.length - place
+            number, place = number + 1, 0
 
 
 class TransformedSet(Dataset[tuple[Tensor, int]]):
@@ -65,6 +86,96 @@ class TransformedSet(Dataset[tuple[Tensor, int]]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key.seed)
             return self.transform(picture), label
+
+
+class JointlyTransformedSet(Dataset[Any]):
+    """Pictures with masks or boxes, transformed together; takes plain indices or `Draw`s as `TransformedSet` does."""
+
+    def __init__(self, samples: Sequence[tuple[Any, ...]], transform: Callable[..., Any]) -> None:
+        self.samples = samples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | Draw) -> Any:
+        if isinstance(key, int):
+            return self.transform(*self.samples[key])
+        sample = self.samples[key.sample]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key.seed)
+            return self.transform(*sample)
+
+
+class AspectRatioBatchSampler(Sampler[list[Draw]]):
+    """Batches of wide or of tall pictures, so that little of a batch is padding; shuffled as `EpochSampler` does.
+
+    Pictures that fill no batch of their shape are batched together at the end; fewer than a batch are left over.
+    Resumes inside an epoch, after `start_batch` batches, as `EpochSampler` does.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        seed: int,
+        batch_size: int,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        """`sizes`: height and width of each picture."""
+        self.wide = [width > height for height, width in sizes]
+        self.batch_size = batch_size
+        self.draws = EpochSampler(len(sizes), seed=seed, batch_size=batch_size)
+        self.epoch = self.start_epoch = start_epoch
+        self.start_batch = start_batch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.wide) // self.batch_size or min(len(self.wide), 1)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        self.draws.epoch = self.epoch
+        self.draws.skip = 0
+        skip = self.start_batch if self.epoch == self.start_epoch else 0
+        yield from itertools.islice(self._batches(), skip, None)
+
+    def _batches(self) -> Iterator[list[Draw]]:
+        waiting: dict[bool, list[Draw]] = {True: [], False: []}
+        made = 0
+        for draw in self.draws:
+            batch = waiting[self.wide[draw.sample]]
+            batch.append(draw)
+            if len(batch) == self.batch_size:
+                yield list(batch)
+                made += 1
+                batch.clear()
+        rest = waiting[True] + waiting[False]
+        if made < len(self):
+            yield rest[: self.batch_size]
+
+
+def make_joint_loader(
+    dataset: JointlyTransformedSet,
+    batch_size: int,
+    *,
+    sampler: EpochSampler | AspectRatioBatchSampler | None = None,
+    workers: int = 0,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader:
+    """As `make_loader`; `collate` makes a batch of samples whose sizes differ."""
+    options: dict[str, Any] = dict(
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
+    if isinstance(sampler, AspectRatioBatchSampler):
+        return DataLoader(dataset, batch_sampler=sampler, **options)
+    drop_last = sampler is not None and len(dataset) >= batch_size
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)
 
 
 def make_loader(

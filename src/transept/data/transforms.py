@@ -1,11 +1,17 @@
 """Pictures to model inputs, on torchvision's transforms."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import floor
+from typing import Any, Literal
 
-import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torchvision.transforms import v2
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
+from torch import Tensor, nn
+from torchvision.transforms import ToTensor, v2
+
+from transept.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +49,98 @@ class Preprocessing:
     """How pictures are brought to the model in evaluation; kept with the weights."""
 
     img_size: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width in pixels; with `crop_mode="fit"` the shorter and the longer side."""
     crop_pct: float = 1.0
     """Share of the resized picture that the centre crop keeps."""
+    crop_mode: Literal["center", "squash", "fit"] = "center"
+    """"center": the shorter side is resized to `img_size / crop_pct`, the other in proportion. "squash": each side is
+    resized for itself, as always where height and width differ. "fit" (detection and segmentation): scaled in
+    proportion until a side meets its limit, and not cropped."""
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    """Of pixels in 0..1, as `std`."""
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, with lists for tuples."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
 
 
 def eval_transform(preprocessing: Preprocessing) -> v2.Compose:
-    """Resize the shorter side to `img_size / crop_pct`, crop the centre, scale to 0..1, normalise: `3 H W` floats."""
+    """Resize to `img_size / crop_pct`, crop the centre, scale to 0..1, normalise: RGB picture to `3 H W` floats.
+
+    The steps and their rounding are those of the official evaluations, so the tensor equals theirs to the bit.
+
+    Raises:
+        UsageError: `crop_mode="fit"`, which leaves pictures in sizes of their own.
+    """
+    if preprocessing.crop_mode == "fit":
+        short, long = preprocessing.img_size
+        raise UsageError(
+            f"these weights are a dense model's, whose pictures are scaled to fit {short}x{long} by its own task; "
+            "for a classifier's transform give eval_transform a Preprocessing with crop_mode='center'"
+        )
     height, width = preprocessing.img_size
-    resized = (round(height / preprocessing.crop_pct), round(width / preprocessing.crop_pct))
+    resized = [floor(height / preprocessing.crop_pct), floor(width / preprocessing.crop_pct)]
     mode = v2.InterpolationMode(preprocessing.interpolation)
-    # For a square input the short side is resized and the aspect ratio kept, as all published scores were taken.
-    size: Sequence[int] = [resized[0]] if height == width else resized
+    proportional = preprocessing.crop_mode == "center" and height == width
+    size: Sequence[int] = resized[:1] if proportional else resized
     return v2.Compose(
         [v2.Resize(size, mode), v2.CenterCrop([height, width]), *_to_normalised(preprocessing)],
     )
 
 
+def transforms_for(model: nn.Module) -> Callable[[Image.Image], Tensor]:
+    """The published evaluation transform of a model: RGB picture of any size to a normalised `3 H W` float tensor.
+
+    Args:
+        model: one of `create_model`, a task with a `preprocessing` of its own, or any with timm's `pretrained_cfg`.
+            Loading published weights by name has set it to what these were scored with.
+
+    Raises:
+        UsageError: the model does not say how its pictures are prepared, or it does not take RGB pictures one by one.
+    """
+    return eval_transform(preprocessing_of(model))
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """What `transforms_for` does, as data.
+
+    Raises:
+        UsageError: as there.
+    """
+    own = getattr(model, "preprocessing", None)
+    if isinstance(own, Preprocessing):
+        return own
+    title = type(model).__name__
+    if not getattr(model, "pretrained_cfg", None):
+        raise UsageError(
+            f"{title} does not say how its pictures are prepared; it has neither preprocessing nor pretrained_cfg"
+        )
+    config = resolve_data_config(model=model)
+    channels, height, width = config["input_size"]
+    if channels != 3:
+        raise UsageError(
+            f"{title} takes images of {channels} channels; the published preprocessing is for RGB, which has 3"
+        )
+    modes = ("center", "squash", "fit")
+    if config["crop_mode"] not in modes:
+        raise UsageError(f"{title} wants crop_mode={config['crop_mode']!r}; known: {', '.join(modes)}")
+    return Preprocessing(
+        img_size=(height, width),
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
     """A random variation of the picture, then as `eval_transform`. All randomness is torch's."""
-    steps: list[torch.nn.Module] = []
+    steps: list[Callable[..., Any]] = []
     mode = v2.InterpolationMode(preprocessing.interpolation)
     if augmentation.rotation or augmentation.translation:
         shift = (augmentation.translation, augmentation.translation)
@@ -88,9 +163,9 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     return v2.Compose(steps)
 
 
-def _to_normalised(preprocessing: Preprocessing) -> list[torch.nn.Module]:
+def _to_normalised(preprocessing: Preprocessing) -> list[Callable[..., Any]]:
     return [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
+        # Divides by 255 as the official evaluations do; v2.ToDtype multiplies by the inverse, which rounds otherwise.
+        ToTensor(),
         v2.Normalize(list(preprocessing.mean), list(preprocessing.std)),
     ]

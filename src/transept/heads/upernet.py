@@ -26,7 +26,7 @@ class PyramidPooling(nn.ModuleList):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and len(x) == 1 and any(type(module) is nn.BatchNorm2d for module in self.modules()):
+        if self.training and len(x) == 1 and any(type(m) is nn.BatchNorm2d and m.training for m in self.modules()):
             raise UsageError(
                 "UPerNet was given one image to train on, and the BatchNorm of its 1x1 average needs two; use a batch"
                 " of 2 or more, or convert with torch.nn.SyncBatchNorm where several processes share a batch"

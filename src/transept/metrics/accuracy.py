@@ -2,24 +2,18 @@
 
 from torch import Tensor
 
+from transept.metrics.loss import LossMeter
 
-class AccuracyMeter:
-    """Running loss and accuracy. Sums stay on the device, so a step never waits for them."""
 
-    def __init__(self) -> None:
-        self.reset()
+class AccuracyMeter(LossMeter):
+    """Running loss, and top-1 and top-5 accuracy in 0..1."""
 
     def reset(self) -> None:
-        self.samples = 0
-        self.sums: dict[str, Tensor | float] = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
+        super().reset()
+        self.sums |= {"top1": 0.0, "top5": 0.0}
 
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:  # pyright: ignore
+        super().update(loss, logits, labels)
         best = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        self.samples += len(labels)
-        self.sums["loss"] += loss.detach().float() * len(labels)
         self.sums["top1"] += best[:, 0].sum()
         self.sums["top5"] += best.sum()
-
-    def means(self) -> dict[str, float]:
-        """Mean loss, and accuracies in 0..1, of the samples seen."""
-        return {name: float(value) / max(self.samples, 1) for name, value in self.sums.items()}

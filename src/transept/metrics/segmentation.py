@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from transept.errors import TranseptError
+from transept.metrics.loss import LossMeter
+from transept.ops.interpolation import resize_map
 
 
 class SegmentationScores(NamedTuple):
@@ -66,3 +68,28 @@ class ConfusionMeter:
         iou, accuracy = hit / (true + predicted - hit), hit / true  # 0 / 0 is NaN
         share = hit.sum() / true.sum()
         return SegmentationScores(float(iou.nanmean()), float(share), float(accuracy.nanmean()), iou, accuracy)
+
+
+class SegmentationMeter(LossMeter):
+    """Mean loss, and the scores of `ConfusionMeter`, over the batches of an epoch."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.confusion = ConfusionMeter(num_classes)
+        super().__init__()
+
+    def reset(self) -> None:
+        super().reset()
+        self.confusion.reset()
+
+    def update(self, loss: Tensor, logits: Tensor, masks: Tensor) -> None:  # pyright: ignore
+        """Logits `b k h w` of any size, resized to the masks `b H W` before the best class is taken."""
+        super().update(loss, logits, masks)
+        self.confusion.update(resize_map(logits, masks.shape[-2:]).argmax(dim=1), masks)
+
+    def means(self) -> dict[str, float]:
+        scores = self.confusion.scores()
+        return super().means() | {
+            "miou": scores.miou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "mean_accuracy": scores.mean_accuracy,
+        }

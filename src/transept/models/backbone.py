@@ -59,7 +59,8 @@ class Backbone(nn.Module, ABC):
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "crop_mode": "center",
+            # Where height and width differ, no picture's proportions are kept; timm then does the same.
+            "crop_mode": "center" if config.img_size[0] == config.img_size[1] else "squash",
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
             "classifier": "head",

@@ -510,6 +510,11 @@ def _init_weights(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def _preprocessing(img_size: Grid) -> dict[str, Any]:
+    """The successor's evaluation: 224 of 256, and from 384 on the whole picture, pressed into the size."""
+    return {"crop_pct": 1.0, "crop_mode": "squash"} if max(img_size) >= 384 else {"crop_pct": 0.875}
+
+
 def _drop_path_rates(rate: float, depth: int) -> list[float]:
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
@@ -545,7 +550,7 @@ class CabViTHTrunk(Backbone):
 
     def __init__(self, config: CabViTHConfig, in_chans: int, drop_path_rate: float, *, windowed: bool) -> None:
         super().__init__(config, in_chans=in_chans, num_features=config.embed_dims[-1])
-        self.pretrained_cfg["crop_pct"] = 0.875
+        self.pretrained_cfg |= _preprocessing(config.img_size)
         dims = self.dims = config.embed_dims
         rates = iter(_drop_path_rates(drop_path_rate, sum(config.depths)))
         stage_rates = [[next(rates) for _ in range(depth)] for depth in config.depths]
@@ -697,7 +702,7 @@ class CabViTPTrunk(Backbone):
     def __init__(self, config: CabViTPConfig, in_chans: int, drop_path_rate: float) -> None:
         dim, depth = config.embed_dim, config.depth
         super().__init__(config, in_chans=in_chans, num_features=dim)
-        self.pretrained_cfg["crop_pct"] = 0.875
+        self.pretrained_cfg |= _preprocessing(config.img_size)
         self.global_pool = "token"
         self.embed_dim = dim
         self.stride = config.patch_size

@@ -393,6 +393,7 @@ class CrossFormerTrunk(Backbone):
 
     def __init__(self, config: CrossFormerConfig, in_chans: int, drop_path_rate: float) -> None:
         super().__init__(config, in_chans=in_chans, num_features=config.dims[-1])
+        self.pretrained_cfg["crop_pct"] = 0.875
         self.patch_embed = CrossScaleEmbedding(in_chans, config.embed_dim, config.patch_sizes)
         depth = sum(config.depths)
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]

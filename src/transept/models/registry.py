@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from transept.errors import UsageError, unknown
 from transept.models import cabvit, cait, cat, crossformer, xcit
@@ -77,6 +79,21 @@ def build_model(
         raise UsageError(f"{name}: {error}") from error
     model.pretrained_cfg["architecture"] = name
     return model
+
+
+def build_skeleton(name: str, **options: Any) -> Backbone:
+    """The model of `build_model` on the meta device: names, shapes and modules, without memory or values."""
+    with torch.device("meta"), _WithoutInit():
+        return build_model(name, **options)
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leaves out the filling of tensors, which on the meta device does nothing and takes most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and getattr(func, "__name__", "") in ("clamp_", "erfinv_", "uniform_", "normal_", "mul_", "add_"):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 _ARGUMENTS = {

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,6 +18,8 @@ from transept.weights.reading import StateDict, read_state_dict
 
 _METADATA_KEY = "transept"
 
+Task = Literal["classify", "segment"]
+
 
 def describe(model: Backbone) -> dict[str, Any]:
     """What `build_model` needs to build `model` again, but for its number of classes."""
@@ -28,7 +30,7 @@ def describe(model: Backbone) -> dict[str, Any]:
     }
 
 
-def save_task(path: Path, task: str, module: nn.Module, about: dict[str, Any]) -> None:
+def save_task(path: Path, task: Task, module: nn.Module, about: dict[str, Any]) -> None:
     """Weights and description in one safetensors file, written atomically."""
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
     metadata = {_METADATA_KEY: json.dumps({"task": task} | about)}
@@ -36,7 +38,7 @@ def save_task(path: Path, task: str, module: nn.Module, about: dict[str, Any]) -
 
 
 @contextmanager
-def loading_task(path: Path, task: str) -> Iterator[tuple[StateDict, dict[str, Any]]]:
+def loading_task(path: Path, task: Task) -> Iterator[tuple[StateDict, dict[str, Any]]]:
     """Weights and description of a file that `save_task` wrote; lists in the description come back as they are.
 
     Raises:
@@ -53,8 +55,9 @@ def loading_task(path: Path, task: str) -> Iterator[tuple[StateDict, dict[str, A
     except TranseptError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        creator = {"classify": "create_model(name, ", "segment": "create_segmenter(method, backbone=name, "}[task]
         raise TranseptError(
-            f"{str(path)!r} does not say which model it is for; load it with create_model(name, weights=...)"
+            f"{str(path)!r} does not say which model it is for; load it with {creator}weights=...)"
         ) from error
 
 

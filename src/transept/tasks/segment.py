@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
+from transept.data.segmentation_transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.fcn import FCNHead
 from transept.heads.fpn import FPN
@@ -56,46 +57,8 @@ class Segmentation(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScenePreprocessing:
-    """How pictures are brought to a segmenter in evaluation; kept with the weights."""
-
-    scale: tuple[int, int] | None = (2048, 512)
-    """The longest long and short side in pixels; the picture becomes as large as fits. None: it keeps its size."""
-    multiple: int = 1
-    """Sides are stretched to the next multiple, as CrossFormer's published segmenters do with 32."""
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-
-    def __post_init__(self) -> None:
-        if self.scale is not None and (len(self.scale) != 2 or min(self.scale) < 1):
-            raise ValueError(f"scale={self.scale}; give the longest long and short side, or None")
-        if self.multiple < 1:
-            raise ValueError(f"multiple={self.multiple} must be at least 1")
-
-    def fitted_size(self, size: tuple[int, int], ratio: float = 1.0) -> tuple[int, int]:
-        """Height and width of a picture of `size` at `ratio` times the scale, its aspect kept (`multiple` left out)."""
-        factor = ratio
-        if self.scale is not None:
-            limits = sorted(int(side * ratio) for side in self.scale)
-            factor = min(limit / side for limit, side in zip(limits, sorted(size), strict=True))
-        height, width = (max(int(side * factor + 0.5), 1) for side in size)
-        return height, width
-
-    def __call__(self, image: Tensor, ratio: float = 1.0) -> Tensor:
-        """A picture `3 H W` in bytes to a normalised image `1 3 h w`.
-
-        Resized bilinearly without antialiasing, as the published models were trained and tested.
-        """
-        fitted = self.fitted_size((image.shape[-2], image.shape[-1]), ratio)
-        for size in (fitted, [-(-side // self.multiple) * self.multiple for side in fitted]):
-            if tuple(image.shape[-2:]) != tuple(size):
-                image = v2.resize(image, list(size), v2.InterpolationMode.BILINEAR, antialias=False)
-        return v2.normalize(v2.to_dtype(image, torch.float32, scale=True), list(self.mean), list(self.std))[None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Testing:
-    """How pictures are tested. The default is what all published single-scale figures were taken with."""
+class Inference:
+    """How classes are read from pictures. The default is what all published single-scale figures were taken with."""
 
     ratios: tuple[float, ...] = (1.0,)
     """Scales of the picture, over whose probabilities the mean is taken; `MULTI_SCALE` are the published ones."""
@@ -160,8 +123,11 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 class Segmenter(nn.Module):
     """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
 
-    Names of parameters are those of mmsegmentation's checkpoints. Exports (`torch.export`, ONNX) take any batch, and
-    the one image size they were made with; CrossFormer's and CAT's published sizes are multiples of 32.
+    Names of parameters are those of mmsegmentation's checkpoints. Called directly it takes any image size.
+
+    Exported (`torch.export`, ONNX) it takes any batch, of the one image size it was exported with: any size, though
+    multiples of 32 need no padding between levels. Export for ONNX within `sdpa_kernel(SDPBackend.MATH)` of
+    `torch.nn.attention`: the graph otherwise relies on the memory layout of the fused attention of the CPU.
     """
 
     auxiliary_weight = 0.4
@@ -173,7 +139,7 @@ class Segmenter(nn.Module):
         classes: Sequence[str],
         *,
         palette: Sequence[RGB] | None = None,
-        preprocessing: ScenePreprocessing | None = None,
+        preprocessing: SegmentationPreprocessing | None = None,
         width: int | None = None,
     ) -> None:
         super().__init__()
@@ -189,7 +155,7 @@ class Segmenter(nn.Module):
         self.width = width
         self.classes = list(classes)
         self.palette = [(r, g, b) for r, g, b in palette] if palette is not None else default_palette(len(classes))
-        self.preprocessing = preprocessing or ScenePreprocessing()
+        self.preprocessing = preprocessing or SegmentationPreprocessing()
         levels = backbone.feature_info
         self.backbone = backbone
         self.neck, self.decode_head, self.auxiliary_head = METHODS[method](
@@ -243,47 +209,52 @@ class Segmenter(nn.Module):
         return Segmentation(labels, scores)
 
     @torch.inference_mode()
-    def predict(self, pictures: Sequence[Image.Image | Tensor], testing: Testing | None = None) -> list[Segmentation]:
+    def predict(
+        self, pictures: Sequence[Image.Image | Tensor], inference: Inference | None = None
+    ) -> list[Segmentation]:
         """RGB pictures (or bytes `3 H W`) of any sizes to the class of each of their pixels, each at its own size."""
         predictions = []
         for picture in pictures:
-            scores, labels = self.probabilities(picture, testing).max(dim=0)
+            scores, labels = self.probabilities(picture, inference).max(dim=0)
             predictions.append(Segmentation(labels, scores))
         return predictions
 
     @torch.inference_mode()
-    def probabilities(self, picture: Image.Image | Tensor, testing: Testing | None = None) -> Tensor:
+    def probabilities(self, picture: Image.Image | Tensor, inference: Inference | None = None) -> Tensor:
         """`k H W` at the size of the RGB picture (or bytes `3 H W`): the mean over scales and mirror images.
 
         Logits are resized to the picture before the softmax, as in the official tests.
         """
-        testing = testing or Testing()
-        image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture)
+        inference = inference or Inference()
+        image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture.convert("RGB"))
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            kind = str(image.dtype).removeprefix("torch.")
+            raise TranseptError(f"the picture is {tuple(image.shape)} of {kind}; give 3 x H x W bytes")
         image = image.as_subclass(Tensor).to(next(self.parameters()).device)
         training = self.training
         self.eval()
         try:
             total = None
-            for ratio in testing.ratios:
-                scaled = self.preprocessing(image, ratio)
-                for flipped in (False, True) if testing.flip else (False,):
-                    logits = self.logits(scaled.flip(-1) if flipped else scaled, testing)
+            for ratio in inference.ratios:
+                scaled = segmentation_eval_transform(self.preprocessing, ratio)(tv_tensors.Image(image))[None]
+                for flipped in (False, True) if inference.flip else (False,):
+                    logits = self.logits(scaled.flip(-1) if flipped else scaled, inference)
                     share = resize_map(logits, image.shape[-2:]).float().softmax(dim=1)[0]
                     share = share.flip(-1) if flipped else share
                     total = share if total is None else total.add_(share)
         finally:
             self.train(training)
         assert total is not None
-        return total.div_(len(testing.ratios) * (1 + testing.flip))
+        return total.div_(len(inference.ratios) * (1 + inference.flip))
 
-    def logits(self, images: Tensor, testing: Testing) -> Tensor:
+    def logits(self, images: Tensor, inference: Inference) -> Tensor:
         """Normalised images `b 3 H W` to logits `b k H W`: at once, or by sliding windows where there is a crop."""
-        if testing.crop is None:
+        if inference.crop is None:
             return self(images)
-        height, width = testing.crop
-        stride = testing.stride or (-(-height * 2 // 3), -(-width * 2 // 3))
+        height, width = inference.crop
+        stride = inference.stride or (-(-height * 2 // 3), -(-width * 2 // 3))
         return sliding_logits(
-            self, images, testing.crop, stride, batch_size=testing.window_batch, device=testing.device
+            self, images, inference.crop, stride, batch_size=inference.window_batch, device=inference.device
         )
 
     def save(self, path: Path) -> None:
@@ -313,7 +284,7 @@ class Segmenter(nn.Module):
                 backbone,
                 about["classes"],
                 palette=about["palette"],
-                preprocessing=ScenePreprocessing(**tuples(about["preprocessing"])),
+                preprocessing=SegmentationPreprocessing(**tuples(about["preprocessing"])),
                 width=about["width"],
             )
             segmenter.load_state_dict(state)
@@ -329,7 +300,7 @@ def create_segmenter(
     backbone_weights: str | PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
     palette: Sequence[RGB] | None = None,
-    preprocessing: ScenePreprocessing | None = None,
+    preprocessing: SegmentationPreprocessing | None = None,
     width: int | None = None,
     in_chans: int = 3,
     img_size: int | Sequence[int] | None = None,
@@ -383,7 +354,7 @@ def create_segmenter(
         **(dict(PUBLISHED_OPTIONS.get((method, name), {})) | options),
     )
     if preprocessing is None and family.name == "CrossFormer":
-        preprocessing = ScenePreprocessing(multiple=32)
+        preprocessing = SegmentationPreprocessing(multiple_of=32)
     names = classes if classes is not None else [str(i) for i in range(num_classes)]
     segmenter = Segmenter(method, model, names, palette=palette, preprocessing=preprocessing, width=width)
     if backbone_weights is not None:

@@ -2,33 +2,38 @@
 batch, then validation_step for every batch, then the callbacks of `train/run.py`.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from transept.errors import TranseptError
-from transept.metrics.accuracy import AccuracyMeter
-from transept.tasks.classify import Classifier
+from transept.train.job import Job
 from transept.train.recipe import Recipe
 
 
-class ClassifyModule(lightning.LightningModule):
+class TaskModule(lightning.LightningModule):
     """Forward, loss, meter; nothing else happens in a step."""
 
-    def __init__(self, task: Classifier, recipe: Recipe, steps_per_epoch: int) -> None:
+    task: Any
+
+    def __init__(self, task: nn.Module, job: Job, recipe: Recipe, steps_per_epoch: int) -> None:
         super().__init__()
         self.task = task
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
-        self.train_meter, self.val_meter = AccuracyMeter(), AccuracyMeter()
+        self.train_meter, self.val_meter = job.meters()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        logits = self.task(images)
-        loss = self.task.loss(logits, labels)
+    def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
+        images, targets = batch
+        outputs = self.task(images)
+        loss = self.task.loss(outputs, targets)
         # Looking at a number on a GPU makes the processor wait for it: look often enough to stop early.
         if (loss.device.type == "cpu" or self.global_step % 50 == 0) and not torch.isfinite(loss):
             raise TranseptError(
@@ -36,34 +41,63 @@ class ClassifyModule(lightning.LightningModule):
                 f"lower the learning rate (--optimizer.lr, now {self.recipe.optimizer.lr:g}) or warm up longer "
                 "(--schedule.warmup_epochs); the checkpoints saved before are whole"
             )
-        self.train_meter.update(loss, logits, labels)
+        self.train_meter.update(loss, outputs, targets)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        logits = self.task(images)
-        self.val_meter.update(self.task.loss(logits, labels), logits, labels)
+    def validation_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
+        images, targets = batch
+        outputs = self.task(images)
+        self.val_meter.update(self.task.loss(outputs, targets), outputs, targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.recipe.optimizer
-        optimizer = create_optimizer_v2(
-            self.task.model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay
-        )
+        model = getattr(self.task, "model", self.task)
+        if options.no_weight_decay is not None:
+            model = _groups(model, options.no_weight_decay)
+        optimizer = create_optimizer_v2(model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay)
         scheduler = {"scheduler": self._schedule(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}  # pyright: ignore[reportReturnType]
 
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> CosineLRScheduler:
-        schedule = self.recipe.schedule
-        warmup = schedule.warmup_epochs * self.steps_per_epoch
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> CosineLRScheduler | LambdaLR:
+        schedule, lr = self.recipe.schedule, self.recipe.optimizer.lr
+        total = schedule.iterations or schedule.epochs * self.steps_per_epoch
+        warmup = schedule.warmup_iterations if schedule.iterations else schedule.warmup_epochs * self.steps_per_epoch
+        if schedule.decay == "poly":
+            return LambdaLR(optimizer, poly(total, warmup, schedule.power, _WARMUP_RATIO, schedule.min_lr / lr))
         return CosineLRScheduler(
             optimizer,
-            t_initial=max(schedule.epochs * self.steps_per_epoch - warmup, 1),
+            t_initial=max(total - warmup, 1),
             lr_min=schedule.min_lr,
             warmup_t=warmup,
-            warmup_lr_init=min(1e-6, self.recipe.optimizer.lr),
+            warmup_lr_init=min(1e-6, lr),
             warmup_prefix=True,
             t_in_epochs=False,
         )
 
-    def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric: object) -> None:  # pyright: ignore
-        scheduler.step_update(self.global_step)
+    def lr_scheduler_step(self, scheduler: CosineLRScheduler | LambdaLR, metric: object) -> None:  # pyright: ignore
+        if isinstance(scheduler, CosineLRScheduler):
+            scheduler.step_update(self.global_step)
+        else:
+            scheduler.step()
+
+
+_WARMUP_RATIO = 1e-6
+"""The first step's share of the peak learning rate."""
+
+
+def poly(total: int, warmup: int, power: float, start: float, floor: float = 0.0) -> Callable[[int], float]:
+    """Step to share of the peak learning rate, as mmsegmentation has it: the warm-up multiplies what decays already."""
+
+    def factor(step: int) -> float:
+        decayed = (1 - floor) * max(1 - step / total, 0.0) ** power + floor
+        return decayed * (1 - (1 - step / warmup) * (1 - start) if step < warmup else 1.0)
+
+    return factor
+
+
+def _groups(model: nn.Module, exempt: Sequence[str]) -> list[dict[str, Any]]:
+    """Parameters with weight decay, and without it those whose names contain one of `exempt`."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    free = [p for name, p in named if any(part in name for part in exempt)]
+    kept = [p for name, p in named if not any(part in name for part in exempt)]
+    return [{"params": kept}, {"params": free, "weight_decay": 0.0}]

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from transept.train.module import ClassifyModule
+from transept.train.job import Score
+from transept.train.module import TaskModule
 
 _REFRESH_SECONDS = 0.2
 
@@ -20,7 +21,8 @@ class ProgressBar(Callback):
     Where stderr is no terminal, one line is printed for each epoch instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, score: Score) -> None:
+        self.score = score
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
         self.bar = Progress(
@@ -28,7 +30,7 @@ class ProgressBar(Callback):
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("loss {task.fields[loss]}"),
-            TextColumn("[green]top-1 {task.fields[top1]}[/]"),
+            TextColumn("[green]" + score.title + " {task.fields[score]}[/]"),
             TextColumn("{task.fields[rate]} images/s"),
             _TimeLeft(),
             console=self.console,
@@ -37,7 +39,7 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.started, self.first_step = time.monotonic(), trainer.global_step
-        self.shown, self.best, self.top1 = 0.0, 0.0, "-"
+        self.shown, self.best, self.text = 0.0, 0.0, "-"
         if self.live:
             total = int(trainer.estimated_stepping_batches)
             self.task = self.bar.add_task("train", total=total, completed=trainer.global_step, **self._fields(trainer))
@@ -50,8 +52,9 @@ class ProgressBar(Callback):
 
     def show_epoch(self, trainer: lightning.Trainer, row: dict[str, float]) -> None:
         """Called with the finished epoch's row of metrics."""
-        self.best = max(self.best, row["val_top1"])
-        self.top1 = f"{row['val_top1']:.1%} (best {self.best:.1%})"
+        value = row[f"val_{self.score.key}"]
+        self.best = max(self.best, value)
+        self.text = f"{value:.1%} (best {self.best:.1%})"
         if self.live:
             self.bar.update(self.task, completed=trainer.global_step, **self._fields(trainer))
         else:
@@ -60,7 +63,7 @@ class ProgressBar(Callback):
             )
             self.console.print(
                 f"epoch {row['epoch']:.0f}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
-                f"top-1 {self.top1}  {row['images_per_second']:.0f} images/s  {left} left",
+                f"{self.score.title} {self.text}  {row['images_per_second']:.0f} images/s  {left} left",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -75,14 +78,14 @@ class ProgressBar(Callback):
 
     def _fields(self, trainer: lightning.Trainer) -> dict[str, Any]:
         module = trainer.lightning_module
-        assert isinstance(module, ClassifyModule)
+        assert isinstance(module, TaskModule)
         meter = module.train_meter
         rate = self._steps_per_second(trainer) * module.recipe.batch_size
         epochs = trainer.max_epochs or 0
         return {
             "epoch": f"{min(trainer.current_epoch + 1, epochs)}/{epochs}",
             "loss": f"{meter.means()['loss']:.3f}" if meter.samples else "-",
-            "top1": self.top1,
+            "score": self.text,
             "rate": f"{rate:.0f}",
         }
 

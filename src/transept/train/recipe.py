@@ -45,6 +45,8 @@ class OptimizerOptions:
     """Biases, vectors and the model's own list are exempt."""
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null: not clipped."""
+    no_weight_decay: list[str] | None = None
+    """Exempt instead exactly the parameters whose names contain one of these, as dense recipes are published."""
 
     def __post_init__(self) -> None:
         _positive("optimizer.", lr=self.lr)
@@ -52,19 +54,84 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
-    """How long, and the course of the learning rate: linear warm-up, then a cosine, stepped after each batch."""
+    """How long, and the course of the learning rate, which changes after each batch.
+
+    The length is counted in epochs or, as dense recipes do, in iterations; an "epoch" of the latter is what lies
+    between two evaluations.
+    """
 
     epochs: int = 100
     warmup_epochs: int = 5
+    """Of linear warm-up."""
     min_lr: float = 1e-5
     """Learning rate at the end."""
+    decay: Literal["cosine", "poly"] = "cosine"
+    """After the warm-up: a cosine from its end on; or (1 - t / T) ^ power over all T steps, the warm-up's too."""
+    power: float = 1.0
+    """Of `poly`."""
+    iterations: int | None = None
+    """Steps in all, instead of epochs."""
+    warmup_iterations: int = 0
+    """Of linear warm-up, where the length is in iterations."""
+    evaluate_every: int | None = None
+    """Iterations between evaluations; default: a tenth of all."""
 
     def __post_init__(self) -> None:
-        _positive("schedule.", epochs=self.epochs)
-        if not 0 <= self.warmup_epochs <= self.epochs:
+        _positive("schedule.", epochs=self.epochs, power=self.power)
+        if self.iterations is None:
+            if not 0 <= self.warmup_epochs <= self.epochs:
+                raise UsageError(
+                    f"schedule.warmup_epochs={self.warmup_epochs} is not in 0..{self.epochs} (schedule.epochs)"
+                )
+            if self.evaluate_every is not None or self.warmup_iterations:
+                name = "evaluate_every" if self.evaluate_every is not None else "warmup_iterations"
+                raise UsageError(f"schedule.{name} is of runs counted in iterations; give schedule.iterations, too")
+            return
+        _positive("schedule.", iterations=self.iterations)
+        if not 0 <= self.warmup_iterations <= self.iterations:
             raise UsageError(
-                f"schedule.warmup_epochs={self.warmup_epochs} is not in 0..{self.epochs} (schedule.epochs)"
+                f"schedule.warmup_iterations={self.warmup_iterations} is not in 0..{self.iterations} "
+                "(schedule.iterations)"
             )
+        if self.iterations % self.interval:
+            raise UsageError(
+                f"schedule.evaluate_every={self.interval} does not divide schedule.iterations={self.iterations}"
+            )
+
+    @property
+    def interval(self) -> int:
+        """Iterations from one evaluation to the next, where the length is in iterations."""
+        return self.evaluate_every or max((self.iterations or 0) // 10, 1)
+
+    @property
+    def evaluations(self) -> int:
+        """Epochs, or what stands for them."""
+        return self.epochs if self.iterations is None else self.iterations // self.interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """What only `task: segment` reads."""
+
+    method: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
+    width: int | None = None
+    """Channels of the method's convolutions; default: as published."""
+    reduce_zero_label: bool | None = None
+    """The masks' value 0 means nothing and k is class k - 1, as in ADE20K; default: as the data's class list says."""
+    scale: tuple[int, int] = (2048, 512)
+    """Longest long and short side that a picture is resized to fit, in training before the random ratio."""
+    multiple_of: int = 1
+    """In evaluation, sides are stretched to the next multiple."""
+    crop: tuple[int, int] = (512, 512)
+    """Height and width of training crops."""
+    resize_ratio: tuple[float, float] = (0.5, 2.0)
+    """Range of the random factor of the scale."""
+    category_max_ratio: float = 0.75
+    """A crop of which one class covers this share or more is drawn again, up to ten times."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    photometric: float = 0.5
+    """Probability of each change of brightness, contrast, saturation and hue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +139,11 @@ class Recipe:
     """A training run."""
 
     model: ModelOptions
-    task: Literal["classify"] = "classify"
+    task: Literal["classify", "segment"] = "classify"
     data: str | None = None
-    """`digits`, or a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split."""
+    """classify: `digits`, or a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split.
+    segment: `digits-scenes`, or a folder of pictures and masks."""
+    segment: SegmentOptions = field(default_factory=SegmentOptions)
     val_fraction: float = 0.2
     """Share held out where the folder is one."""
     skip_bad_images: bool = False
@@ -86,6 +155,8 @@ class Recipe:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     label_smoothing: float = 0.1
+    sync_batchnorm: bool = False
+    """Statistics of batch norms over all processes."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: int = 0
 

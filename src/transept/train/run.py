@@ -22,21 +22,20 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
 
-from transept.data.loading import EpochSampler, TransformedSet, make_loader
-from transept.data.sets import Splits, load_splits
-from transept.data.transforms import Preprocessing, eval_transform, train_transform
 from transept.errors import TranseptError, UsageError
 from transept.files import reserve, write_atomically
-from transept.models.backbone import Backbone
-from transept.tasks.classify import Classifier
+from transept.train.classification import ClassifyJob
 from transept.train.curves import draw_curves
 from transept.train.folder import BEST, CONFIG, CURVES, LAST, METRICS, SAMPLES, STATE
-from transept.train.module import ClassifyModule
+from transept.train.job import Job, Score
+from transept.train.module import TaskModule
 from transept.train.progress import ProgressBar
 from transept.train.recipe import Recipe
-from transept.weights.create import create_model, load_weights
+from transept.train.segmentation import SegmentJob
 
+JOBS: dict[str, type[Job]] = {"classify": ClassifyJob, "segment": SegmentJob}
 _SAVE_SECONDS = 600
 
 
@@ -49,8 +48,10 @@ class Result:
     """What a finished run reports."""
 
     run: Path
-    top1: float
-    """Best validation accuracy, in 0..1."""
+    metrics: dict[str, float]
+    """Of the best epoch on the validation pictures, e.g. `top1`, in 0..1."""
+    score: Score
+    """Which of them decided."""
     epoch: int
     """The epoch that reached it, from 1."""
     seconds: float
@@ -73,48 +74,33 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     if recipe.data is None:
         raise UsageError("the recipe names no data; give --data FOLDER")
     state = _read_state(folder) if resume else None
-    splits = load_splits(recipe.data, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
+    job = JOBS[recipe.task](recipe)
     _seed(recipe.seed, 0)
-    model = create_model(
-        recipe.model.name,
-        num_classes=len(splits.classes),
-        img_size=recipe.model.img_size,
-        drop_path_rate=recipe.model.drop_path_rate,
-        **recipe.model.options,
-    )
-    if recipe.model.weights is not None and not resume:
-        load_weights(model, recipe.model.weights)
+    task = job.build(load=not resume)
     # Adam keeps two numbers for each parameter; three files hold weights; each is written beside its predecessor.
-    reserve(folder, 4 * (5 + 3) * sum(p.numel() for p in model.parameters()) + 2**20)
+    reserve(folder, 4 * (5 + 3) * sum(p.numel() for p in task.parameters()) + 2**20)
     if not resume:
         config = yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
         write_atomically(folder / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
-        _write_samples(splits, folder / SAMPLES)
-    return _fit(recipe, folder, splits, model, state, progress)
+        job.write_samples(folder / SAMPLES)
+    return _fit(recipe, folder, job, task, state, progress)
 
 
 def _fit(
-    recipe: Recipe, folder: Path, splits: Splits, model: Backbone, state: dict[str, Any] | None, progress: bool
+    recipe: Recipe, folder: Path, job: Job, task: nn.Module, state: dict[str, Any] | None, progress: bool
 ) -> Result:
-    preprocessing = Preprocessing(img_size=model.config.img_size)
-    task = Classifier(model, splits.classes, preprocessing, label_smoothing=recipe.label_smoothing)
     epoch, batch = _position(state)
-    sampler = EpochSampler(
-        len(splits.train), seed=recipe.seed, batch_size=recipe.batch_size, start_epoch=epoch, start_batch=batch
-    )
-    train_set = TransformedSet(splits.train, train_transform(preprocessing, recipe.augmentation))
-    val_set = TransformedSet(splits.val, eval_transform(preprocessing))
-    train_loader = make_loader(train_set, recipe.batch_size, sampler=sampler, workers=recipe.workers)
-    val_loader = make_loader(val_set, recipe.batch_size, workers=recipe.workers)
-    module = ClassifyModule(task, recipe, steps_per_epoch=len(train_loader))
-    bar = ProgressBar() if progress else None
-    recorder = Recorder(folder, recipe, bar)
+    train_loader, val_loader = job.loaders(task, epoch=epoch, batch=batch)
+    module = TaskModule(task, job, recipe, steps_per_epoch=len(train_loader))
+    bar = ProgressBar(job.score) if progress else None
+    recorder = Recorder(folder, recipe, job.score, bar)
     with _quiet_lightning():
         trainer = lightning.Trainer(
-            max_epochs=recipe.schedule.epochs,
+            max_epochs=recipe.schedule.evaluations,
             accelerator="auto",
             devices=1,
             precision=recipe.precision,
+            sync_batchnorm=recipe.sync_batchnorm,
             gradient_clip_val=recipe.optimizer.clip_grad,
             callbacks=[recorder, *([bar] if bar else [])],
             plugins=[AtomicCheckpointIO()],
@@ -135,7 +121,8 @@ def _fit(
                 weights_only=True,
             )
     best = recorder.best
-    return Result(folder, best["val_top1"], int(best["epoch"]), recorder.seconds, len(splits.skipped))
+    metrics = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
+    return Result(folder, metrics, job.score, int(best["epoch"]), recorder.seconds, len(job.skipped))
 
 
 class Recorder(Callback):
@@ -144,9 +131,10 @@ class Recorder(Callback):
     Inside an epoch the state is saved every ten minutes, and on Ctrl-C, always between two batches.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, bar: ProgressBar | None) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, score: Score, bar: ProgressBar | None) -> None:
         self.folder = folder
         self.recipe = recipe
+        self.score = score
         self.bar = bar
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -159,7 +147,7 @@ class Recorder(Callback):
     @property
     def best(self) -> dict[str, float]:
         """The row of the best epoch; of equals, the one with the lower loss."""
-        return max(self.rows, key=lambda row: (row["val_top1"], -row["val_loss"]))
+        return max(self.rows, key=lambda row: (row[f"val_{self.score.key}"], -row["val_loss"]))
 
     def state_dict(self) -> dict[str, Any]:
         meter = self.module.train_meter
@@ -172,7 +160,7 @@ class Recorder(Callback):
         self.resumed_meter = (state_dict["samples"], state_dict["sums"])
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, ClassifyModule)
+        assert isinstance(pl_module, TaskModule)
         self.module = pl_module
         self.resumed_meter: tuple[int, dict[str, float]] | None = None
 
@@ -205,7 +193,7 @@ class Recorder(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.epoch_samples += len(batch[1])
+        self.epoch_samples += len(batch[0])
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.epoch_seconds = time.monotonic() - self.clock
@@ -216,11 +204,8 @@ class Recorder(Callback):
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "train_loss": train["loss"],
-            "train_top1": train["top1"],
-            "val_loss": val["loss"],
-            "val_top1": val["top1"],
-            "val_top5": val["top5"],
+            **{f"train_{name}": value for name, value in train.items()},
+            **{f"val_{name}": value for name, value in val.items()},
             "images_per_second": self.epoch_samples / max(self.epoch_seconds, 1e-9),
         }
         self.module.train_meter.reset()
@@ -238,7 +223,7 @@ class Recorder(Callback):
         self._save_state(trainer)
         write_atomically(self.folder / METRICS, self._write_metrics)
         title = f"{self.recipe.model.name} on {Path(str(self.recipe.data)).name}"
-        draw_curves(self.rows, self.best, title, self.folder / CURVES)
+        draw_curves(self.rows, self.best, self.score, title, self.folder / CURVES)
         if self.bar:
             self.bar.show_epoch(trainer, self.rows[-1])
 
@@ -287,16 +272,6 @@ def _seed(seed: int, step: int) -> None:
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
-
-
-def _write_samples(splits: Splits, folder: Path, count: int = 12) -> None:
-    """A few held-out pictures to try the model on, spread over the classes and named after them."""
-    folder.mkdir(exist_ok=True)
-    by_class = np.argsort(splits.val.labels, kind="stable")
-    for i in by_class[np.linspace(0, len(by_class) - 1, min(count, len(by_class))).round().astype(int)]:
-        picture, label = splits.val[int(i)]
-        name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in splits.classes[label])
-        picture.save(folder / f"{name}-{splits.val.paths[i].stem}.png")
 
 
 def _plain(value: Any) -> Any:

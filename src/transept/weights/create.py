@@ -1,22 +1,23 @@
 """Models by name, with or without weights: the functions behind `transept.create_model` and `transept.load_weights`."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from transept.errors import TranseptError, unknown
+from transept.errors import TranseptError, UsageError, unknown
 from transept.models import registry
-from transept.models.backbone import Backbone, Pyramid
-from transept.ops.interpolation import resize_position_embedding
+from transept.models.backbone import Backbone
 from transept.weights import timm_registry  # noqa: F401  registers our models with timm
-from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of
-from transept.weights.reading import StateDict, fetch, read_state_dict
+from transept.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoints_of, set_preprocessing, unpublished
+from transept.weights.download import fetch
+from transept.weights.loading import load_contents
+from transept.weights.locate import locate
+from transept.weights.reading import read_checkpoint
+from transept.weights.report import LoadReport
 
 
 def list_models(pattern: str = "*", *, tag: bool = False) -> list[str]:
@@ -78,96 +79,66 @@ def create_model(
 
 
 def default_checkpoint(name: str) -> Checkpoint:
-    """The published weights that `pretrained=True` means."""
+    """The published weights that `pretrained=True` means: the authors' classifier, if possible one to be fetched.
+
+    Raises:
+        UsageError: no such model.
+        TranseptError: nobody released weights of it.
+    """
     full, _ = registry.find_model(name)
     published = checkpoints_of(full)
     if not published:
-        raise TranseptError(f"no weights of {full} can be downloaded by name; give your own with weights=FILE")
+        why = unpublished(full) or f"no checkpoint of {full} was published"
+        raise TranseptError(f"there are no weights of {full} to fetch: {why}; load your own with weights=FILE")
     return published[0]
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """The catalogue's entry of `name.tag`."""
+    """The catalogue's entry of `name.tag`, whose name may lack its image size, as in `create_model`."""
+    model, _, tag = name.partition(".")
+    with suppress(UsageError):  # a teacher's name is none of ours
+        model, _ = registry.find_model(model)
     for checkpoint in CHECKPOINTS:
-        if checkpoint.name == name:
+        if checkpoint.tag == tag and checkpoint.registered == model:
             return checkpoint
     raise unknown("published checkpoint", name, (checkpoint.name for checkpoint in CHECKPOINTS))
 
 
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What `load_weights` did."""
-
-    source: str
-    format: str
-    resized: list[str] = field(default_factory=list)
-    """Position embeddings brought to the model's size."""
-    missing: list[str] = field(default_factory=list)
-    """The model's names without a value in the file; they keep the values they had."""
-    unexpected: list[str] = field(default_factory=list)
-    """The file's names that the model lacks."""
-
-
-def load_weights(model: nn.Module, source: str | PathLike[str], strict: bool = True) -> LoadReport:
+def load_weights(
+    model: nn.Module, source: str | PathLike[str], strict: bool = True, *, wrapper: str | None = None
+) -> LoadReport:
     """Load a checkpoint into `model`: a path, an URL, or the `name.tag` of published weights.
 
-    A position embedding of another size is resized. A classifier for another number of classes, or a part that
-    a pyramid does not have or has in addition, is left out and named in the report. With `strict` any other
-    difference is an error, and the model is then unchanged.
+    Takes the official files of each family, old and new, for classifiers, dense backbones and whole detectors or
+    segmenters; timm's, PASSL's and MMPretrain's; ours. Names and layouts are converted, and what depends on the image
+    size is resized. A classifier for another number of classes, and parts that a pyramid lacks or has in addition,
+    keep the values they had. The report accounts for every name.
+
+    Args:
+        model: from `create_model`, a detector or a segmenter; it is changed in place.
+        source: what to load.
+        strict: any difference without a known reason is an error. Shapes that do not fit always are one.
+        wrapper: the entry of the file to take, e.g. "model_ema"; default: the one that the authors evaluate.
 
     Raises:
-        TranseptError: the file cannot be read, or does not fit.
+        TranseptError: the file cannot be read, or does not fit. The model is then unchanged.
     """
     source = str(source)
+    path, published = find_file(source)
+    report = load_contents(model, read_checkpoint(path, wrapper), source, strict)
+    if published:
+        set_preprocessing(getattr(model, "backbone", model), published)
+    return report
+
+
+def find_file(source: str) -> tuple[Path, Checkpoint | None]:
+    """The file behind a path, an URL or a `name.tag`, downloaded where necessary, and its entry in the catalogue."""
     if source.startswith(("http://", "https://")):
-        path = fetch(source)
-    elif "." in source and "/" not in source and Path(source).suffix not in _SUFFIXES and not Path(source).exists():
-        path = fetch(find_checkpoint(source).url)
-    else:
-        path = Path(source)
-    state, form = read_state_dict(path)
-    own = model.state_dict()
-    family = registry.family_of(model)
-    for pattern in family.derived_buffers if family else ():
-        state = {key: value for key, value in state.items() if key in own or not re.search(pattern, key)}
-    resized = _resize_positions(model, state)
-    for key in ("head.weight", "head.bias"):
-        if key in state and key in own and own[key].shape != state[key].shape:
-            del state[key]
-    wrong = [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    may_miss = ("head.", "fpn")
-    may_exceed = _CLASSIFIER_PARTS if isinstance(model, Pyramid) else ("head.",)
-    unfit = [key for key in missing if not key.startswith(may_miss)]
-    unfit += [key for key in unexpected if not key.startswith(may_exceed)]
-    if wrong or (strict and unfit):
-        what = wrong[0] if wrong else f"{unfit[0]} is {'missing' if unfit[0] in missing else 'unknown to the model'}"
-        more = f" ({len(wrong) + len(unfit)} differences in all)" if len(wrong) + len(unfit) > 1 else ""
-        raise TranseptError(f"the weights in {str(path)!r} do not fit {_title(model)}: {what}{more}")
-    model.load_state_dict(state, strict=False)
-    return LoadReport(source, form, resized, missing, unexpected)
+        return fetch(source), next((entry for entry in CHECKPOINTS if entry.url == source), None)
+    if "." in source and "/" not in source and Path(source).suffix not in _SUFFIXES and not Path(source).exists():
+        published = find_checkpoint(source)
+        return locate(published), published
+    return Path(source), None
 
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-_CLASSIFIER_PARTS = ("head.", "cls_token", "cls_attn_blocks.", "blocks_token_only.", "norm.")
-
-
-def _title(model: nn.Module) -> str:
-    return getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
-
-
-def _resize_positions(model: nn.Module, state: StateDict) -> list[str]:
-    """Bring `pos_embed` to the model's grid, in place. The file's own grid is taken to be square."""
-    own, given = getattr(model, "pos_embed", None), state.get("pos_embed")
-    if not isinstance(own, torch.Tensor) or given is None or given.ndim != 3 or own.shape == given.shape:
-        return []
-    side = round(given.shape[1] ** 0.5)
-    if side * side != given.shape[1] or given.shape[2] != own.shape[2]:
-        return []
-    state["pos_embed"] = resize_position_embedding(given, (side, side), model.grid)  # pyright: ignore
-    return ["pos_embed"]
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams")

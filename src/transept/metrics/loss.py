@@ -1,0 +1,24 @@
+"""Mean loss over the samples of an epoch."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+class LossMeter:
+    """Sums that stay on the device, so a step never waits for them. Other meters add theirs."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.samples = 0
+        self.sums: dict[str, Tensor | float] = {"loss": 0.0}
+
+    def update(self, loss: Tensor, outputs: Any, targets: Any) -> None:
+        self.samples += len(targets)
+        self.sums["loss"] += loss.detach().float() * len(targets)
+
+    def means(self) -> dict[str, float]:
+        """Each sum by the number of samples seen."""
+        return {name: float(value) / max(self.samples, 1) for name, value in self.sums.items()}

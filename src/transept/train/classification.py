@@ -1,0 +1,75 @@
+"""Training a classifier."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+from torch.utils.data import DataLoader
+
+from transept.data.loading import EpochSampler, TransformedSet, make_loader
+from transept.data.sets import load_splits
+from transept.data.transforms import Preprocessing, eval_transform, train_transform
+from transept.metrics.accuracy import AccuracyMeter
+from transept.tasks.classify import Classifier
+from transept.train.job import Job, Meter, Score
+from transept.train.recipe import Recipe
+from transept.weights.create import create_model, load_weights
+
+_SAMPLES = 12
+
+
+class ClassifyJob(Job):
+    """Labelled pictures, a classifier, and its accuracy."""
+
+    score = Score("top1", "top-1", "top-1 accuracy")
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.splits = load_splits(
+            str(recipe.data), val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images
+        )
+        self.skipped = self.splits.skipped
+
+    def build(self, *, load: bool) -> nn.Module:
+        options = self.recipe.model
+        model = create_model(
+            options.name,
+            num_classes=len(self.splits.classes),
+            img_size=options.img_size,
+            drop_path_rate=options.drop_path_rate,
+            **options.options,
+        )
+        if load and options.weights is not None:
+            load_weights(model, options.weights)
+        preprocessing = Preprocessing(img_size=model.config.img_size)
+        return Classifier(model, self.splits.classes, preprocessing, label_smoothing=self.recipe.label_smoothing)
+
+    def loaders(self, task: Classifier, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
+        recipe, splits = self.recipe, self.splits
+        sampler = EpochSampler(
+            len(splits.train),
+            seed=recipe.seed,
+            batch_size=recipe.batch_size,
+            draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
+            start_epoch=epoch,
+            start_batch=batch,
+        )
+        train = TransformedSet(splits.train, train_transform(task.preprocessing, recipe.augmentation))
+        val = TransformedSet(splits.val, eval_transform(task.preprocessing))
+        return (
+            make_loader(train, recipe.batch_size, sampler=sampler, workers=recipe.workers),
+            make_loader(val, recipe.batch_size, workers=recipe.workers),
+        )
+
+    def meters(self) -> tuple[Meter, Meter]:
+        return AccuracyMeter(), AccuracyMeter()
+
+    def write_samples(self, folder: Path) -> None:
+        """Spread over the classes, and named after them."""
+        folder.mkdir(exist_ok=True)
+        val, classes = self.splits.val, self.splits.classes
+        by_class = np.argsort(val.labels, kind="stable")
+        for i in by_class[np.linspace(0, len(by_class) - 1, min(_SAMPLES, len(by_class))).round().astype(int)]:
+            picture, label = val[int(i)]
+            name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in classes[label])
+            picture.save(folder / f"{name}-{val.paths[i].stem}.png")

@@ -1,0 +1,73 @@
+"""What a run needs to know of its task. Each task brings one `Job`; the loop around it is the same for all."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from transept.data.sets import Skipped
+from transept.train.recipe import Recipe
+
+
+class Meter(Protocol):
+    """Sums over batches."""
+
+    samples: int
+    sums: dict[str, Any]
+    """What must be kept when an epoch is interrupted: names to numbers or tensors of them."""
+
+    def update(self, loss: Tensor, outputs: Any, targets: Any, /) -> None: ...
+
+    def means(self) -> dict[str, float]: ...
+
+    def reset(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The metric that decides which epoch is best; higher is better."""
+
+    key: str
+    """As in the run's metrics, e.g. `top1`; there the validation's has the prefix `val_`."""
+    title: str
+    """As people write it, e.g. `top-1`."""
+    axis: str
+    """The label of its curve."""
+
+
+class Job(ABC):
+    """Data, model, batches and meters of one recipe."""
+
+    score: ClassVar[Score]
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Loads and checks the data.
+
+        Raises:
+            TranseptError: the data is missing or bad.
+        """
+        self.recipe = recipe
+        self.skipped: Sequence[Skipped] = ()
+
+    @abstractmethod
+    def build(self, *, load: bool) -> nn.Module:
+        """The task with a fresh model, and with `load` the recipe's starting weights.
+
+        It has `forward`, `loss(outputs, targets)`, and `save(path)`.
+        """
+
+    @abstractmethod
+    def loaders(self, task: Any, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
+        """Training batches from that epoch and batch on, and validation batches."""
+
+    @abstractmethod
+    def meters(self) -> tuple[Meter, Meter]:
+        """Of training and of validation."""
+
+    @abstractmethod
+    def write_samples(self, folder: Path) -> None:
+        """A few held-out pictures to try the model on."""

@@ -1,0 +1,65 @@
+"""Checkpoints of every known format to our models' names and shapes, and back. Pure functions on names and tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transept.errors import unknown
+from transept.weights.convert import cabvit, cait, cat, crossformer, xcit
+from transept.weights.convert.rules import Dialect, Entries, StateDict, entries_of, tensors_of
+
+
+@dataclass(frozen=True)
+class Converter:
+    """One family's ways to be written."""
+
+    dialects: tuple[Dialect, ...]
+    fit: Callable[[Entries, Any], Entries]
+    """Bring what depends on the image size, or differs between classifier and pyramid, to the model's shape."""
+
+
+CONVERTERS = {
+    "CAT": Converter(cat.DIALECTS, cat.fit),
+    "CabViT": Converter(cabvit.DIALECTS, cabvit.fit),
+    "CrossFormer": Converter(crossformer.DIALECTS, crossformer.fit),
+    "XCiT": Converter(xcit.DIALECTS, xcit.fit),
+    "CaiT": Converter(cait.DIALECTS, cait.fit),
+}
+"""By `Family.name`."""
+
+OFFICIAL = "official"
+
+
+def dialect_of(entries: Entries, family: str, file_format: str = "") -> Dialect | None:
+    """The dialect in which a file of this family is written; None for the official names."""
+    for dialect in CONVERTERS[family].dialects:
+        if dialect.fits(entries, file_format):
+            return dialect
+    return None
+
+
+def to_official(state: StateDict, family: str, dialect: str) -> StateDict:
+    """A state dict in the words of `dialect` ("timm", "PASSL", ...) under the official names and layouts."""
+    found = find_dialect(family, dialect)
+    return tensors_of(found.read(entries_of(state))) if found else dict(state)
+
+
+def from_official(state: StateDict, family: str, dialect: str) -> StateDict:
+    """The inverse of `to_official`. What the dialect does not store is left out."""
+    found = find_dialect(family, dialect)
+    return tensors_of(found.write(entries_of(state))) if found else dict(state)
+
+
+def find_dialect(family: str, name: str) -> Dialect | None:
+    """By name, whatever the case; None for the official names.
+
+    Raises:
+        UsageError: the family has no such dialect.
+    """
+    known = {dialect.name.lower(): dialect for dialect in CONVERTERS[family].dialects}
+    if name.lower() in (OFFICIAL, *(("timm",) if family == "CaiT" else ())):
+        return None
+    if name.lower() not in known:
+        names = [OFFICIAL, *(dialect.name for dialect in CONVERTERS[family].dialects)]
+        raise unknown(f"form of {family} checkpoints", name, names)
+    return known[name.lower()]

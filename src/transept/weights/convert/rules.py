@@ -1,0 +1,179 @@
+"""How names and layouts of one code base map to those of another, as tables that are read in both directions.
+
+"Official" names are those of the authors' checkpoints, and of our models. A `Dialect` says how another code base
+writes the same network; its rules are applied in order to write it, and in reverse order to read it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor on its way from a file to a model."""
+
+    tensor: Tensor
+    file: tuple[str, ...]
+    """The names it has, or its parts have, in the file."""
+    steps: tuple[str, ...] = ()
+    """What was done to it beside renaming: joined, split, transposed, reshaped, resized 14 x 14 to 24 x 24."""
+
+    def changed(self, tensor: Tensor, step: str) -> "Entry":
+        return replace(self, tensor=tensor, steps=(*self.steps, step))
+
+
+Entries = dict[str, Entry]
+
+
+def entries_of(state: Mapping[str, Tensor]) -> Entries:
+    return {name: Entry(tensor, (name,)) for name, tensor in state.items()}
+
+
+def tensors_of(entries: Entries) -> StateDict:
+    return {name: entry.tensor for name, entry in entries.items()}
+
+
+class Rule(Protocol):
+    """One difference between two ways to write a network. Both directions leave alone what they do not concern."""
+
+    def write(self, entries: Entries) -> Entries:
+        """Official to the other."""
+        ...
+
+    def read(self, entries: Entries) -> Entries:
+        """The other to official."""
+        ...
+
+
+@dataclass(frozen=True)
+class Names:
+    """Rows of official and other names; the first row that fits a name renames it.
+
+    `{}` stands for one part between dots, `{*}` for anything. A row may repeat a name to keep it from later rows.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+
+    def write(self, entries: Entries) -> Entries:
+        return {_rename(name, self.rows): entry for name, entry in entries.items()}
+
+    def read(self, entries: Entries) -> Entries:
+        backwards = tuple((other, official) for official, other in self.rows)
+        return {_rename(name, backwards): entry for name, entry in entries.items()}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One official tensor that the other writes as several, cut along the first axis into equal parts."""
+
+    official: str
+    """A name with `{}`."""
+    others: tuple[str, ...]
+    """The names of its parts, with as many `{}`."""
+
+    def write(self, entries: Entries) -> Entries:
+        out: Entries = {}
+        for name, entry in entries.items():
+            if (found := match(self.official, name)) is None:
+                out[name] = entry
+                continue
+            for other, part in zip(self.others, entry.tensor.chunk(len(self.others)), strict=True):
+                out[fill(other, found)] = entry.changed(part, "split")
+        return out
+
+    def read(self, entries: Entries) -> Entries:
+        out: Entries = {}
+        for name, entry in entries.items():
+            places = [found for other in self.others if (found := match(other, name)) is not None]
+            parts = [fill(other, places[0]) for other in self.others] if places else []
+            if not parts or any(part not in entries for part in parts):
+                out[name] = entry
+            elif name == parts[0]:
+                given = [entries[part] for part in parts]
+                file = tuple(source for part in given for source in part.file)
+                steps = (*given[0].steps, "joined")
+                out[fill(self.official, places[0])] = Entry(torch.cat([part.tensor for part in given]), file, steps)
+        return out
+
+
+@dataclass(frozen=True)
+class TransposedLinears:
+    """Matrices of linear layers stored (in, out), as PaddlePaddle does; square ones, too, so shapes do not tell."""
+
+    def write(self, entries: Entries) -> Entries:
+        return {
+            name: entry.changed(entry.tensor.t(), "transposed")
+            if name.endswith(".weight") and entry.tensor.ndim == 2
+            else entry
+            for name, entry in entries.items()
+        }
+
+    read = write
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a code base writes the checkpoints of a family."""
+
+    name: str
+    """The code base."""
+    rules: tuple[Rule, ...]
+    marks: tuple[str, ...] = ()
+    """Names that only this dialect has, with `{}` and `{*}`."""
+    format: str = ""
+    """A file format that only this dialect uses."""
+    lacks: Mapping[str, str] | None = None
+    """Official names (with `{}`, `{*}`) that it does not store, and why that is harmless."""
+
+    def write(self, entries: Entries) -> Entries:
+        """Official to this dialect."""
+        for rule in self.rules:
+            entries = rule.write(entries)
+        return {name: entry for name, entry in entries.items() if not any_match(self.lacks or (), name)}
+
+    def read(self, entries: Entries) -> Entries:
+        """This dialect to official."""
+        for rule in reversed(self.rules):
+            entries = rule.read(entries)
+        return entries
+
+    def fits(self, names: Iterable[str], file_format: str = "") -> bool:
+        """Whether a file with these names, or of this format, is written in this dialect."""
+        return bool(self.format and file_format == self.format) or any(any_match(self.marks, name) for name in names)
+
+
+def match(template: str, name: str) -> tuple[str, ...] | None:
+    """What stands for the placeholders of `template` in `name`; None where it does not fit."""
+    found = _pattern(template).fullmatch(name)
+    return found.groups() if found else None
+
+
+def any_match(templates: Iterable[str], name: str) -> bool:
+    return any(match(template, name) is not None for template in templates)
+
+
+def fill(template: str, values: Iterable[str]) -> str:
+    """`template` with its placeholders replaced in order."""
+    given = iter(values)
+    return re.sub(r"\{\*?\}", lambda _: next(given), template)
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    text = re.escape(template).replace(r"\{\}", r"([^.]+)").replace(r"\{\*\}", r"(.+)")
+    return re.compile(text)
+
+
+def _rename(name: str, rows: Iterable[tuple[str, str]]) -> str:
+    for given, wanted in rows:
+        if (found := match(given, name)) is not None:
+            return fill(wanted, found)
+    return name

@@ -1,0 +1,31 @@
+"""What learned tables of positions need when the image size changes."""
+
+from math import isqrt
+
+from transept.ops.interpolation import resize_position_embedding
+from transept.weights.convert.rules import Entries
+
+Grid = tuple[int, int]
+
+
+def side_of(cells: int) -> int | None:
+    """The side of a square grid with so many cells; None where there is none."""
+    side = isqrt(cells)
+    return side if side * side == cells else None
+
+
+def resize_positions(entries: Entries, name: str, grid: Grid, given: Grid | None = None) -> Entries:
+    """A position embedding `1 (h w) c` brought to `grid`; `given` is its own, by default a square one.
+
+    What cannot be resized is left as it is, and then does not fit the model.
+    """
+    entry = entries.get(name)
+    if entry is None or entry.tensor.ndim != 3:
+        return entries
+    side = side_of(entry.tensor.shape[1])
+    own = given or ((side, side) if side else None)
+    if own is None or own == grid or (given is None and entry.tensor.shape[1] == grid[0] * grid[1]):
+        return entries
+    resized = resize_position_embedding(entry.tensor, own, grid)
+    step = f"resized {own[0]} x {own[1]} to {grid[0]} x {grid[1]}"
+    return entries | {name: entry.changed(resized, step)}

@@ -1,0 +1,144 @@
+"""Which model a checkpoint is of, from its names and shapes alone."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from transept.models.backbone import Family, ModelConfig
+from transept.models.registry import FAMILIES, build_skeleton
+from transept.weights.convert import OFFICIAL, dialect_of
+from transept.weights.convert.rules import Entries, entries_of
+from transept.weights.convert.systems import BACKBONE, METHODS, holds_backbone, method_of
+from transept.weights.reading import Contents
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a checkpoint is."""
+
+    family: str
+    model: str
+    """The variant whose names and shapes fit best."""
+    also: tuple[str, ...] = ()
+    """Variants that fit as well: XCiT's weights, for one, do not show the image size."""
+    agreement: float
+    """Share of names and shapes that agree, in 0..1; below 1 it is a changed variant, or damaged."""
+    form: str
+    """classifier, pyramid, or the detection or segmentation method."""
+    dialect: str
+    num_classes: int | None
+
+    def __str__(self) -> str:
+        name = self.model if self.form == "classifier" else f"the {self.form} of {self.model}"
+        if self.form in METHODS:
+            name = f"{self.form} on {self.model}"
+        near = "" if self.agreement > 0.999 else f" ({self.agreement:.0%} of names and shapes agree)"
+        return name + near
+
+
+def identify(contents: Contents) -> Identity | None:
+    """The variant, form and dialect of a file; None where it is of none of our families."""
+    best: Identity | None = None
+    for family in FAMILIES:
+        identity = _within(family.name, entries_of(contents.tensors), contents.format)
+        if identity and (best is None or identity.agreement > best.agreement):
+            best = identity
+    return best
+
+
+def _within(family: str, entries: Entries, file_format: str) -> Identity | None:
+    method = method_of(entries)
+    dialect = dialect_of(entries, family, file_format)
+    if dialect:
+        entries = dialect.read(entries)
+    classes = next((count(entries[name].tensor.shape[0]) for name, count in _CLASS_ROWS if name in entries), None)
+    if holds_backbone(entries):
+        entries = {name.removeprefix(BACKBONE): e for name, e in entries.items() if name.startswith(BACKBONE)}
+        inner = dialect_of(entries, family)
+        entries, dialect = (inner.read(entries), inner) if inner else (entries, dialect)
+    found = next(known for known in FAMILIES if known.name == family)
+    given = {
+        name: tuple(entry.tensor.shape)
+        for name, entry in entries.items()
+        if not any(re.search(pattern, name) for pattern in found.derived_buffers)
+    }
+    if not given or not _same_kind(given, family):
+        return None
+    scores = {(variant, False): _agreement(given, _shapes(variant, False)) for variant in _candidates(given, found)}
+    if max(scores.values()) < 1:
+        scores |= {(variant, True): _agreement(given, _shapes(variant, True)) for variant, _ in list(scores)}
+    top = max(scores.values())
+    equals = [key for key, score in scores.items() if score == top]
+    variant, pyramid = equals[0]
+    if top < 0.5:
+        return None
+    if not method:
+        classes = given["head.weight"][0] if "head.weight" in given else None
+    return Identity(
+        family=family,
+        model=variant,
+        also=tuple(dict.fromkeys(name for name, _ in equals if name != variant)),
+        agreement=top,
+        form=method or ("pyramid" if pyramid else "classifier"),
+        dialect=dialect.name if dialect else OFFICIAL,
+        num_classes=classes,
+    )
+
+
+# The layer whose rows count the classes: times the 9 anchors of RetinaNet, with the background in the box heads.
+_CLASS_ROWS: tuple[tuple[str, Callable[[int], int]], ...] = (
+    ("decode_head.conv_seg.weight", lambda rows: rows),
+    ("bbox_head.conv_cls.weight", lambda rows: rows),
+    ("bbox_head.atss_cls.weight", lambda rows: rows),
+    ("bbox_head.retina_cls.weight", lambda rows: rows // 9),
+    ("roi_head.bbox_head.fc_cls.weight", lambda rows: rows - 1),
+    ("roi_head.bbox_head.0.fc_cls.weight", lambda rows: rows - 1),
+)
+
+
+def _candidates(given: Shapes, family: Family) -> list[str]:
+    """The variants with a width that the file has somewhere, for building all of them takes seconds; else all."""
+    widths = {shape[0] for shape in given.values() if len(shape) == 1}
+
+    def wide(config: ModelConfig) -> bool:
+        own = getattr(config, "embed_dims", None) or (getattr(config, "embed_dim", None),)
+        return widths >= set(own)
+
+    return [name for name, config in family.variants.items() if wide(config)] or list(family.variants)
+
+
+def _same_kind(given: Shapes, family: str) -> bool:
+    """Whether most of the names are, but for their numbers, of this family."""
+    known = _kinds(family)
+    return sum(_kind(name) in known for name in given) > len(given) / 2
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+@cache
+def _kinds(family: str) -> frozenset[str]:
+    variants = next(known for known in FAMILIES if known.name == family).variants
+    # A family may have several trunks (CabViT-H and -P): one variant of each kind of configuration.
+    samples = {type(config): name for name, config in variants.items()}.values()
+    return frozenset(_kind(name) for variant in samples for name in _shapes(variant, False))
+
+
+@cache
+def _shapes(variant: str, pyramid: bool) -> Shapes:
+    state = build_skeleton(variant, features_only=pyramid).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _agreement(given: Shapes, known: Shapes) -> float:
+    """Names with equal shapes, as a share of all names of either. Counters and the classifier's size do not count."""
+
+    def counts(name: str) -> bool:
+        return not name.endswith("num_batches_tracked") and not name.startswith("head.")
+
+    names = {name for name in {*given, *known} if counts(name)}
+    return sum(given.get(name) == known.get(name) for name in names) / max(len(names), 1)

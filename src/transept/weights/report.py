@@ -1,0 +1,113 @@
+"""What happened to every name when a checkpoint was loaded."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReport:
+    """The fate of one tensor."""
+
+    file: tuple[str, ...]
+    """Its name in the file, or the names of its parts; empty for what the file lacks."""
+    model: str
+    """Its name in the model; "" for what the model does not take."""
+    actions: tuple[str, ...]
+    """`taken` as it was; or what was done, in order: renamed, joined, transposed, reshaped, resized A x B to C x D;
+    or `dropped`, `missing`, `unexpected`."""
+    why: str = ""
+    """For dropped and missing: the reason, and why it does no harm. "" where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """What `load_weights` did, name by name."""
+
+    source: str
+    model: str
+    format: str
+    """Of the file: safetensors, PyTorch, PaddlePaddle."""
+    wrapper: str = ""
+    """The entry of the file that was taken, e.g. "model"; "" for the whole."""
+    wrappers: tuple[str, ...] = ()
+    """The entries that could be taken."""
+    prefix: str = ""
+    """What was taken off every name, e.g. "module."."""
+    dialect: str = "official"
+    """Whose names the file has: official, timm, PASSL, MMPretrain, ..."""
+    keys: tuple[KeyReport, ...] = ()
+    skipped: tuple[str, ...] = ()
+    """What the file holds beside tensors; it was not read."""
+
+    def _names(self, action: str) -> list[str]:
+        return [key.model or key.file[0] for key in self.keys if any(done.startswith(action) for done in key.actions)]
+
+    @property
+    def taken(self) -> list[str]:
+        """The model's names whose values come from the file, in whatever way."""
+        return [key.model for key in self.keys if key.file and key.model]
+
+    @property
+    def renamed(self) -> list[str]:
+        """The model's names whose values have another name in the file."""
+        return [key.model for key in self.keys if key.model and key.file and key.file != (key.model,)]
+
+    @property
+    def resized(self) -> list[str]:
+        """The model's names whose values were interpolated to another size."""
+        return self._names("resized")
+
+    @property
+    def transposed(self) -> list[str]:
+        """The model's names whose matrices the file stores the other way round."""
+        return self._names("transposed")
+
+    @property
+    def missing(self) -> list[str]:
+        """The model's names without a value in the file; they keep the values they had."""
+        return self._names("missing")
+
+    @property
+    def dropped(self) -> list[str]:
+        """The file's names that the model has no place for, each for a known reason."""
+        return self._names("dropped")
+
+    @property
+    def unexpected(self) -> list[str]:
+        """The file's names that the model has no place for, for no reason known."""
+        return self._names("unexpected")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        about = {name: getattr(self, name) for name in ("source", "model", "format", "wrapper", "prefix", "dialect")}
+        keys = [
+            {"file": list(key.file), "model": key.model, "actions": list(key.actions), "why": key.why}
+            for key in self.keys
+        ]
+        return about | {"wrappers": list(self.wrappers), "skipped": list(self.skipped), "keys": keys}
+
+    def __str__(self) -> str:
+        """A few lines: where the weights came from, and everything that was not simply taken, by reason."""
+        where = self.format
+        where += f", entry {self.wrapper!r}" if self.wrapper else ""
+        where += f" (of {', '.join(self.wrappers)})" if len(self.wrappers) > 1 else ""
+        where += f", prefix {self.prefix!r}" if self.prefix else ""
+        lines = [f"{self.source} -> {self.model}: {where}, {self.dialect} names", f"{len(self.taken)} taken"]
+        changed = {}
+        for key in self.keys:
+            if key.model and key.file:
+                for action in key.actions:
+                    changed.setdefault(action, []).append(key.model)
+        lines += [f"{len(names)} {action}: {_some(names)}" for action, names in changed.items() if action != "taken"]
+        for action in ("dropped", "missing", "unexpected"):
+            reasons: dict[str, list[str]] = {}
+            for key in self.keys:
+                if action in key.actions:
+                    reasons.setdefault(key.why or "for no known reason", []).append(key.model or key.file[0])
+            lines += [f"{len(names)} {action} ({why}): {_some(names)}" for why, names in reasons.items()]
+        lines += [f"not read: {', '.join(self.skipped)}"] if self.skipped else []
+        return "\n  ".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
