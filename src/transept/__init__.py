@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transept.analysis.count import count
     from transept.data.transforms import transforms_for
     from transept.errors import TranseptError
+    from transept.tasks.detect import create_detector
     from transept.tasks.pretrained import from_pretrained, push_to_hub, save_pretrained
     from transept.tasks.segment import create_segmenter
     from transept.weights.create import create_model, list_models, load_weights
@@ -25,6 +26,7 @@ __version__ = version("transept")
 
 _HOMES = {
     "count": "transept.analysis.count",
+    "create_detector": "transept.tasks.detect",
     "create_model": "transept.weights.create",
     "create_segmenter": "transept.tasks.segment",
     "from_pretrained": "transept.tasks.pretrained",
@@ -40,6 +42,7 @@ __all__ = [
     "TranseptError",
     "__version__",
     "count",
+    "create_detector",
     "create_model",
     "create_segmenter",
     "from_pretrained",

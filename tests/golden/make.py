@@ -19,6 +19,18 @@ SEGMENTERS = (  # recorded name, backbone
     ("upernet", "crossformer_small"),
     ("upernet.xcit_s12_p16", "xcit_small_12_p16"),
 )
+DETECTORS = (
+    ("retinanet", "crossformer_small"),
+    ("retinanet.cat_s", "cat_small"),
+    ("fcos", "cat_small"),
+    ("atss", "cat_small"),
+    ("mask_rcnn", "crossformer_small"),
+    ("mask_rcnn.cat_s", "cat_small"),
+    ("mask_rcnn.xcit_s12_p8", "xcit_small_12_p8"),
+    ("mask_rcnn.xcit_s12_p16", "xcit_small_12_p16"),
+    ("cascade_rcnn", "cat_small"),
+    ("cascade_mask_rcnn", "crossformer_small"),
+)
 FAMILIES = ("cat", "cabvit", "crossformer", "xcit", "cait")
 
 
@@ -81,11 +93,11 @@ def systems() -> dict[str, dict]:
     return found
 
 
-def trim_segmenter(name: str, backbone: str) -> dict:
-    """A checkpoint's names and shapes, without those that hold nothing learned; and where recorded, the outputs."""
+def trim_table(name: str, backbone: str) -> dict:
+    """A dense model's names and shapes, without those that hold nothing learned."""
     table = json.loads((REFERENCE / "dense_keys" / f"{name}.json").read_text())
     derived = [key for key in table["integer_buffers"] if not key.endswith("num_batches_tracked")]
-    trimmed = {
+    return {
         "method": name.partition(".")[0],
         "backbone": backbone,
         "source": table["config"],
@@ -93,6 +105,11 @@ def trim_segmenter(name: str, backbone: str) -> dict:
         "keys": fingerprint({key: shape for key, shape in table["shapes"].items() if key not in derived}),
         "cases": {},
     }
+
+
+def trim_segmenter(name: str, backbone: str) -> dict:
+    """Names and shapes; and where recorded, the outputs."""
+    trimmed = trim_table(name, backbone)
     recorded = REFERENCE / "dense" / f"{name}.json"
     if recorded.exists():
         recording = json.loads(recorded.read_text())
@@ -109,6 +126,21 @@ def trim_segmenter(name: str, backbone: str) -> dict:
     return trimmed
 
 
+def trim_detector(name: str, backbone: str) -> dict:
+    """Names and shapes; and where recorded, the outputs, proposals and detections."""
+    trimmed = trim_table(name, backbone)
+    recorded = REFERENCE / "dense" / f"{name}.json"
+    if recorded.exists():
+        recording = json.loads(recorded.read_text())
+        trimmed["head_keys"] = fingerprint(recording["float_shapes"])
+        for case, given in recording["cases"].items():
+            parts = given.pop("outputs")
+            outputs = {key: short(value) for key, value in parts.items() if "sample" in value}
+            proposals = [value for key, value in parts.items() if key.startswith("rpn_proposals")]
+            trimmed["cases"][case] = given | {"outputs": outputs, "proposals": proposals}
+    return trimmed
+
+
 def main() -> int:
     if not REFERENCE.is_dir():
         print(f"no recordings at {REFERENCE}", file=sys.stderr)
@@ -121,8 +153,10 @@ def main() -> int:
     (HERE / "systems.json").write_text(json.dumps(systems(), separators=(",", ":")) + "\n")
 
     (HERE / "dense").mkdir(exist_ok=True)
-    for name, backbone in SEGMENTERS:
-        trimmed = trim_segmenter(name, backbone)
+    dense = {name: trim_segmenter(name, backbone) for name, backbone in SEGMENTERS}
+    dense |= {name: trim_detector(name, backbone) for name, backbone in DETECTORS}
+    dense["operations"] = json.loads((REFERENCE / "dense" / "operations.json").read_text())
+    for name, trimmed in dense.items():
         (HERE / "dense" / f"{name}.json").write_text(json.dumps(trimmed, separators=(",", ":")) + "\n")
     return 0
 

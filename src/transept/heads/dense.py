@@ -1,0 +1,145 @@
+"""What the single-stage heads (RetinaNet, FCOS, ATSS) and the region proposal network share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ReduceOp, all_reduce, is_available, is_initialized
+from torchvision.ops import sigmoid_focal_loss
+
+from transept.heads.instances import Detections, Size, resize_factors, size_tensor
+from transept.layers.conv import ConvNorm, ConvNormAct
+from transept.ops.boxes import clip_boxes, nms_by_label
+from transept.ops.matching import IGNORED
+
+FOCAL_BIAS = -math.log(99)
+"""At the start every class has a probability of 1 % (focal loss paper, Section 4.1)."""
+
+
+class Scale(nn.Module):
+    """One learnt factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def tower(in_channels: int, channels: int, depth: int, norm: ConvNorm | None) -> nn.Sequential:
+    """`depth` 3x3 convolutions with their norms and ReLUs."""
+    widths = [in_channels] + [channels] * depth
+    return nn.Sequential(*(ConvNormAct(a, b, norm=norm) for a, b in pairwise(widths)))
+
+
+def init_convs(head: nn.Module, classifier: nn.Conv2d | None = None) -> None:
+    """Normal weights of deviation 0.01, zero biases; the classifier's so that every class is improbable."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if classifier is not None and classifier.bias is not None:
+        nn.init.constant_(classifier.bias, FOCAL_BIAS)
+
+
+def flatten_map(x: Tensor, width: int) -> Tensor:
+    """`b (a c) h w -> b (h w a) c` with `c = width`, in float32: a row for each prior, ordered as in `ops.anchors`."""
+    b, channels, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(b, h * w * (channels // width), width).float()
+
+
+def flatten_maps(maps: Sequence[Tensor], width: int) -> Tensor:
+    """`flatten_map` of all levels, one after the other: `b p c`."""
+    return torch.cat([flatten_map(level, width) for level in maps], dim=1)
+
+
+def map_sizes(maps: Sequence[Tensor]) -> list[Size]:
+    """Height and width of each `b c h w`."""
+    return [(level.shape[-2], level.shape[-1]) for level in maps]
+
+
+def spread(assignment: Tensor, valid: Tensor) -> Tensor:
+    """An assignment of the valid priors as one of all; the others are ignored."""
+    return torch.full_like(valid, IGNORED, dtype=assignment.dtype).masked_scatter(valid, assignment)
+
+
+def focal_loss(logits: Tensor, assignment: Tensor, labels: Tensor) -> Tensor:
+    """The sum over priors and classes of the focal loss, alpha 0.25 and gamma 2, without the ignored priors.
+
+    Logits `p k`, an assignment ` p`, the labels ` n` of the boxes that it numbers.
+    """
+    truth = torch.zeros_like(logits)
+    positive = (assignment >= 0).nonzero().flatten()
+    truth[positive, labels[assignment[positive]]] = 1
+    kept = assignment != IGNORED
+    return sigmoid_focal_loss(logits[kept], truth[kept], alpha=0.25, gamma=2, reduction="sum")
+
+
+def mean_over_processes(count: Tensor) -> Tensor:
+    """The mean of a number over all training processes; itself where there is one."""
+    if not (is_available() and is_initialized()):
+        return count
+    count = count.clone()
+    all_reduce(count, op=ReduceOp.SUM)
+    return count / torch.distributed.get_world_size()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """From scores and boxes of all priors to detections.
+
+    On each level the `per_level` best pairs of prior and class whose score exceeds `score_threshold`; then, over all
+    levels, non-maximum suppression among equal labels, and the best `max_detections`.
+    """
+
+    score_threshold: float = 0.05
+    per_level: int = 1000
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+
+    def __call__(
+        self,
+        logits: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        sizes: Sequence[Size] | Tensor,
+        original_sizes: Sequence[Size] | Tensor | None = None,
+        quality: Sequence[Tensor] | None = None,
+    ) -> list[Detections]:
+        """Per level logits `b p k`, boxes `b p 4` and, where there are, quality logits `b p 1`.
+
+        Boxes are clipped to `sizes` and brought to `original_sizes`. The score is the class's probability, to be
+        exceeded as such, times that of the quality.
+        """
+        sizes = size_tensor(sizes, boxes[0].device)
+        chosen = []
+        for i, (level_logits, level_boxes) in enumerate(zip(logits, boxes, strict=True)):
+            num_classes = level_logits.shape[2]
+            flat = level_logits.flatten(1)
+            best, index = flat.topk(min(self.per_level, flat.shape[1]), dim=1)
+            prior = index // num_classes
+            probability = best.sigmoid()
+            scores = probability
+            if quality is not None:
+                scores = probability * quality[i][..., 0].gather(1, prior).sigmoid()
+            corners = level_boxes.gather(1, prior[..., None].expand(-1, -1, 4))
+            chosen.append((corners, scores, index % num_classes, probability > self.score_threshold))
+        corners, scores, labels, keep = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
+        corners = clip_boxes(corners, sizes) / resize_factors(sizes, original_sizes)
+        found = []
+        for c, s, n, above in zip(corners, scores, labels, keep, strict=True):
+            index = above.nonzero()[:, 0]
+            found.append(best_detections(c[index], s[index], n[index], self.iou_threshold, self.max_detections))
+        return found
+
+
+def best_detections(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, max_detections: int
+) -> Detections:
+    """Non-maximum suppression among equal labels of `n 4`, and the best that are left."""
+    kept = nms_by_label(boxes, scores, labels, iou_threshold)[:max_detections]
+    return Detections(boxes[kept], scores[kept], labels[kept])

@@ -1,0 +1,59 @@
+"""What a detector is taught and what it answers, image by image."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from transept.ops.masks import paste_masks
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+class Target(NamedTuple):
+    """The objects of one image, in the pixels of the resized image.
+
+    Crowd regions are no objects: the published models neither learn from them nor spare them as background.
+    """
+
+    boxes: Tensor
+    """`n 4`, x1 y1 x2 y2, with a width and a height above 0."""
+    labels: Tensor
+    """` n`, from 0; there is no number for the background."""
+    size: Size
+    """Of the resized image, without padding."""
+    masks: Tensor | None = None
+    """`n H W`, bool; H and W may be those of the image or of the padded batch."""
+
+
+class Detections(NamedTuple):
+    """The objects found in one image, best first."""
+
+    boxes: Tensor
+    """`n 4`, x1 y1 x2 y2, in pixels of the original image where its size was given, else of the resized one."""
+    scores: Tensor
+    """` n`, in 0..1."""
+    labels: Tensor
+    """` n`, from 0."""
+    masks: Tensor | None = None
+    """`n m m`: probabilities on a grid over each box. `image_masks` draws them into the image."""
+
+    def image_masks(self, size: Size, threshold: float = 0.5) -> Tensor:
+        """The masks as `n H W` bool, in an image of this height and width."""
+        if self.masks is None:
+            raise ValueError("these detections have no masks; the detector has no mask head")
+        return paste_masks(self.masks, self.boxes, size, threshold)
+
+
+def size_tensor(sizes: Sequence[Size] | Tensor, device: torch.device) -> Tensor:
+    """Heights and widths as float32 `b 2`."""
+    return torch.as_tensor(sizes, dtype=torch.float32, device=device)
+
+
+def resize_factors(sizes: Tensor, original_sizes: Sequence[Size] | Tensor | None) -> Tensor:
+    """What the originals' boxes `b n 4` were multiplied with: `b 1 4`, horizontal, vertical, and these again."""
+    if original_sizes is None:
+        return sizes.new_ones((len(sizes), 1, 4))
+    return (sizes / size_tensor(original_sizes, sizes.device)).flip(-1).repeat(1, 2)[:, None]

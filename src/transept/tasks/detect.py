@@ -1,0 +1,314 @@
+"""Object detection and instance segmentation: a box, a class and where the method has it a mask for every object."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from transept.errors import TranseptError, UsageError, unknown
+from transept.heads.atss import ATSSDecoder, ATSSHead, ATSSLoss
+from transept.heads.cascade_rcnn import CascadeRCNNDecoder, CascadeRCNNHead, CascadeRCNNLoss
+from transept.heads.fcos import FCOSDecoder, FCOSHead, FCOSLoss
+from transept.heads.fpn import FPN
+from transept.heads.instances import Detections, Size, Target
+from transept.heads.mask_rcnn import MaskRCNNDecoder, MaskRCNNHead, MaskRCNNLoss
+from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetLoss
+from transept.heads.rpn import Proposals, RPNHead, RPNLoss, RPNOutputs
+from transept.models.backbone import Backbone
+from transept.models.registry import find_model
+from transept.weights.create import create_model, load_weights
+
+
+class TwoStageOutputs(NamedTuple):
+    """What does not depend on proposals yet."""
+
+    maps: list[Tensor]
+    """`b c h w` of strides 4, 8, 16, 32, 64."""
+    rpn: RPNOutputs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SingleStage:
+    """How a method learns and answers whose head sees every place once."""
+
+    loss: Callable[[Any, Sequence[Target]], dict[str, Tensor]]
+    decode: Callable[..., list[Detections]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwoStage:
+    """How a method learns and answers whose head looks again at the proposals of a region proposal network."""
+
+    rpn_loss: RPNLoss
+    loss: Callable[..., dict[str, Tensor]]
+    decode: Callable[..., list[Detections]]
+    train_proposals: Proposals
+    test_proposals: Proposals = Proposals()
+
+
+class Parts(NamedTuple):
+    """What a method puts on a backbone."""
+
+    neck: FPN
+    heads: Mapping[str, nn.Module]
+    """By their names in checkpoints."""
+    stages: SingleStage | TwoStage
+    has_masks: bool = False
+
+
+def _retinanet(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    neck = FPN(channels, width, 5, start_level=1, extra="on_input")
+    head = RetinaNetHead(width, num_classes, channels=width)
+    stages = SingleStage(loss=RetinaNetLoss(num_classes=num_classes), decode=RetinaNetDecoder(num_classes=num_classes))
+    return Parts(neck, {"bbox_head": head}, stages)
+
+
+def _fcos(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    neck = FPN(channels, width, 5, start_level=1, extra="on_output", relu_before_extra=True)
+    head = FCOSHead(width, num_classes, channels=width)
+    stages = SingleStage(loss=FCOSLoss(num_classes=num_classes), decode=FCOSDecoder(num_classes=num_classes))
+    return Parts(neck, {"bbox_head": head}, stages)
+
+
+def _atss(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    neck = FPN(channels, width, 5, start_level=1, extra="on_output")
+    head = ATSSHead(width, num_classes, channels=width)
+    stages = SingleStage(loss=ATSSLoss(num_classes=num_classes), decode=ATSSDecoder(num_classes=num_classes))
+    return Parts(neck, {"bbox_head": head}, stages)
+
+
+def _mask_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    head = MaskRCNNHead(width, num_classes, hidden=4 * width, mask_channels=width)
+    stages = TwoStage(
+        rpn_loss=RPNLoss(),
+        loss=MaskRCNNLoss(),
+        decode=MaskRCNNDecoder(),
+        train_proposals=Proposals(per_level=2000, kept=1000),
+    )
+    neck = FPN(channels, width, 5, extra="pool")
+    return Parts(neck, {"rpn_head": RPNHead(width, channels=width), "roi_head": head}, stages, has_masks=True)
+
+
+def _cascade(channels: Sequence[int], width: int, head: CascadeRCNNHead, *, giou: bool) -> Parts:
+    stages = TwoStage(
+        rpn_loss=RPNLoss(beta=1 / 9, inside=True),
+        loss=CascadeRCNNLoss(giou=giou),
+        decode=CascadeRCNNDecoder(),
+        train_proposals=Proposals(per_level=2000, kept=2000),
+    )
+    neck = FPN(channels, width, 5, extra="pool")
+    heads = {"rpn_head": RPNHead(width, channels=width), "roi_head": head}
+    return Parts(neck, heads, stages, has_masks=bool(head.mask_heads))
+
+
+def _cascade_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    return _cascade(channels, width, CascadeRCNNHead(width, num_classes, hidden=4 * width), giou=False)
+
+
+def _cascade_mask_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    head = CascadeRCNNHead(
+        width,
+        num_classes,
+        num_convs=4,
+        num_fcs=1,
+        class_agnostic=False,
+        with_masks=True,
+        hidden=4 * width,
+        mask_channels=width,
+    )
+    return _cascade(channels, width, head, giou=True)
+
+
+METHODS: Mapping[str, Callable[[Sequence[int], int, int], Parts]] = {
+    "retinanet": _retinanet,
+    "fcos": _fcos,
+    "atss": _atss,
+    "mask_rcnn": _mask_rcnn,
+    "cascade_rcnn": _cascade_rcnn,
+    "cascade_mask_rcnn": _cascade_mask_rcnn,
+}
+"""Method to `(channels, num_classes, width)`; a new one is a head and a line here."""
+
+_SMALL_GROUPS = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
+_LARGE_GROUPS = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
+PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    # Of CrossFormer's Mask R-CNN the 1x rows; its 3x rows, as the cascade, have the large groups.
+    (method, f"crossformer_{size}"): _LARGE_GROUPS if method == "cascade_mask_rcnn" else _SMALL_GROUPS
+    for method in METHODS
+    for size in ("small", "base", "large")
+} | {
+    # CAT-B was published with two numbers of heads, that of the classifier and this one.
+    (method, "cat_base"): dict(num_heads=(4, 8, 16, 32))
+    for method in ("mask_rcnn", "fcos", "atss")
+}
+"""Method and backbone to the options of the published detector, where they are not the classifier's."""
+
+
+class Detector(nn.Module):
+    """A backbone with a method's neck and heads, and the names of its classes.
+
+    Names of parameters are those of mmdetection's checkpoints: `backbone`, `neck`, and `bbox_head`, or `rpn_head` and
+    `roi_head`.
+    """
+
+    bbox_head: nn.Module
+    rpn_head: nn.Module
+    roi_head: nn.Module
+
+    def __init__(self, method: str, backbone: Backbone, classes: Sequence[str], *, width: int = 256) -> None:
+        super().__init__()
+        if method not in METHODS:
+            raise unknown("detection method", method, METHODS)
+        if not classes:
+            raise UsageError("there are no classes; give one or more")
+        if width < 32 or width % 32:
+            raise UsageError(f"width={width}; give a positive multiple of 32 channels")
+        if width < 64 and method in ("fcos", "atss"):
+            # Of one channel a group norm cannot be taken where a level is a single cell.
+            raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
+        levels = backbone.feature_info
+        if list(levels.reduction()) != [4, 8, 16, 32]:
+            raise UsageError(f"the backbone has levels of strides {list(levels.reduction())}; give one of 4, 8, 16, 32")
+        self.method = method
+        self.width = width
+        self.classes = list(classes)
+        self.backbone = backbone
+        self.neck, heads, self.stages, self.has_masks = METHODS[method](levels.channels(), len(classes), width)
+        for name, head in heads.items():
+            self.add_module(name, head)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The backbone's: its name and the channels and native size of its images."""
+        return self.backbone.pretrained_cfg
+
+    def forward(self, images: Tensor) -> Any:
+        """Normalised images `b 3 H W`, padded on the right and at the bottom, to the raw outputs of the method."""
+        maps = self.neck(self.backbone(images))
+        if isinstance(self.stages, SingleStage):
+            return self.bbox_head(maps)
+        return TwoStageOutputs(maps, self.rpn_head(maps))
+
+    def losses(self, outputs: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The method's losses by name, each with its weight.
+
+        Raises:
+            TranseptError: targets that do not fit the batch or the classes, or lack masks that the method learns from.
+        """
+        self._check(outputs, targets)
+        if isinstance(self.stages, SingleStage):
+            return self.stages.loss(outputs, targets)
+        losses = self.stages.rpn_loss(outputs.rpn, targets)
+        found = self.stages.train_proposals(outputs.rpn, [target.size for target in targets])
+        return losses | self.stages.loss(self.roi_head, outputs.maps, [image.boxes for image in found], targets)
+
+    def loss(self, outputs: Any, targets: Sequence[Target]) -> Tensor:
+        """The sum of `losses`."""
+        return torch.stack(list(self.losses(outputs, targets).values())).sum()
+
+    def decode(
+        self, outputs: Any, image_sizes: Sequence[Size] | Tensor, original_sizes: Sequence[Size] | Tensor | None = None
+    ) -> list[Detections]:
+        """Raw outputs to the detections of each image.
+
+        `image_sizes` are height and width of the resized images without padding. With `original_sizes`, those of the
+        images as they were, boxes come back in their pixels.
+        """
+        if isinstance(self.stages, SingleStage):
+            return self.stages.decode(outputs, image_sizes, original_sizes)
+        found = [image.boxes for image in self.stages.test_proposals(outputs.rpn, image_sizes)]
+        return self.stages.decode(self.roi_head, outputs.maps, found, image_sizes, original_sizes)
+
+    def _check(self, outputs: Any, targets: Sequence[Target]) -> None:
+        logits = outputs.rpn.logits if isinstance(outputs, TwoStageOutputs) else outputs.logits
+        if len(targets) != len(logits[0]):
+            raise TranseptError(f"{len(targets)} targets for {len(logits[0])} images; give one for each")
+        for i, target in enumerate(targets):
+            if target.boxes.ndim != 2 or target.boxes.shape[1] != 4 or len(target.labels) != len(target.boxes):
+                raise TranseptError(
+                    f"target {i} of the batch has boxes {tuple(target.boxes.shape)} and labels"
+                    f" {tuple(target.labels.shape)}; give n x 4 and n"
+                )
+            if target.boxes.device.type != "cpu":  # elsewhere the look would make the processor wait
+                continue
+            wrong = target.labels[(target.labels < 0) | (target.labels >= len(self.classes))]
+            if len(wrong):
+                raise TranseptError(
+                    f"target {i} of the batch has the label {int(wrong[0])}; classes are 0 to {len(self.classes) - 1}"
+                )
+            sound = (target.boxes[:, 2:] > target.boxes[:, :2]).all(dim=1) & target.boxes.isfinite().all(dim=1)
+            if not sound.all():
+                box = target.boxes[~sound][0].tolist()
+                raise TranseptError(f"target {i} of the batch has the box {box}; give x1 < x2 and y1 < y2, all finite")
+
+
+def create_detector(
+    method: str,
+    *,
+    backbone: str,
+    num_classes: int = 80,
+    weights: str | PathLike[str] | None = None,
+    backbone_weights: str | PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    width: int = 256,
+    in_chans: int = 3,
+    img_size: int | Sequence[int] | None = None,
+    drop_path_rate: float = 0.0,
+    **options: Any,
+) -> Detector:
+    """A detector by name, on any model of `transept.list_models()`.
+
+    Methods are "retinanet", "fcos", "atss", "mask_rcnn", "cascade_rcnn" and "cascade_mask_rcnn". CrossFormer's groups
+    and grouping rule and CAT-B's heads are those of the published detectors, where `options` say nothing else.
+
+    Args:
+        method: one of `METHODS`.
+        backbone: a model's name; without its image size (`xcit_small_12_p16`), as detectors are published.
+        num_classes: number of classes; labels begin at 0, and the background has none.
+        weights: load the whole detector: what `transept.load_weights` takes.
+        backbone_weights: load the backbone from a classification checkpoint instead.
+        classes: names of the classes, `num_classes` of them; default: their numbers.
+        width: channels of neck and heads, a multiple of 32 (FCOS, ATSS: from 64 on), for models smaller than the
+            published; box heads have four times as many hidden units.
+        in_chans: channels of the image.
+        img_size: native size of the backbone in pixels, which its position table is made for. Any size can be given
+            to the detector.
+        drop_path_rate: stochastic depth of the backbone.
+        options: fields of the family's config, under the paper's names.
+
+    Raises:
+        UsageError: an unknown method, backbone or option (with the nearest name), or values that contradict each other.
+        TranseptError: the weights cannot be found or do not fit.
+    """
+    if method not in METHODS:
+        raise unknown("detection method", method, METHODS)
+    name, family = find_model(backbone.partition(".")[0])
+    fields = {field.name for field in dataclasses.fields(family.variants[name])}
+    own = set(inspect.signature(create_detector).parameters) - {"options"}
+    for option in options:
+        if option not in fields:
+            raise unknown(f"option of a detector on {name}", option, fields | own)
+    if classes is not None and len(classes) != num_classes:
+        raise UsageError(f"{len(classes)} names of classes were given for num_classes={num_classes}; make them agree")
+    if weights is not None and backbone_weights is not None:
+        raise UsageError("weights hold the whole detector, backbone included; give them or backbone_weights")
+    model = create_model(
+        backbone,
+        in_chans=in_chans,
+        img_size=img_size,
+        drop_path_rate=drop_path_rate,
+        features_only=True,
+        **(dict(PUBLISHED_OPTIONS.get((method, name), {})) | options),
+    )
+    names = classes if classes is not None else [str(i) for i in range(num_classes)]
+    detector = Detector(method, model, names, width=width)
+    if backbone_weights is not None:
+        load_weights(model, backbone_weights)
+    if weights is not None:
+        load_weights(detector, weights)
+    return detector
