@@ -227,6 +227,34 @@ def test_a_file_that_holds_no_detector(tmp_path: Path):
         Detector.load(tmp_path / "bare.pth")
 
 
+class Whole(torch.nn.Module):
+    """A detector with its decoding."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        sizes = torch.tensor([images.shape[-2:]] * len(images))
+        found = self.detector.decode(self.detector(images), sizes)
+        return [tuple(part for part in image if part is not None) for image in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_an_exported_detector_decodes_the_same(method: str):
+    detector = tiny(method).eval()
+    _sharpen(detector)
+    whole = Whole(detector)
+    program = torch.export.export(whole, (torch.randn(1, 3, 128, 160),))
+    for images in (torch.randn(1, 3, 128, 160), torch.zeros(1, 3, 128, 160)):
+        (wanted,), (found,) = whole(images), program.module()(images)
+        assert len(wanted[0]) > 0
+        for a, b in zip(wanted, found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
 def test_initial_values():
     for method, classifier in (("retinanet", "retina_cls"), ("fcos", "conv_cls"), ("atss", "atss_cls")):
         head = transept.create_detector(method, **TINY | {"width": 256}).bbox_head
