@@ -248,7 +248,7 @@ def test_an_exported_detector_decodes_the_same(method: str):
     _sharpen(detector)
     whole = Whole(detector)
     program = torch.export.export(whole, (torch.randn(1, 3, 128, 160),))
-    for images in (torch.randn(1, 3, 128, 160), torch.zeros(1, 3, 128, 160)):
+    for images in (torch.randn(1, 3, 128, 160), torch.rand(1, 3, 128, 160)):  # uniform images make scores tie
         (wanted,), (found,) = whole(images), program.module()(images)
         assert len(wanted[0]) > 0
         for a, b in zip(wanted, found, strict=True):
