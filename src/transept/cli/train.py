@@ -14,7 +14,11 @@ from transept.train.recipe import Recipe, read_recipe, recipe_names
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help=f"a YAML file, or one of: {', '.join(recipe_names())}")
-    parser.add_argument("--data", help="folder of pictures: train/CLASS/* and val/CLASS/*, or CLASS/*; or 'digits'")
+    parser.add_argument(
+        "--data",
+        help="folder of pictures: train/CLASS/* and val/CLASS/*, or CLASS/*; to segment: images/training, "
+        "annotations/training, the same of validation, and classes.txt; or 'digits', 'digits-scenes'",
+    )
     parser.add_argument("--out", type=Path, help="run folder to create (default: runs/RECIPE)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave unreadable files out instead of stopping")
@@ -82,7 +86,7 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
         f"  transept eval {folder}",
         f"  transept predict {folder} {folder / SAMPLES}   (or your own pictures)",
     ]
-    if result.skipped:
+    if result.skipped and recipe.task == "classify":  # a segmenter's data names them when it is loaded
         lines.insert(1, f"{result.skipped} unreadable files were left out")
     print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)
     if args.json:
