@@ -71,13 +71,13 @@ class SegmentJob(Job):
         sampler = EpochSampler(
             len(train),
             seed=recipe.seed,
-            batch_size=recipe.batch_size,
+            batch_size=recipe.part_size,
             draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
             start_epoch=epoch,
             start_batch=batch,
         )
         return (
-            make_joint_loader(train, recipe.batch_size, sampler=sampler, workers=recipe.workers),
+            make_joint_loader(train, recipe.part_size, sampler=sampler, workers=recipe.workers),
             make_joint_loader(val, 1, workers=recipe.workers),  # pictures keep their own sizes
         )
 
