@@ -99,7 +99,8 @@ def _eval_segmenter(task: Segmenter, recipe: Recipe | None, data: str, args: arg
     task.to(best_device()).eval()
     meter, started = ConfusionMeter(len(task.classes)), time.monotonic()
     # Pictures keep their own sizes, so each is a batch of its own.
-    for picture, mask in _tracked(DataLoader(splits.val, batch_size=None, num_workers=args.workers)):
+    loader = DataLoader(splits.val, batch_size=None, num_workers=args.workers)  # pyright: ignore[reportArgumentType]
+    for picture, mask in _tracked(loader):
         (prediction,) = task.predict([picture], inference)
         meter.update(prediction.labels.cpu(), mask)
     seconds = time.monotonic() - started
