@@ -215,7 +215,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     elif name in recipe_names():
         text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise unknown("recipe", name, recipe_names())
+        raise unknown("recipe", name, recipe_names(), hint=f"known: {recipe_overview()}")
     try:
         page = yaml.safe_load(text)
     except yaml.YAMLError as error:
