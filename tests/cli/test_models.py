@@ -87,5 +87,5 @@ def test_info_says_how_to_get_each_file(capsys):
 
 
 def test_weights_without_a_classifier_are_not_evaluated(capsys):
-    assert main(["eval", "xcit_small_12_p16.upernet_160k_ade20k", "--data", "digits"]) == 1
-    assert "are segmentation weights, which have no classifier" in capsys.readouterr().err
+    assert main(["eval", "xcit_small_12_p16_224.fb_dino_in1k", "--data", "digits"]) == 1
+    assert "are self-supervised weights, which have no classifier" in capsys.readouterr().err

@@ -178,6 +178,7 @@ def test_share_pages_are_named_and_a_saved_file_is_used(tmp_path: Path, monkeypa
 
 def test_a_failed_download_names_the_release_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("TRANSEPT_RETRIES", "0")
     entry = find_checkpoint("cat_tiny.in1k")
     unreachable = dataclasses.replace(entry, url="http://127.0.0.1:9/cat_tiny_new.pth")
     with pytest.raises(transept.TranseptError, match=r"127.0.0.1:9.*release page is https://github.com/.*/tag/v1.0"):

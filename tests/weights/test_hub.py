@@ -370,6 +370,7 @@ attempt("no branch", transept.push_to_hub, make(), "me/branch", token={TOKEN!r},
     assert not any("pytorch_model.bin" in line for line in hub.log)
 
 
+@pytest.mark.slow  # huggingface-hub tries again and again
 def test_no_network(tmp_path: Path):
     with Hub() as closed:
         endpoint = closed.url  # nobody listens there any more
