@@ -54,7 +54,7 @@ class TaskModule(lightning.LightningModule):
         model = getattr(self.task, "model", self.task)
         if options.no_weight_decay is not None:
             model = _groups(model, options.no_weight_decay)
-        betas = {} if options.betas is None else {"betas": options.betas}
+        betas: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
         if betas and not get_optimizer_info(options.name).has_betas:
             raise UsageError(f"optimizer.betas={list(options.betas or ())}, but {options.name!r} has none; give null")
         optimizer = create_optimizer_v2(
