@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> None:
 def _print(item: dict[str, Any], cost: Cost, parts: dict[str, Any], printed_size: tuple[int, int] | None) -> None:
     """`printed_size` is the image that published operations are for; None: no published figures are of this model."""
     height, width = cost.img_size
-    table = Table(title=f"{item['name']} at {height} x {width}", title_justify="left", box=None, pad_edge=False)
+    title = f"{item['name']} at {height} x {width}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     table.add_column("part", no_wrap=True)
     for head in ("parameters", "MACs", "share"):
         table.add_column(head, justify="right", no_wrap=True)
