@@ -89,6 +89,6 @@ def test_suppression_in_an_exported_graph_is_the_same():
     program = torch.export.export(
         Suppress(), (boxes, scores, labels), dynamic_shapes=({0: number}, {0: number}, {0: number})
     )
-    for n in (300, 17, 2):
+    for n in (300, 17, 2, 1):
         given = boxes[:n], scores[:n], labels[:n]
         assert torch.equal(program.module()(*given), nms_by_label(*given, 0.3))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,6 +192,67 @@ def test_learns_one_image(method: str, steps: int):
     if detector.has_masks:
         drawn, truth = found.image_masks((96, 96))[best], target.masks
         assert ((drawn & truth).sum((1, 2)) / (drawn | truth).sum((1, 2))).min() > 0.75
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_saving_and_loading(method: str, tmp_path: Path):
+    detector = tiny(method).eval()
+    detector.classes = ["cat", "cabin", "cross"]
+    detector.save(tmp_path / "detector.safetensors")
+    loaded = Detector.load(tmp_path / "detector.safetensors")
+    assert (loaded.method, loaded.width, loaded.classes) == (method, detector.width, detector.classes)
+    state = detector.state_dict()
+    assert loaded.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["atss", "cascade_mask_rcnn"])
+@torch.no_grad()
+def test_a_checkpoint_as_official_training_writes_it(method: str, tmp_path: Path):
+    detector = tiny(method)
+    own = detector.state_dict()
+    state = {f"module.{name}": torch.randn_like(p) if p.is_floating_point() else p for name, p in own.items()}
+    torch.save({"meta": {"CLASSES": ("a", "b", "c")}, "state_dict": state, "optimizer": {}}, tmp_path / "epoch_12.pth")
+    report = transept.load_weights(detector, tmp_path / "epoch_12.pth")
+    assert not report.missing
+    assert not report.unexpected
+    assert all(torch.equal(value, state[f"module.{name}"]) for name, value in detector.state_dict().items())
+
+
+def test_a_file_that_holds_no_detector(tmp_path: Path):
+    detector = tiny("retinanet")
+    torch.save(detector.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(TranseptError, match="load it with create_detector"):
+        Detector.load(tmp_path / "bare.pth")
+
+
+class Whole(torch.nn.Module):
+    """A detector with its decoding."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        sizes = torch.tensor([images.shape[-2:]] * len(images))
+        found = self.detector.decode(self.detector(images), sizes)
+        return [tuple(part for part in image if part is not None) for image in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_an_exported_detector_decodes_the_same(method: str):
+    detector = tiny(method).eval()
+    _sharpen(detector)
+    whole = Whole(detector)
+    program = torch.export.export(whole, (torch.randn(1, 3, 128, 160),))
+    for images in (torch.randn(1, 3, 128, 160), torch.zeros(1, 3, 128, 160)):
+        (wanted,), (found,) = whole(images), program.module()(images)
+        assert len(wanted[0]) > 0
+        for a, b in zip(wanted, found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
 def test_initial_values():

@@ -54,6 +54,12 @@ class RoIFeatures:
     def __call__(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Maps beyond the `strides` (the pooled level) are not used."""
         levels = roi_levels(rois, len(self.strides))
+        if torch.compiler.is_compiling():  # the number of regions on a level is not known in a traced graph
+            chosen = torch.zeros(())
+            for i, (x, stride) in enumerate(zip(maps, self.strides, strict=False)):
+                here = roi_align(x, rois.to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
+                chosen = here * (levels == i)[:, None, None, None] + chosen
+            return chosen
         indices = [(levels == i).nonzero().flatten() for i in range(len(self.strides))]
         pooled = [
             roi_align(x, rois[index].to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
@@ -175,12 +181,12 @@ def deltas_of(deltas: Tensor, labels: Tensor) -> Tensor:
     """From `k (c 4)` those of each region's label ` k`, `k 4`; what is shared by all classes as it is."""
     if deltas.shape[1] == 4:
         return deltas
-    return deltas.unflatten(1, (-1, 4)).take_along_dim(labels[:, None, None], dim=1)[:, 0]
+    return deltas.unflatten(1, (-1, 4))[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
 def masks_of(logits: Tensor, labels: Tensor) -> Tensor:
     """From `k c m m` the masks of each region's label ` k`: `k m m`."""
-    return logits.take_along_dim(labels[:, None, None, None], dim=1)[:, 0]
+    return logits[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
 def refine_rois(rois: Tensor, outputs: BoxOutputs, std: Std, sizes: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -273,6 +279,8 @@ class BoxDecoder:
         """Regions `k 5`, and height and width of each resized image without padding."""
         limits = size_tensor(sizes, rois.device)
         scores = outputs.logits.softmax(dim=1)[:, :-1]
+        if torch.compiler.is_compiling():  # see Proposals
+            scores = scores * (rois[:, 3:] > rois[:, 1:3]).all(dim=1, keepdim=True)
         boxes = self.boxes(rois, outputs, limits).expand(-1, scores.shape[1], 4)
         factors = resize_factors(limits, original_sizes)
         found = []

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, relu, smooth_l1_loss
-from torchvision.ops import nms
 
 from transept.heads.dense import flatten_map, flatten_maps, init_convs, map_sizes, spread
 from transept.heads.instances import Size, Target, size_tensor
 from transept.ops.anchors import Anchors, inside_image
-from transept.ops.boxes import Std, clip_boxes, decode_deltas, encode_deltas
+from transept.ops.boxes import Std, clip_boxes, decode_deltas, encode_deltas, suppress
 from transept.ops.matching import MaxIoU, RandomSampler
 
 ANCHORS = Anchors(strides=(4, 8, 16, 32, 64), scales=(8,), ratios=(0.5, 1, 2))
@@ -126,13 +125,29 @@ class Proposals:
             boxes = clip_boxes(decode_deltas(anchors[index], deltas, self.std), limits)
             solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
             for i, image in enumerate(found):
+                if torch.compiler.is_compiling():
+                    image.append(_emptied(boxes[i], best[i].sigmoid() * solid[i], self.iou_threshold))
+                    continue
                 index = solid[i].nonzero()[:, 0]
                 corners, scores = boxes[i][index], best[i][index].sigmoid()
-                kept = nms(corners, scores, self.iou_threshold)
+                kept = suppress(corners, scores, self.iou_threshold)
                 image.append((corners[kept], scores[kept]))
         return [self._best(image) for image in found]
 
     def _best(self, levels: list[tuple[Tensor, Tensor]]) -> Proposal:
         boxes, scores = (torch.cat(part) for part in zip(*levels, strict=True))
+        if torch.compiler.is_compiling():
+            scores, order = scores.topk(min(self.kept, scores.shape[0]))
+            return Proposal(boxes[order], scores)
         order = scores.argsort(descending=True)[: self.kept]
         return Proposal(boxes[order], scores[order])
+
+
+def _emptied(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Suppression for traced graphs, which want a known number: what is suppressed stays, without extent or score.
+
+    `BoxDecoder` leaves regions without extent out.
+    """
+    kept = torch.zeros_like(scores).index_fill(0, suppress(boxes, scores, iou_threshold), 1.0)
+    kept = kept * (scores > 0)
+    return boxes * kept[:, None], scores * kept

@@ -72,4 +72,13 @@ def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: f
     # batched_nms chooses its way by the number of boxes, which a traced graph does not know. This is the way it
     # takes for few: labels far apart in space. The appended zero stands for no boxes at all.
     reach = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max() + 1
-    return nms(boxes + (labels.to(boxes) * reach)[:, None], scores, iou_threshold)
+    return suppress(boxes + (labels.to(boxes) * reach)[:, None], scores, iou_threshold)
+
+
+def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """`torchvision.ops.nms`, also in traced graphs: there torchvision asserts that two boxes or more are left."""
+    if not torch.compiler.is_compiling():
+        return nms(boxes, scores, iou_threshold)
+    far = boxes.new_tensor([[-3.0, -3.0, -2.0, -2.0], [-6.0, -6.0, -5.0, -5.0]])
+    kept = nms(torch.cat((boxes, far)), torch.cat((scores, scores.new_full((2,), -1.0))), iou_threshold)
+    return kept[:-2]

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from transept.heads.mask_rcnn import MaskRCNNDecoder, MaskRCNNHead, MaskRCNNLoss
 from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetLoss
 from transept.heads.rpn import Proposals, RPNHead, RPNLoss, RPNOutputs
 from transept.models.backbone import Backbone
-from transept.models.registry import find_model
+from transept.models.registry import build_model, find_model
+from transept.tasks.saving import describe, loading_task, save_task
 from transept.weights.create import create_model, load_weights
 
 
@@ -223,6 +225,26 @@ class Detector(nn.Module):
             return self.stages.decode(outputs, image_sizes, original_sizes)
         found = [image.boxes for image in self.stages.test_proposals(outputs.rpn, image_sizes)]
         return self.stages.decode(self.roi_head, outputs.maps, found, image_sizes, original_sizes)
+
+    def save(self, path: Path) -> None:
+        """Weights, architecture and classes in one safetensors file, written atomically."""
+        about = describe(self.backbone) | {"method": self.method, "width": self.width, "classes": self.classes}
+        save_task(path, "detect", self, about)
+
+    @staticmethod
+    def load(path: Path) -> "Detector":
+        """What `save` wrote.
+
+        Raises:
+            TranseptError: the file is missing, damaged, or was not written by `save`.
+        """
+        with loading_task(path, "detect") as (state, about):
+            backbone = build_model(
+                about["architecture"], in_chans=about["in_chans"], features_only=True, **about["options"]
+            )
+            detector = Detector(about["method"], backbone, about["classes"], width=about["width"])
+            detector.load_state_dict(state)
+            return detector.eval()
 
     def _check(self, outputs: Any, targets: Sequence[Target]) -> None:
         logits = outputs.rpn.logits if isinstance(outputs, TwoStageOutputs) else outputs.logits

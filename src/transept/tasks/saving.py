@@ -18,7 +18,7 @@ from transept.weights.reading import StateDict, read_state_dict
 
 _METADATA_KEY = "transept"
 
-Task = Literal["classify", "segment"]
+Task = Literal["classify", "detect", "segment"]
 
 
 def describe(model: Backbone) -> dict[str, Any]:
@@ -55,7 +55,11 @@ def loading_task(path: Path, task: Task) -> Iterator[tuple[StateDict, dict[str, 
     except TranseptError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        creator = {"classify": "create_model(name, ", "segment": "create_segmenter(method, backbone=name, "}[task]
+        creator = {
+            "classify": "create_model(name, ",
+            "detect": "create_detector(method, backbone=name, ",
+            "segment": "create_segmenter(method, backbone=name, ",
+        }[task]
         raise TranseptError(
             f"{str(path)!r} does not say which model it is for; load it with {creator}weights=...)"
         ) from error
