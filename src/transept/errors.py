@@ -1,4 +1,4 @@
-"""Errors that are meant to be read: one sentence with what, where and how to mend it."""
+"""Errors and warnings that are meant to be read: one sentence with what, where and how to mend it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +6,10 @@ from difflib import get_close_matches
 
 class TranseptError(ValueError):
     """Something about the input is wrong. The command line prints it as it is and exits with 1."""
+
+
+class TranseptWarning(UserWarning):
+    """Something about the input deserves a look, but the work goes on. The command line prints it to stderr, once."""
 
 
 class UsageError(TranseptError):

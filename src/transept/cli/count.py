@@ -1,10 +1,12 @@
 """Count a model's parameters and multiply-accumulates for one image, part by part, beside the published figures."""
 
 import argparse
+from typing import Any
 
 from rich.table import Table
 
-from transept.analysis.counted import count_variant
+from transept.analysis.count import Cost
+from transept.analysis.counted import count_segmenter, count_variant
 from transept.cli.tables import (
     billions,
     billions_as_printed,
@@ -13,44 +15,77 @@ from transept.cli.tables import (
     millions_as_printed,
     print_json,
     print_table,
+    segmenter_card,
 )
+from transept.errors import UsageError, unknown
 from transept.models.registry import find_model
+from transept.tasks.segment import METHODS
+from transept.weights.published import SEGMENTER_SIZE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="one of 'transept models'")
-    parser.add_argument("--img-size", type=int, help="side of the image in pixels (default: the model's own)")
+    parser.add_argument(
+        "name", help="one of 'transept models', or a whole segmenter: METHOD/MODEL, e.g. upernet/crossformer_base"
+    )
+    parser.add_argument(
+        "--img-size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help=f"side of the image in pixels, or height and width (default: the model's own, {SEGMENTER_SIZE[0]} for "
+        "segmenters)",
+    )
     parser.add_argument("--depth", type=int, default=2, help="how many levels of parts to show (default 2)")
     parser.add_argument("--features-only", action="store_true", help="the pyramid of four maps, not the classifier")
 
 
 def run(args: argparse.Namespace) -> None:
-    name, family = find_model(args.name)
-    cost = count_variant(name, args.img_size, features_only=args.features_only)
-    item = card(name, cost)
+    if args.img_size is not None and (len(args.img_size) > 2 or min(args.img_size) < 1):
+        raise UsageError(f"--img-size {' '.join(map(str, args.img_size))}: give a positive side, or height and width")
+    size = None if args.img_size is None else (args.img_size[0], args.img_size[-1])
+    method, slash, backbone = args.name.partition("/")
+    if slash:
+        if method not in METHODS:
+            raise unknown("segmentation method", method, METHODS)
+        if args.features_only:
+            raise UsageError(f"--features-only is of the backbone alone: transept count {backbone} --features-only")
+        find_model(backbone)
+        cost = count_segmenter(method, backbone, size or SEGMENTER_SIZE)
+        item, printed_size = segmenter_card(method, backbone, cost), SEGMENTER_SIZE
+    else:
+        name, family = find_model(args.name)
+        cost = count_variant(name, size, features_only=args.features_only)
+        item, printed_size = card(name, cost), family.variants[name].img_size
     parts = {
         part: {"parameters": parameters, "macs": macs}
         for part, (parameters, macs) in cost.modules.items()
-        if part and part.count(".") < args.depth
+        if part and part.count(".") < args.depth and (parameters or macs or not slash)
     }
     if args.json:
         print_json(item | {"modules": parts})
         return
+    _print(item, cost, parts, None if args.features_only else printed_size)
+
+
+def _print(item: dict[str, Any], cost: Cost, parts: dict[str, Any], printed_size: tuple[int, int] | None) -> None:
+    """`printed_size` is the image that published operations are for; None: no published figures are of this model."""
     height, width = cost.img_size
-    table = Table(title=f"{name} at {height} x {width}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{item['name']} at {height} x {width}", title_justify="left", box=None, pad_edge=False)
     table.add_column("part", no_wrap=True)
     for head in ("parameters", "MACs", "share"):
         table.add_column(head, justify="right", no_wrap=True)
     for part, figures in parts.items():
-        indent = "  " * part.count(".")
-        share = f"{figures['macs'] / cost.macs:.1%}"
-        table.add_row(indent + part, millions(figures["parameters"]), billions(figures["macs"]), share)
+        indent, name = "  " * part.count("."), part
+        if part == "auxiliary_head":
+            name = "auxiliary_head (in training only)"
+        idle = part.startswith("auxiliary_head")
+        macs, share = ("-", "-") if idle else (billions(figures["macs"]), f"{figures['macs'] / cost.macs:.1%}")
+        table.add_row(indent + name, millions(figures["parameters"]), macs, share)
     table.add_section()
     table.add_row("total", millions(cost.parameters), billions(cost.macs), "100.0%", style="bold")
     printed = item["published"]
-    if printed["parameters"] and not args.features_only:
-        native = (height, width) == family.variants[name].img_size
-        macs = billions_as_printed(printed["macs"] if native else None)
+    if printed["parameters"] and printed_size is not None:
+        macs = billions_as_printed(printed["macs"] if (height, width) == printed_size else None)
         table.add_row(
             f"published ({printed['source']})", millions_as_printed(printed["parameters"]), macs, "", style="dim"
         )

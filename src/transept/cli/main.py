@@ -7,9 +7,12 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
-from transept.errors import TranseptError, UsageError, unknown
+from transept.errors import TranseptError, TranseptWarning, UsageError, unknown
 
 # A verb is a module of this package with `add_arguments(parser)` and `run(args)`, imported when it is called:
 # the help of one verb must not wait for the libraries of another.
@@ -18,8 +21,8 @@ VERBS = {
     "info": "show one model: costs, paper, published weights",
     "count": "count a model's parameters and multiply-accumulates, part by part",
     "train": "train a model by a recipe",
-    "eval": "measure a trained model's accuracy",
-    "predict": "label pictures",
+    "eval": "measure a trained model: accuracy, or mIoU",
+    "predict": "label pictures, or each of their pixels",
     "convert": "convert a checkpoint, or say what it is",
 }
 
@@ -74,15 +77,32 @@ def _run(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    # Third parties' advice to programmers does not help whoever types the command.
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    module = import_module(f"transept.cli.{verb}")
-    parser = Parser(prog=f"transept {verb}", description=module.__doc__, add_help=True, allow_abbrev=False)
-    module.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return module.run(parser.parse_args(argv[1:])) or 0
+    with _our_warnings():
+        module = import_module(f"transept.cli.{verb}")
+        parser = Parser(prog=f"transept {verb}", description=module.__doc__, add_help=True, allow_abbrev=False)
+        module.add_arguments(parser)
+        parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return module.run(parser.parse_args(argv[1:])) or 0
+
+
+@contextmanager
+def _our_warnings() -> Iterator[None]:
+    """Ours as sentences; third parties' advice to programmers does not help whoever types the command."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("always", TranseptWarning)
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, TranseptWarning):
+                print(f"transept: {message}", file=sys.stderr)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = say
+        yield
 
 
 def _overview() -> str:

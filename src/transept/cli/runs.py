@@ -2,17 +2,26 @@
 
 from pathlib import Path
 
+import torch
 from timm.data import ImageNetInfo
 
+from transept.data.ade20k import ADE20K_CLASSES
 from transept.data.transforms import preprocessing_of
 from transept.errors import TranseptError, UsageError
+from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
+from transept.tasks.saving import task_of
+from transept.tasks.segment import METHODS, Segmenter, create_segmenter
 from transept.train.folder import BEST, CONFIG
+from transept.weights.catalogue import Checkpoint, checkpoints_of
 from transept.weights.create import create_model, default_checkpoint, find_checkpoint
 
 
-def load_classifier(source: str) -> tuple[Classifier, Path | None]:
-    """The classifier, and its run folder where it has one.
+def load_run(source: str) -> tuple[Classifier | Segmenter, Path | None]:
+    """The trained task, and its run folder where it has one.
+
+    Published segmenters are called `METHOD/BACKBONE` (`upernet/xcit_small_12_p16`), with a tag where there are several
+    (`semantic_fpn/cat_small.TAG`), or by the checkpoint's name (`xcit_small_12_p16.upernet_160k_ade20k`).
 
     Raises:
         TranseptError: the source is none of the three, or cannot be read.
@@ -22,13 +31,18 @@ def load_classifier(source: str) -> tuple[Classifier, Path | None]:
         if not (path / BEST).is_file():
             state = "has not finished an epoch yet" if (path / CONFIG).is_file() else "is no run folder"
             raise TranseptError(f"{source!r} {state}: it has no {BEST}")
-        return Classifier.load(path / BEST), path
+        return _load(path / BEST), path
     if path.suffix == ".safetensors":
-        return Classifier.load(path), path.parent if (path.parent / CONFIG).is_file() else None
+        return _load(path), path.parent if (path.parent / CONFIG).is_file() else None
+    method, _, backbone = source.partition("/")
+    if backbone and method in METHODS:
+        return _published_segmenter(_segmenter_checkpoint(method, backbone)), None
     if path.exists() or "/" in source:
         raise TranseptError(f"{source!r} is no run folder; give one, a .safetensors file of one, or a model's name")
     try:
         weights = find_checkpoint(source) if "." in source else default_checkpoint(source)
+        if weights.task == "segmentation":
+            return _published_segmenter(weights), None
         if weights.task != "classification":
             raise TranseptError(
                 f"{source!r} are {weights.task} weights, which have no classifier; "
@@ -39,3 +53,38 @@ def load_classifier(source: str) -> tuple[Classifier, Path | None]:
         raise UsageError(f"{source!r} is no run folder, and {error}") from error
     classes = [description.partition(",")[0] for description in ImageNetInfo().label_descriptions()]
     return Classifier(model, classes, preprocessing_of(model)).eval(), None
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(path: Path) -> Classifier | Segmenter:
+    return Segmenter.load(path) if task_of(path) == "segment" else Classifier.load(path)
+
+
+def _segmenter_checkpoint(method: str, backbone: str) -> Checkpoint:
+    if "." in backbone:
+        checkpoint = find_checkpoint(backbone)
+        if (checkpoint.task, checkpoint.method) != ("segmentation", method):
+            raise UsageError(f"{backbone!r} are no weights of {method}, but of {checkpoint.method or checkpoint.task}")
+        return checkpoint
+    name, _ = find_model(backbone)
+    for checkpoint in checkpoints_of(name):
+        if (checkpoint.task, checkpoint.method) == ("segmentation", method):
+            return checkpoint
+    raise TranseptError(
+        f"no weights of {method} on {backbone} were published; 'transept models --weights {backbone}*' lists those of "
+        "the backbone, and 'transept count' needs none"
+    )
+
+
+def _published_segmenter(checkpoint: Checkpoint) -> Segmenter:
+    """All of them are for ADE20K."""
+    return create_segmenter(
+        checkpoint.method,
+        backbone=checkpoint.model,
+        num_classes=len(ADE20K_CLASSES),
+        classes=ADE20K_CLASSES,
+        weights=checkpoint.name,
+    ).eval()

@@ -11,7 +11,7 @@ from rich.table import Table
 from transept.analysis.count import Cost
 from transept.models.registry import find_model
 from transept.weights.catalogue import METRICS, checkpoints_of
-from transept.weights.published import PUBLISHED, Published
+from transept.weights.published import PUBLISHED, PUBLISHED_SEGMENTERS, SEGMENTER_SIZE, Published
 
 
 def print_json(value: Any) -> None:
@@ -51,6 +51,26 @@ def billions(number: float) -> str:
 def card(name: str, cost: Cost) -> dict[str, Any]:
     """A model's own figures and the published ones, as plain data."""
     printed = PUBLISHED.get(name, Published())
+    return _figures(name, cost, printed, {"top1": printed.top1}) | {
+        "note": find_model(name)[1].notes.get(name),
+        "weights": [weights.as_dict() for weights in checkpoints_of(name)],
+    }
+
+
+def segmenter_card(method: str, backbone: str, cost: Cost) -> dict[str, Any]:
+    """The same of a segmenter; its published operations are for `SEGMENTER_SIZE`."""
+    full, _ = find_model(backbone)
+    printed = PUBLISHED_SEGMENTERS.get(f"{method}/{backbone}", Published())
+    return _figures(f"{method}/{backbone}", cost, printed, {"img_size": list(SEGMENTER_SIZE)}) | {
+        "weights": [
+            weights.as_dict()
+            for weights in checkpoints_of(full)
+            if (weights.task, weights.method) == ("segmentation", method)
+        ],
+    }
+
+
+def _figures(name: str, cost: Cost, printed: Published, more: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "img_size": list(cost.img_size),
@@ -60,11 +80,9 @@ def card(name: str, cost: Cost) -> dict[str, Any]:
         "published": {
             "parameters": None if printed.params_m is None else round(printed.params_m * 1e6),
             "macs": None if printed.gmacs is None else round(printed.gmacs * 1e9),
-            "top1": printed.top1,
+            **more,
             "source": printed.source or None,
         },
-        "note": find_model(name)[1].notes.get(name),
-        "weights": [weights.as_dict() for weights in checkpoints_of(name)],
     }
 
 

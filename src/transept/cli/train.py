@@ -9,16 +9,22 @@ from typing import Any, get_type_hints
 from transept.cli.tables import print_json
 from transept.errors import TranseptError, UsageError, unknown
 from transept.train.folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
-from transept.train.recipe import Recipe, read_recipe, recipe_names
+from transept.train.recipe import Recipe, read_recipe, recipe_names, recipe_overview
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", help=f"a YAML file, or one of: {', '.join(recipe_names())}")
-    parser.add_argument("--data", help="folder of pictures: train/CLASS/* and val/CLASS/*, or CLASS/*; or 'digits'")
+    parser.add_argument("recipe", nargs="?", help=f"a YAML file, or one of: {recipe_overview()}")
+    parser.add_argument(
+        "--data",
+        help="folder of pictures: train/CLASS/* and val/CLASS/*, or CLASS/*; to segment: images/training, "
+        "annotations/training, the same of validation, and classes.txt; or 'digits', 'digits-scenes'",
+    )
     parser.add_argument("--out", type=Path, help="run folder to create (default: runs/RECIPE)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave unreadable files out instead of stopping")
+    published = [name for name in recipe_names() if "/" in name]
     parser.epilog = (
+        f"Recipes of published results: {', '.join(published)}. "
         "Any option of the recipe can be given as --name value, e.g. --schedule.epochs 50 --optimizer.lr 0.001 "
         "--model.name cait_xxs24_224 --model.options.depth 6. Options: " + ", ".join(_options()) + "."
     )
@@ -41,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         _resume(args)
         return
     if args.recipe is None:
-        raise UsageError(f"which recipe? give a YAML file or one of: {', '.join(recipe_names())}")
+        raise UsageError(f"which recipe? give a YAML file or one of: {recipe_overview()}")
     given = list(args.options)
     if args.data is not None:
         given += ["--data", args.data]
@@ -82,7 +88,7 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
         f"  transept eval {folder}",
         f"  transept predict {folder} {folder / SAMPLES}   (or your own pictures)",
     ]
-    if result.skipped:
+    if result.skipped and recipe.task == "classify":  # a segmenter's data names them when it is loaded
         lines.insert(1, f"{result.skipped} unreadable files were left out")
     print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)
     if args.json:

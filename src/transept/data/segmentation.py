@@ -25,7 +25,7 @@ from transept.data.labels import (
 )
 from transept.data.scenes import DIGITS, DigitScenes, SceneOptions
 from transept.data.sets import Skipped
-from transept.errors import TranseptError, UsageError
+from transept.errors import TranseptError, TranseptWarning, UsageError
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
@@ -198,9 +198,9 @@ def load_segmentation_splits(
         scene_options: of `digits-scenes`.
 
     Raises:
-        TranseptError: no such data, no class list, pictures without masks or masks without pictures, and what
-            `MaskedPictures.arrays` raises (of sets of up to 4,000 pictures here; all are counted and
-            the first ones named).
+        TranseptError: no such data, no class list, pictures without masks or masks without pictures, a half without a
+            pixel of any class, and what `MaskedPictures.arrays` raises (of sets of up to 4,000 pictures here; all are
+            counted and the first ones named).
     """
     if data == SCENES:
         length = scenes[0] if halves == "both" else 0
@@ -221,12 +221,17 @@ def load_segmentation_splits(
         pixels.append(counts)
         skipped += bad
     if skipped and not skip_bad_images:
-        raise TranseptError(_summary(skipped))
+        raise TranseptError(f"{_summary(skipped)}; mend them, or leave them out with --skip-bad-images")
+    if skipped:
+        warnings.warn(f"{_summary(skipped)}; left out", TranseptWarning, stacklevel=2)
     bad_paths = {skip.path for skip in skipped}
     train, val = (_without(found, bad_paths) for found in sets)
     for half, name in ((train, "training"), (val, "validation")):
         if len(half) == 0 and (half is val or halves == "both"):
             raise TranseptError(f"{data!r} has no {name} pictures" + (" that can be used" if skipped else ""))
+    for counts, half, name in ((pixels[0], train, "training"), (pixels[1], val, "validation")):
+        if len(half) and counts is not None and not counts.any():
+            raise TranseptError(f"no pixel of the {name} masks of {data!r} is of a class; all are to be ignored")
     absent = _absent(train, pixels[0], data) if halves == "both" else []
     return SegmentationSplits(val.classes, val.palette, train, val, skipped, absent)
 
@@ -277,7 +282,7 @@ def _summary(skipped: list[Skipped]) -> str:
     names = "; ".join(f"{str(skip.path)!r} {skip.reason}" for skip in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     noun = "1 picture or mask" if len(skipped) == 1 else f"{len(skipped)} pictures or masks"
-    return f"{noun} cannot be used: {names}{more}; mend them, or leave them out with --skip-bad-images"
+    return f"{noun} cannot be used: {names}{more}"
 
 
 def _without(pictures: MaskedPictures, bad: set[Path]) -> MaskedPictures:
@@ -297,7 +302,7 @@ def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list
     if absent:
         shown = ", ".join(repr(name) for name in absent[:10]) + (", ..." if len(absent) > 10 else "")
         noun = "1 class never occurs" if len(absent) == 1 else f"{len(absent)} classes never occur"
-        warnings.warn(f"{noun} in the training pictures of {data!r}: {shown}", stacklevel=3)
+        warnings.warn(f"{noun} in the training pictures of {data!r}: {shown}", TranseptWarning, stacklevel=3)
     return absent
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -83,8 +84,15 @@ def build_model(
 
 def build_skeleton(name: str, **options: Any) -> Backbone:
     """The model of `build_model` on the meta device: names, shapes and modules, without memory or values."""
-    with torch.device("meta"), _WithoutInit():
+    with skeletons():
         return build_model(name, **options)
+
+
+@contextmanager
+def skeletons() -> Iterator[None]:
+    """Modules made within have no memory and no values."""
+    with torch.device("meta"), _WithoutInit():
+        yield
 
 
 class _WithoutInit(TorchFunctionMode):

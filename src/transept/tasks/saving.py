@@ -37,6 +37,15 @@ def save_task(path: Path, task: Task, module: nn.Module, about: dict[str, Any]) 
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata))
 
 
+def task_of(path: Path) -> Task:
+    """What the model in a file was trained to do; `classify` where the file does not say (loading it tells why)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()[_METADATA_KEY]).get("task", "classify")
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError):
+        return "classify"
+
+
 @contextmanager
 def loading_task(path: Path, task: Task) -> Iterator[tuple[StateDict, dict[str, Any]]]:
     """Weights and description of a file that `save_task` wrote; lists in the description come back as they are.

@@ -49,7 +49,7 @@ class ClassifyJob(Job):
         sampler = EpochSampler(
             len(splits.train),
             seed=recipe.seed,
-            batch_size=recipe.batch_size,
+            batch_size=recipe.part_size,
             draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
             start_epoch=epoch,
             start_batch=batch,
@@ -57,8 +57,8 @@ class ClassifyJob(Job):
         train = TransformedSet(splits.train, train_transform(task.preprocessing, recipe.augmentation))
         val = TransformedSet(splits.val, eval_transform(task.preprocessing))
         return (
-            make_loader(train, recipe.batch_size, sampler=sampler, workers=recipe.workers),
-            make_loader(val, recipe.batch_size, workers=recipe.workers),
+            make_loader(train, recipe.part_size, sampler=sampler, workers=recipe.workers),
+            make_loader(val, recipe.part_size, workers=recipe.workers),
         )
 
     def meters(self) -> tuple[Meter, Meter]:

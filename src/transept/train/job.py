@@ -62,7 +62,7 @@ class Job(ABC):
 
     @abstractmethod
     def loaders(self, task: Any, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
-        """Training batches from that epoch and batch on, and validation batches."""
+        """Training batches, or their `accumulate` parts, from that epoch and batch (or part) on; validation batches."""
 
     @abstractmethod
     def meters(self) -> tuple[Meter, Meter]:

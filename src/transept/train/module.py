@@ -1,5 +1,5 @@
-"""The Lightning module around a task. Lightning calls, for each epoch: training_step and the optimiser for every
-batch, then validation_step for every batch, then the callbacks of `train/run.py`.
+"""The Lightning module around a task. Lightning calls, for each epoch: training_step for every part of a batch,
+the optimiser after its last part, then validation_step for every batch, then the callbacks of `train/run.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from transept.errors import TranseptError
+from transept.errors import TranseptError, UsageError
 from transept.train.job import Job
 from transept.train.recipe import Recipe
 
@@ -27,7 +27,7 @@ class TaskModule(lightning.LightningModule):
         super().__init__()
         self.task = task
         self.recipe = recipe
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch  # of the optimiser
         self.train_meter, self.val_meter = job.meters()
 
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
@@ -54,7 +54,12 @@ class TaskModule(lightning.LightningModule):
         model = getattr(self.task, "model", self.task)
         if options.no_weight_decay is not None:
             model = _groups(model, options.no_weight_decay)
-        optimizer = create_optimizer_v2(model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay)
+        betas: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
+        if betas and not get_optimizer_info(options.name).has_betas:
+            raise UsageError(f"optimizer.betas={list(options.betas or ())}, but {options.name!r} has none; give null")
+        optimizer = create_optimizer_v2(
+            model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, **betas
+        )
         scheduler = {"scheduler": self._schedule(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}  # pyright: ignore[reportReturnType]
 
@@ -63,7 +68,7 @@ class TaskModule(lightning.LightningModule):
         total = schedule.iterations or schedule.epochs * self.steps_per_epoch
         warmup = schedule.warmup_iterations if schedule.iterations else schedule.warmup_epochs * self.steps_per_epoch
         if schedule.decay == "poly":
-            return LambdaLR(optimizer, poly(total, warmup, schedule.power, _WARMUP_RATIO, schedule.min_lr / lr))
+            return LambdaLR(optimizer, poly(total, warmup, schedule.power, schedule.warmup_ratio, schedule.min_lr / lr))
         return CosineLRScheduler(
             optimizer,
             t_initial=max(total - warmup, 1),
@@ -81,10 +86,6 @@ class TaskModule(lightning.LightningModule):
             scheduler.step()
 
 
-_WARMUP_RATIO = 1e-6
-"""The first step's share of the peak learning rate."""
-
-
 def poly(total: int, warmup: int, power: float, start: float, floor: float = 0.0) -> Callable[[int], float]:
     """Step to share of the peak learning rate, as mmsegmentation has it: the warm-up multiplies what decays already."""
 
@@ -100,4 +101,5 @@ def _groups(model: nn.Module, exempt: Sequence[str]) -> list[dict[str, Any]]:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     free = [p for name, p in named if any(part in name for part in exempt)]
     kept = [p for name, p in named if not any(part in name for part in exempt)]
-    return [{"params": kept}, {"params": free, "weight_decay": 0.0}]
+    groups = [{"params": kept}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,5 +1,7 @@
 """What a training run is told: one typed page, read from YAML and the command line."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -43,6 +45,8 @@ class OptimizerOptions:
     """Peak learning rate, for the batch size given: nothing is scaled."""
     weight_decay: float = 0.05
     """Biases, vectors and the model's own list are exempt."""
+    betas: tuple[float, float] | None = None
+    """Of Adam and its kin; default: the optimiser's own."""
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null: not clipped."""
     no_weight_decay: list[str] | None = None
@@ -50,6 +54,8 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         _positive("optimizer.", lr=self.lr)
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"optimizer.betas={list(self.betas)}; give two numbers in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +79,15 @@ class ScheduleOptions:
     """Steps in all, instead of epochs."""
     warmup_iterations: int = 0
     """Of linear warm-up, where the length is in iterations."""
+    warmup_ratio: float = 1e-6
+    """The first step's share of the learning rate, where `poly` warms up."""
     evaluate_every: int | None = None
     """Iterations between evaluations; default: a tenth of all."""
 
     def __post_init__(self) -> None:
         _positive("schedule.", epochs=self.epochs, power=self.power)
+        if not 0 <= self.warmup_ratio <= 1:
+            raise UsageError(f"schedule.warmup_ratio={self.warmup_ratio} is not in [0, 1]")
         if self.iterations is None:
             if not 0 <= self.warmup_epochs <= self.epochs:
                 raise UsageError(
@@ -149,6 +159,10 @@ class Recipe:
     skip_bad_images: bool = False
     """Leave unreadable files out instead of stopping."""
     batch_size: int = 64
+    """Samples of one step of the optimiser."""
+    accumulate: int = 1
+    """Parts that each batch is computed in, one after another, for want of memory. The gradient is that of the whole
+    batch, except that batch norm sees one part at a time."""
     workers: int = 0
     """Processes that prepare batches; 0: the training process itself."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -161,7 +175,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive("", batch_size=self.batch_size)
+        _positive("", batch_size=self.batch_size, accumulate=self.accumulate)
+        if self.batch_size % self.accumulate:
+            raise UsageError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
         if self.workers < 0:
             raise UsageError(f"workers={self.workers} must not be negative")
         if not 0 < self.val_fraction < 1:
@@ -169,24 +185,37 @@ class Recipe:
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label_smoothing={self.label_smoothing} is not in [0, 1)")
 
+    @property
+    def part_size(self) -> int:
+        """Samples that are in memory at a time."""
+        return self.batch_size // self.accumulate
+
 
 def recipe_names() -> list[str]:
-    """The built-in recipes."""
-    return sorted(page.name.removesuffix(".yaml") for page in _folder().iterdir() if page.name.endswith(".yaml"))
+    """The built-in recipes; the published ones lie in a folder for each task, e.g. `segment/NAME`."""
+    return sorted(_names(_folder(), ""))
+
+
+def recipe_overview() -> str:
+    """For messages: the names, but of a folder only how many it has."""
+    names = recipe_names()
+    folders = Counter(name.partition("/")[0] for name in names if "/" in name)
+    return ", ".join(
+        [name for name in names if "/" not in name]
+        + [f"{folder}/... ({count} published ones)" for folder, count in folders.items()]
+    )
 
 
 def read_recipe(name: str) -> dict[str, Any]:
     """The page of a built-in recipe, or of a YAML file, as plain data; `Recipe` checks it."""
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
-            raise UsageError(
-                f"there is no recipe file {name!r}; give a YAML file or one of {', '.join(recipe_names())}"
-            )
+            raise UsageError(f"there is no recipe file {name!r}; give a YAML file or one of {recipe_overview()}")
         text = Path(name).read_text(encoding="utf-8")
     elif name in recipe_names():
         text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise unknown("recipe", name, recipe_names())
+        raise unknown("recipe", name, recipe_names(), hint=f"known: {recipe_overview()}")
     try:
         page = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -194,6 +223,14 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not isinstance(page, dict):
         raise TranseptError(f"the recipe {name!r} must be a mapping of options to values")
     return page
+
+
+def _names(folder: Any, prefix: str) -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _names(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml")
 
 
 def _folder() -> Any:

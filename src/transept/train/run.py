@@ -91,12 +91,15 @@ def _fit(
 ) -> Result:
     epoch, batch = _position(state)
     train_loader, val_loader = job.loaders(task, epoch=epoch, batch=batch)
-    module = TaskModule(task, job, recipe, steps_per_epoch=len(train_loader))
+    steps = _steps(recipe, len(train_loader))
+    module = TaskModule(task, job, recipe, steps_per_epoch=steps)
     bar = ProgressBar(job.score) if progress else None
     recorder = Recorder(folder, recipe, job.score, bar)
     with _quiet_lightning():
         trainer = lightning.Trainer(
             max_epochs=recipe.schedule.evaluations,
+            limit_train_batches=steps * recipe.accumulate,
+            accumulate_grad_batches=recipe.accumulate,
             accelerator="auto",
             devices=1,
             precision=recipe.precision,
@@ -128,7 +131,8 @@ def _fit(
 class Recorder(Callback):
     """Writes the run folder: a row of metrics, a picture and checkpoints after each epoch.
 
-    Inside an epoch the state is saved every ten minutes, and on Ctrl-C, always between two batches.
+    Inside an epoch the state is saved every ten minutes, and on Ctrl-C, always between two steps: gradients that
+    are not yet whole are in no checkpoint.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, score: Score, bar: ProgressBar | None) -> None:
@@ -141,7 +145,7 @@ class Recorder(Callback):
         self.interrupted = False
 
     def interrupt(self) -> None:
-        """Stop before the next batch. Called from the signal handler."""
+        """Stop before the next step. Called from the signal handler."""
         self.interrupted = True
 
     @property
@@ -174,16 +178,18 @@ class Recorder(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        part = batch_idx % self.recipe.accumulate
         # Saved here, the checkpoint counts the batches before this one as done, and this one as not begun.
-        if self.interrupted:
+        if self.interrupted and part == 0:
             self._save_state(trainer)
             raise RunInterruptedError(
                 f"stopped before step {trainer.global_step + 1}; everything is saved in {self.folder}"
             )
-        if time.monotonic() - self.saved > _SAVE_SECONDS:
+        if time.monotonic() - self.saved > _SAVE_SECONDS and part == 0:
             self._save_state(trainer)
-        # Whatever draws from the global generators in this step (drop path, mixing) depends on the step alone.
-        _seed(self.recipe.seed, trainer.global_step + 1)
+        # Whatever draws from the global generators in this step (drop path, mixing) depends on the step alone, and
+        # differs between its parts.
+        _seed(self.recipe.seed, trainer.global_step * self.recipe.accumulate + part + 1)
 
     def on_train_batch_end(
         self,
@@ -246,8 +252,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
 
+def _steps(recipe: Recipe, parts: int) -> int:
+    """The optimiser's, in an epoch of so many parts of batches: a last batch that lacks parts is left out.
+
+    Raises:
+        TranseptError: not one batch is whole.
+    """
+    if parts < recipe.accumulate:
+        raise TranseptError(
+            f"the training data fills {parts} of the accumulate={recipe.accumulate} parts of a batch; "
+            f"lower accumulate or batch_size={recipe.batch_size}"
+        )
+    return parts // recipe.accumulate
+
+
 def _position(state: dict[str, Any] | None) -> tuple[int, int]:
-    """Epochs finished, and batches finished in the next one."""
+    """Epochs finished, and batches (or parts of them) finished in the next one."""
     if state is None:
         return 0, 0
     loop = state["loops"]["fit_loop"]

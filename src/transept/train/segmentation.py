@@ -15,6 +15,7 @@ from transept.data.segmentation_transforms import (
     segmentation_eval_transform,
     segmentation_train_transform,
 )
+from transept.errors import UsageError
 from transept.metrics.loss import LossMeter
 from transept.metrics.segmentation import SegmentationMeter
 from transept.tasks.segment import Segmenter, create_segmenter
@@ -31,6 +32,11 @@ class SegmentJob(Job):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
+        if recipe.segment.method == "upernet" and recipe.part_size == 1:
+            raise UsageError(
+                f"batch_size={recipe.batch_size} with accumulate={recipe.accumulate} computes one picture at a time, "
+                "but the batch norm of upernet's smallest map needs two; lower accumulate or raise batch_size"
+            )
         self.splits = load_segmentation_splits(
             str(recipe.data),
             reduce_zero_label=recipe.segment.reduce_zero_label,
@@ -71,13 +77,13 @@ class SegmentJob(Job):
         sampler = EpochSampler(
             len(train),
             seed=recipe.seed,
-            batch_size=recipe.batch_size,
+            batch_size=recipe.part_size,
             draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
             start_epoch=epoch,
             start_batch=batch,
         )
         return (
-            make_joint_loader(train, recipe.batch_size, sampler=sampler, workers=recipe.workers),
+            make_joint_loader(train, recipe.part_size, sampler=sampler, workers=recipe.workers),
             make_joint_loader(val, 1, workers=recipe.workers),  # pictures keep their own sizes
         )
 

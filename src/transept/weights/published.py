@@ -85,3 +85,20 @@ PUBLISHED: dict[str, Published] = {
     },
     **{name: Published(params, macs, _CAIT_SOURCE if params else "") for name, (params, macs) in _CAIT.items()},
 }
+
+SEGMENTER_SIZE = (1024, 1024)
+"""Height and width that the operations of segmenters are printed for."""
+# CAT's counter leaves the attention's products out, and counts normalisations.
+_CAT_SEGMENTERS = "official README, without attention"
+
+PUBLISHED_SEGMENTERS: dict[str, Published] = {
+    "semantic_fpn/cat_small": Published(41, 214, _CAT_SEGMENTERS),
+    "semantic_fpn/cat_base": Published(55, 276, _CAT_SEGMENTERS),
+    "semantic_fpn/crossformer_small": Published(34.3, 209.8, "official README"),
+    "semantic_fpn/crossformer_base": Published(55.6, 320.1, "official README"),
+    "semantic_fpn/crossformer_large": Published(95.4, 482.7, "official README"),
+    "upernet/crossformer_small": Published(62.3, 979.5, "official README"),
+    "upernet/crossformer_base": Published(83.6, 1089.7, "official README"),
+    "upernet/crossformer_large": Published(125.5, 1257.8, "official README"),
+}
+"""`METHOD/BACKBONE` to the printed figures of the segmenter for ADE20K. XCiT prints scores alone."""
