@@ -1,5 +1,6 @@
 """COCO's average precision of boxes and masks, computed by faster-coco-eval."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -85,7 +86,8 @@ def detection_scores(
 class DetectionMeter(LossMeter):
     """Mean loss, and the scores of boxes and of masks over the images of a set.
 
-    Names of scores are those of `DetectionScores`; those of masks begin with `mask_`.
+    Names of scores are those of `DetectionScores`, those of masks begin with `mask_`; what no object decides is left
+    out, such as `map_small` where all objects are large.
     """
 
     def __init__(self, ground_truth: Mapping[str, Any], *, masks: bool = False) -> None:
@@ -115,7 +117,7 @@ class DetectionMeter(LossMeter):
         means = super().means()
         for kind, scores in self.scores().items():
             prefix = "mask_" if kind == "segm" else ""
-            means |= {prefix + name: value for name, value in scores.means().items()}
+            means |= {prefix + name: value for name, value in scores.means().items() if not math.isnan(value)}
         return means
 
 
