@@ -124,7 +124,7 @@ def test_equals_pycocotools_on_photographs(kind: Kind, shared_data: Path):
     truth = json.loads((shared_data / "coco_mini/annotations/instances_val2017.json").read_text())
     results = noisy(truth, np.random.default_rng(0))
     scores = detection_scores(truth, results, kind)
-    assert scores.map > 0.1
+    assert scores.map > 0.05
     assert_equal(scores, oracle(truth, results, kind))
 
 

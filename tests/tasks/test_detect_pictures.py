@@ -37,9 +37,11 @@ def detector(method: str = "retinanet", **options) -> Detector:
 
 def pictures() -> list[Image.Image]:
     rng = np.random.default_rng(0)
-    small = (rng.integers(0, 256, (6, 8, 3)), rng.integers(0, 256, (9, 5, 3)))
-    sizes = ((200, 150), (90, 170))
-    return [Image.fromarray(s.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC) for s, size in zip(small, sizes, strict=True)]  # fmt: skip
+    coarse = {(200, 150): (6, 8, 3), (90, 170): (9, 5, 3)}
+    return [
+        Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        for size, shape in coarse.items()
+    ]
 
 
 def test_each_picture_in_its_own_pixels():

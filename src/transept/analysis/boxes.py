@@ -91,7 +91,7 @@ def draw_objects(
         _draw_label(axes, chip, unit)
     if legend:
         names = [
-            Patch(facecolor=_unit(palette[label]), label=f"{_shorten(classes[label])}  × {count}")
+            Patch(facecolor=_unit(palette[label]), label=f"{_shorten(classes[label])} ({count})")
             for label, count in counts.most_common()
         ]
         size = min(8.0, 72 * (tall - 0.1) / (1.65 * len(names)))
