@@ -60,7 +60,8 @@ def test_what_is_drawn(tmp_path: Path):
     assert (pixels.shape[1], pixels.shape[0]) == (1400, 1050)  # seven inches, no legend
     scale = 1400 / 160
     for label, (x, y) in enumerate(((50, 70), (130, 45))):
-        tint = 128 * 0.58 + np.array(PALETTE[label]) * 0.42
+        strength = 0.42 * (1 - 0.5 * (masks[label].mean()) ** 0.5)
+        tint = 128 * (1 - strength) + np.array(PALETTE[label]) * strength
         np.testing.assert_allclose(pixels[int(y * scale), int(x * scale)], tint, atol=2)
     assert pixels[int(100 * scale), int(120 * scale)].tolist() == [128, 128, 128]
     border = pixels[int(70 * scale), int(17 * scale) : int(23 * scale)]

@@ -24,7 +24,7 @@ _LONGEST = 7.0
 _CLEAR = 1000
 """Longest side in pixels below which a picture is enlarged, so that outlines of masks stay thin and smooth."""
 _STRENGTH = 0.42
-"""Of the classes' colours inside masks."""
+"""Of the classes' colours inside masks; less inside those that take much of the picture."""
 _LETTERS = 24
 """Of a class's name; longer ones are cut."""
 _TOO_MUCH = 0.75
@@ -127,10 +127,13 @@ def _tinted(picture: Image.Image, masks: np.ndarray, colors: Sequence[RGB]) -> I
         x1, x2 = max(columns[0] - 1, 0), min(columns[-1] + 2, picture.width)
         part = Image.fromarray(masks[i, y1:y2, x1:x2].astype(np.uint8) * 255)
         part = part.resize((part.width * times, part.height * times), Image.Resampling.BICUBIC)
+        if times > 1:  # no steps where there were pixels
+            part = part.filter(ImageFilter.GaussianBlur(0.6 * times))
         part = part.point([255 * (value >= 128) for value in range(256)])
         inside = np.asarray(part) > 0
         window = (slice(y1 * times, y2 * times), slice(x1 * times, x2 * times))
-        canvas[window][inside] = canvas[window][inside] * (1 - _STRENGTH) + np.array(colors[i]) * _STRENGTH
+        strength = _STRENGTH * (1 - 0.5 * (inside.sum() / canvas[..., 0].size) ** 0.5)
+        canvas[window][inside] = canvas[window][inside] * (1 - strength) + np.array(colors[i]) * strength
         outline = inside & (np.asarray(part.filter(ImageFilter.MinFilter(line))) == 0)
         outlines.append((window, outline, colors[i]))
     for window, outline, color in outlines:
@@ -142,7 +145,7 @@ def _draw_boxes(axes: Axes, boxes: np.ndarray, colors: Sequence[RGB], unit: floa
     sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) / unit if len(boxes) else np.zeros(0)
     for i in np.argsort(-sides, kind="stable"):  # what is small lies on top
         x1, y1, x2, y2 = boxes[i]
-        line = min(0.7 if thin else 1.2, max(0.4, 0.06 * float(sides[i])))
+        line = min(0.7 if thin else 1.0, max(0.4, 0.06 * float(sides[i])))
         dark = withStroke(linewidth=line + 0.6, foreground=(0, 0, 0, 0.45))  # keeps it visible on its own colour
         axes.add_patch(
             Rectangle(
@@ -219,9 +222,12 @@ def _place(
     )
     corners = np.clip(wanted, 0, np.array(size) - chip)
     chips = np.hstack((corners, corners + chip))
-    hidden = _overlap(chips, boxes) / areas
+    overlap = _overlap(chips, boxes)
+    hidden = overlap / areas
     hidden[:, i] *= 0.6  # an object's own label may rather lie on it than on another
-    cost = hidden.sum(axis=1) + 20 * _overlap(chips, placed).sum(axis=1) / (w * h)
+    overlap[:, i] = 0  # on another it may also be taken for that one's
+    cost = hidden.sum(axis=1) + (0.15 * overlap.sum(axis=1) + 20 * _overlap(chips, placed).sum(axis=1)) / (w * h)
+    cost -= 0.15 * overlap.min(axis=0).sum() / (w * h)  # of objects around all places none can be said to be better
     cost += 0.3 * np.abs(corners - wanted).max(axis=1) / h + 0.005 * np.arange(len(wanted))
     best = int(cost.argmin())
     return corners[best], float(cost[best])
