@@ -130,6 +130,11 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
         self.epoch = self.start_epoch = start_epoch
         self.start_batch = start_batch
 
+    @property
+    def sampler(self) -> "AspectRatioBatchSampler":
+        """Of a batch sampler, Lightning tells only the sampler inside which epoch it is."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 

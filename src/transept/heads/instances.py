@@ -26,6 +26,10 @@ class Target(NamedTuple):
     """Of the resized image, without padding."""
     masks: Tensor | None = None
     """`n H W`, bool; H and W may be those of the image or of the padded batch."""
+    original_size: Size | None = None
+    """Of the image as it was. Evaluation reads this and the next; losses do not."""
+    image_id: int | str | None = None
+    """The data set's own."""
 
 
 class Detections(NamedTuple):
@@ -38,13 +42,25 @@ class Detections(NamedTuple):
     labels: Tensor
     """` n`, from 0."""
     masks: Tensor | None = None
-    """`n m m`: probabilities on a grid over each box. `image_masks` draws them into the image."""
+    """`n m m`: probabilities on a grid over each box. `image_masks` draws them into the image; once drawn they are
+    `n H W` and bool."""
 
     def image_masks(self, size: Size, threshold: float = 0.5) -> Tensor:
         """The masks as `n H W` bool, in an image of this height and width."""
         if self.masks is None:
             raise ValueError("these detections have no masks; the detector has no mask head")
-        return paste_masks(self.masks, self.boxes, size, threshold)
+        if self.masks.dtype != torch.bool:
+            return paste_masks(self.masks, self.boxes, size, threshold)
+        if self.masks.shape[1:] != size:
+            drawn = " x ".join(map(str, self.masks.shape[1:]))
+            raise ValueError(
+                f"these masks are drawn already, at {drawn}; they cannot be drawn at {size[0]} x {size[1]}"
+            )
+        return self.masks
+
+    def take(self, index: Tensor) -> "Detections":
+        """Those at the indices ` k`, or where a bool ` n` is true."""
+        return Detections(*(None if part is None else part[index] for part in self))
 
 
 def size_tensor(sizes: Sequence[Size] | Tensor, device: torch.device) -> Tensor:

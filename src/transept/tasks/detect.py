@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from transept.data.detection_transforms import DetectionPreprocessing
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.atss import ATSSDecoder, ATSSHead, ATSSLoss
 from transept.heads.cascade_rcnn import CascadeRCNNDecoder, CascadeRCNNHead, CascadeRCNNLoss
@@ -22,7 +24,8 @@ from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetL
 from transept.heads.rpn import Proposals, RPNHead, RPNLoss, RPNOutputs
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, find_model
-from transept.tasks.saving import describe, loading_task, save_task
+from transept.tasks.detect_pictures import DetectionInference, detect_pictures
+from transept.tasks.saving import describe, loading_task, save_task, tuples
 from transept.weights.create import create_model, load_weights
 
 
@@ -150,9 +153,17 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 """Method and backbone to the options of the published detector, where they are not the classifier's."""
 
+PUBLISHED_PREPROCESSING: Mapping[tuple[str, str], DetectionPreprocessing] = {
+    ("fcos", f"cat_{size}"): DetectionPreprocessing(
+        mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255,) * 3, bgr=True
+    )
+    for size in ("small", "base")
+}
+"""Method and backbone to the preprocessing of the published detector, where it is not the default."""
+
 
 class Detector(nn.Module):
-    """A backbone with a method's neck and heads, and the names of its classes.
+    """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
 
     Names of parameters are those of mmdetection's checkpoints: `backbone`, `neck`, and `bbox_head`, or `rpn_head` and
     `roi_head`.
@@ -162,7 +173,15 @@ class Detector(nn.Module):
     rpn_head: nn.Module
     roi_head: nn.Module
 
-    def __init__(self, method: str, backbone: Backbone, classes: Sequence[str], *, width: int = 256) -> None:
+    def __init__(
+        self,
+        method: str,
+        backbone: Backbone,
+        classes: Sequence[str],
+        *,
+        width: int = 256,
+        preprocessing: DetectionPreprocessing | None = None,
+    ) -> None:
         super().__init__()
         if method not in METHODS:
             raise unknown("detection method", method, METHODS)
@@ -179,6 +198,7 @@ class Detector(nn.Module):
         self.method = method
         self.width = width
         self.classes = list(classes)
+        self.preprocessing = preprocessing or DetectionPreprocessing()
         self.backbone = backbone
         self.neck, heads, self.stages, self.has_masks = METHODS[method](levels.channels(), len(classes), width)
         for name, head in heads.items():
@@ -226,9 +246,28 @@ class Detector(nn.Module):
         found = [image.boxes for image in self.stages.test_proposals(outputs.rpn, image_sizes)]
         return self.stages.decode(self.roi_head, outputs.maps, found, image_sizes, original_sizes)
 
+    @torch.inference_mode()
+    def predict(
+        self, pictures: Sequence[Image.Image | Tensor], inference: DetectionInference | None = None
+    ) -> list[Detections]:
+        """RGB pictures (or bytes `3 H W`) of any sizes to what is on each, in its own pixels, best first.
+
+        Masks are drawn into the picture: `n H W` bool.
+
+        Raises:
+            TranseptError: a tensor that is no picture.
+            UsageError: `inference` names a class that the detector does not know.
+        """
+        return detect_pictures(self, pictures, inference or DetectionInference())
+
     def save(self, path: Path) -> None:
-        """Weights, architecture and classes in one safetensors file, written atomically."""
-        about = describe(self.backbone) | {"method": self.method, "width": self.width, "classes": self.classes}
+        """Weights, architecture, classes and preprocessing in one safetensors file, written atomically."""
+        about = describe(self.backbone) | {
+            "method": self.method,
+            "width": self.width,
+            "classes": self.classes,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+        }
         save_task(path, "detect", self, about)
 
     @staticmethod
@@ -242,7 +281,13 @@ class Detector(nn.Module):
             backbone = build_model(
                 about["architecture"], in_chans=about["in_chans"], features_only=True, **about["options"]
             )
-            detector = Detector(about["method"], backbone, about["classes"], width=about["width"])
+            detector = Detector(
+                about["method"],
+                backbone,
+                about["classes"],
+                width=about["width"],
+                preprocessing=DetectionPreprocessing(**tuples(about["preprocessing"])),
+            )
             detector.load_state_dict(state)
             return detector.eval()
 
@@ -277,6 +322,7 @@ def create_detector(
     weights: str | PathLike[str] | None = None,
     backbone_weights: str | PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
+    preprocessing: DetectionPreprocessing | None = None,
     width: int = 256,
     in_chans: int = 3,
     img_size: int | Sequence[int] | None = None,
@@ -286,7 +332,8 @@ def create_detector(
     """A detector by name, on any model of `transept.list_models()`.
 
     Methods are "retinanet", "fcos", "atss", "mask_rcnn", "cascade_rcnn" and "cascade_mask_rcnn". CrossFormer's groups
-    and grouping rule and CAT-B's heads are those of the published detectors, where `options` say nothing else.
+    and grouping rule, CAT-B's heads and the pictures of CAT's FCOS (blue first, not scaled) are those of the published
+    detectors, where nothing else is given.
 
     Args:
         method: one of `METHODS`.
@@ -295,6 +342,7 @@ def create_detector(
         weights: load the whole detector: what `transept.load_weights` takes.
         backbone_weights: load the backbone from a classification checkpoint instead.
         classes: names of the classes, `num_classes` of them; default: their numbers.
+        preprocessing: default: the published one, pictures within 1333 x 800 pixels.
         width: channels of neck and heads, a multiple of 32 (FCOS, ATSS: from 64 on), for models smaller than the
             published; box heads have four times as many hidden units.
         in_chans: channels of the image.
@@ -328,7 +376,8 @@ def create_detector(
         **(dict(PUBLISHED_OPTIONS.get((method, name), {})) | options),
     )
     names = classes if classes is not None else [str(i) for i in range(num_classes)]
-    detector = Detector(method, model, names, width=width)
+    preprocessing = preprocessing or PUBLISHED_PREPROCESSING.get((method, name))
+    detector = Detector(method, model, names, width=width, preprocessing=preprocessing)
     if backbone_weights is not None:
         load_weights(model, backbone_weights)
     if weights is not None:

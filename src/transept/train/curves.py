@@ -22,7 +22,7 @@ def draw_curves(
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     _plot(left, epochs, rows, "loss")
-    left.set_ylabel("cross-entropy")
+    left.set_ylabel("loss")
     left.legend(frameon=False)
     _plot(right, epochs, rows, score.key)
     right.set_ylabel(score.axis)

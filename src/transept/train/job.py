@@ -68,6 +68,10 @@ class Job(ABC):
     def meters(self) -> tuple[Meter, Meter]:
         """Of training and of validation."""
 
+    def answers(self, task: Any, outputs: Any, targets: Any) -> Any:
+        """What the validation meter compares with the targets: the task's outputs, unless a job decodes them."""
+        return outputs
+
     @abstractmethod
     def write_samples(self, folder: Path) -> None:
         """A few held-out pictures to try the model on."""

@@ -26,6 +26,7 @@ class TaskModule(lightning.LightningModule):
     def __init__(self, task: nn.Module, job: Job, recipe: Recipe, steps_per_epoch: int) -> None:
         super().__init__()
         self.task = task
+        self.job = job
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch  # of the optimiser
         self.train_meter, self.val_meter = job.meters()
@@ -47,7 +48,8 @@ class TaskModule(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
         images, targets = batch
         outputs = self.task(images)
-        self.val_meter.update(self.task.loss(outputs, targets), outputs, targets)
+        loss = self.task.loss(outputs, targets)
+        self.val_meter.update(loss, self.job.answers(self.task, outputs, targets), targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.recipe.optimizer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from transept.data.transforms import Augmentation
 from transept.errors import TranseptError, UsageError, unknown
@@ -145,19 +146,58 @@ class SegmentOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectOptions:
+    """What only `task: detect` reads."""
+
+    method: Literal["retinanet", "fcos", "atss", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"] = "retinanet"
+    """Those with a mask in their name learn from masks, and answer with them."""
+    width: int = 256
+    """Channels of neck and heads."""
+    scale: tuple[int, int] = (1333, 800)
+    """Longest long and short side that a picture is resized to fit."""
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    """Of channels in 0..1, in the order in which the model takes them."""
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    bgr: bool = False
+    """Blue first."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    flip_vertical: float = 0.0
+    """Probability of an up-down flip, for pictures without an above."""
+    short_sides: list[int] = field(default_factory=list)
+    """Multi-scale training: short sides to resize to, one drawn for each picture; default: that of `scale`."""
+    crop_resize: float = 0.0
+    """Probability that a picture is resized, cropped and resized again."""
+    crop_short_sides: list[int] = field(default_factory=lambda: [400, 500, 600])
+    """Short sides before that crop."""
+    crop_sides: tuple[int, int] = (384, 600)
+    """Range of the crop's height and width."""
+    color_jitter: float = 0.0
+    """Strength of changes of brightness, contrast and saturation."""
+    keep_empty: bool = False
+    """Train on pictures without objects, too."""
+    scenes: tuple[int, int] = (2000, 200)
+    """Training and validation pictures of `digits-scenes`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A training run."""
 
     model: ModelOptions
-    task: Literal["classify", "segment"] = "classify"
+    task: Literal["classify", "detect", "segment"] = "classify"
     data: str | None = None
     """classify: `digits`, or a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split.
+    detect: `digits-scenes`, or a folder as COCO's: annotations/instances_train2017.json, train2017/*, and for val.
     segment: `digits-scenes`, or a folder of pictures and masks."""
+    detect: DetectOptions = field(default_factory=DetectOptions)
     segment: SegmentOptions = field(default_factory=SegmentOptions)
     val_fraction: float = 0.2
     """Share held out where the folder is one."""
     skip_bad_images: bool = False
     """Leave unreadable files out instead of stopping."""
+    skip_bad_annotations: bool = False
+    """Leave out what is wrong in an annotation file, instead of stopping."""
     batch_size: int = 64
     """Samples of one step of the optimiser."""
     accumulate: int = 1

@@ -28,6 +28,7 @@ from transept.errors import TranseptError, UsageError
 from transept.files import reserve, write_atomically
 from transept.train.classification import ClassifyJob
 from transept.train.curves import draw_curves
+from transept.train.detection import DetectJob
 from transept.train.folder import BEST, CONFIG, CURVES, LAST, METRICS, SAMPLES, STATE
 from transept.train.job import Job, Score
 from transept.train.module import TaskModule
@@ -35,7 +36,7 @@ from transept.train.progress import ProgressBar
 from transept.train.recipe import Recipe
 from transept.train.segmentation import SegmentJob
 
-JOBS: dict[str, type[Job]] = {"classify": ClassifyJob, "segment": SegmentJob}
+JOBS: dict[str, type[Job]] = {"classify": ClassifyJob, "detect": DetectJob, "segment": SegmentJob}
 _SAVE_SECONDS = 600
 
 

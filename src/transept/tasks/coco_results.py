@@ -1,0 +1,105 @@
+"""Detections as COCO's result format has them, and back."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transept.errors import TranseptError, UsageError
+from transept.heads.instances import Detections, Size
+
+Result = dict[str, Any]
+"""`image_id`, `category_id`, `bbox` (x, y, width, height in pixels), `score`, and with masks `segmentation` (run-length
+encoded, as JSON takes it)."""
+
+_TOGETHER = 16
+"""Masks that are drawn at a time, so that large pictures need little memory."""
+
+
+def to_coco_results(
+    detections: Sequence[Detections],
+    image_ids: Sequence[int | str],
+    category_ids: Sequence[int],
+    sizes: Sequence[Size] | None = None,
+) -> list[Result]:
+    """One result for each object, image by image, best first.
+
+    Args:
+        detections: of each image, in its own pixels.
+        image_ids: the data set's id of each image.
+        category_ids: the data set's id of each label.
+        sizes: height and width of each image; needed for masks that are not drawn into the image yet.
+
+    Raises:
+        UsageError: masks without pycocotools, or without the sizes they need.
+    """
+    results: list[Result] = []
+    for i, (found, image_id) in enumerate(zip(detections, image_ids, strict=True)):
+        x1, y1, x2, y2 = found.boxes.float().cpu().unbind(dim=1)
+        boxes = torch.stack((x1, y1, x2 - x1, y2 - y1), dim=1).tolist()
+        first = len(results)
+        for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True):
+            result = {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+            results.append(result)
+        if found.masks is not None:
+            for result, mask in zip(results[first:], _encoded(found, sizes[i] if sizes else None), strict=True):
+                result["segmentation"] = mask
+    return results
+
+
+def from_coco_results(
+    results: Iterable[Result], image_ids: Sequence[int | str], category_ids: Sequence[int]
+) -> list[Detections]:
+    """The detections of each of the images, best first; masks are `n H W` bool.
+
+    Raises:
+        TranseptError: a result of another image or category, or masks for some objects of an image only.
+        UsageError: masks without pycocotools.
+    """
+    labels = {number: label for label, number in enumerate(category_ids)}
+    by_image: dict[int | str, list[Result]] = {number: [] for number in image_ids}
+    for position, result in enumerate(results):
+        for key, known in (("image_id", by_image), ("category_id", labels)):
+            if result.get(key) not in known:
+                raise TranseptError(f"result {position} has the {key} {result.get(key)!r}, which the data lacks")
+        by_image[result["image_id"]].append(result)
+    found = []
+    for number, own in by_image.items():
+        own.sort(key=lambda result: -result["score"])
+        boxes = torch.tensor([result["bbox"] for result in own], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        scores = torch.tensor([result["score"] for result in own], dtype=torch.float32)
+        classes = torch.tensor([labels[result["category_id"]] for result in own], dtype=torch.int64)
+        masks = [result["segmentation"] for result in own if "segmentation" in result]
+        if masks and len(masks) < len(own):
+            raise TranseptError(f"of {len(own)} results of image {number!r} only {len(masks)} have a segmentation")
+        found.append(Detections(boxes, scores, classes, _decoded(masks) if masks else None))
+    return found
+
+
+def _encoded(found: Detections, size: Size | None) -> Iterable[dict[str, Any]]:
+    api = _mask_api()
+    assert found.masks is not None
+    if size is None:
+        if found.masks.dtype != torch.bool:
+            raise UsageError("masks that are not drawn into the image need its height and width: give sizes")
+        size = (found.masks.shape[-2], found.masks.shape[-1])
+    for start in range(0, len(found.boxes), _TOGETHER):
+        some = found.take(torch.arange(start, min(start + _TOGETHER, len(found.boxes)), device=found.boxes.device))
+        drawn = some.image_masks(size).cpu().numpy().astype(np.uint8)
+        for rle in api.encode(np.asfortranarray(drawn.transpose(1, 2, 0))):
+            yield {"size": list(size), "counts": rle["counts"].decode()}
+
+
+def _decoded(masks: list[dict[str, Any]]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(_mask_api().decode(masks).transpose(2, 0, 1))).bool()
+
+
+def _mask_api() -> Any:
+    try:
+        from pycocotools import mask
+    except ModuleNotFoundError as error:
+        raise UsageError("results with masks need the package 'pycocotools': pip install 'transept[detect]'") from error
+    return mask
