@@ -76,7 +76,7 @@ def draw_objects(
         raise TranseptError(f"masks are {masks.shape} for {len(boxes)} objects on a picture of {height} x {width}")
     unit = max(width, height) / (_LONGEST * 72)  # pixels of the picture in a typographic point
     chips = list(_place_labels(boxes, labels, scores, classes, palette, (width, height), unit))
-    counts = Counter(labels.tolist())
+    counts: Counter[int] = Counter(map(int, labels))
     legend = len(chips) < len(boxes)
     wide, tall = width / unit / 72, height / unit / 72
     room = 0.75 + 0.075 * max(len(_shorten(classes[label])) for label in counts) if legend else 0.0
@@ -119,7 +119,7 @@ def _tinted(picture: Image.Image, masks: np.ndarray, colors: Sequence[RGB]) -> I
     order = np.argsort([-int(mask.sum()) for mask in masks], kind="stable")  # what is small lies on top
     outlines: list[tuple[tuple[slice, slice], np.ndarray, RGB]] = []
     for i in order:
-        rows, columns = masks[i].any(axis=1).nonzero()[0], masks[i].any(axis=0).nonzero()[0]
+        rows, columns = (np.flatnonzero(masks[i].any(axis=axis)) for axis in (1, 0))
         if not len(rows):
             continue
         # A rim of one pixel, so that smoothing and outlines end inside the window.
@@ -187,7 +187,7 @@ def _place_labels(
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-6) if len(boxes) else np.zeros(0)
     placed = np.zeros((0, 4))
     for i in np.argsort(areas if scores is None else -scores, kind="stable"):
-        text = _shorten(classes[labels[i]]) + ("" if scores is None else f" {scores[i]:.2f}")
+        text = _shorten(classes[int(labels[i])]) + ("" if scores is None else f" {scores[i]:.2f}")
         across = TextPath((0, 0), text, size=letters, prop=FontProperties()).get_extents().x1
         chip = np.array([(across + 0.7 * letters) * unit, 1.36 * letters * unit])
         if chip[0] > size[0] or chip[1] > size[1]:
@@ -195,7 +195,7 @@ def _place_labels(
         corner, cost = _place(i, chip, boxes, areas, placed, size)
         if cost <= _TOO_MUCH:
             placed = np.vstack((placed, [*corner, *(corner + chip)]))
-            yield _Label(text, palette[labels[i]], *corner, *chip)
+            yield _Label(text, palette[int(labels[i])], *corner, *chip)
 
 
 def _place(

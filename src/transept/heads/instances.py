@@ -60,7 +60,8 @@ class Detections(NamedTuple):
 
     def take(self, index: Tensor) -> "Detections":
         """Those at the indices ` k`, or where a bool ` n` is true."""
-        return Detections(*(None if part is None else part[index] for part in self))
+        masks = None if self.masks is None else self.masks[index]
+        return Detections(self.boxes[index], self.scores[index], self.labels[index], masks)
 
 
 def size_tensor(sizes: Sequence[Size] | Tensor, device: torch.device) -> Tensor:

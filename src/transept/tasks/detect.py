@@ -155,7 +155,7 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 
 PUBLISHED_PREPROCESSING: Mapping[tuple[str, str], DetectionPreprocessing] = {
     ("fcos", f"cat_{size}"): DetectionPreprocessing(
-        mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255,) * 3, bgr=True
+        mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True
     )
     for size in ("small", "base")
 }
