@@ -1,4 +1,4 @@
-"""Measure a trained model on the validation pictures of its data, or of a folder: top-1 and top-5 accuracy, or mIoU."""
+"""Measure a trained model on the validation pictures of its data, or of a folder: accuracy, mIoU or AP."""
 
 import argparse
 import math
@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from transept.cli.detection import DETECTION_OPTIONS, add_detection_arguments, eval_detector
 from transept.cli.runs import best_device, load_run
 from transept.cli.segmentation import INFERENCE_OPTIONS, add_inference_arguments, inference_of, refuse_options
 from transept.cli.tables import print_json, print_table
@@ -26,6 +27,7 @@ from transept.errors import TranseptError, UsageError
 from transept.metrics.accuracy import AccuracyMeter
 from transept.metrics.segmentation import ConfusionMeter
 from transept.tasks.classify import Classifier
+from transept.tasks.detect import Detector
 from transept.tasks.segment import Segmenter
 from transept.train.folder import CONFIG
 from transept.train.recipe import Recipe, read_recipe
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave unreadable files out instead of stopping")
     add_inference_arguments(parser)
+    add_detection_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,6 +51,11 @@ def run(args: argparse.Namespace) -> None:
     data = args.data or (recipe.data if recipe else None)
     if data is None:
         raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
+    if isinstance(task, Detector):
+        refuse_options(args, ("multi_scale", "crop", "stride"), of="segmenters", model="detector")
+        eval_detector(task, recipe, data, args)
+        return
+    refuse_options(args, DETECTION_OPTIONS, of="detectors", model=type(task).__name__.lower())
     if isinstance(task, Segmenter):
         _eval_segmenter(task, recipe, data, args)
     else:

@@ -1,7 +1,8 @@
-"""Label pictures, or each of their pixels: a table, JSON, and pictures to look at.
+"""Label pictures, each of their pixels, or the objects in them: a table, JSON, and pictures to look at.
 
 A classifier draws one sheet of all pictures. A segmenter writes three files for each: NAME.overlay.png with a legend,
-NAME.labels.png whose pixel values are the class numbers, and NAME.shares.json.
+NAME.labels.png whose pixel values are the class numbers, and NAME.shares.json. A detector writes NAME.objects.png for
+each, and results.json with all objects in COCO's result format.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from transept.analysis.overlay import draw_overlay, label_image, shares
 from transept.analysis.sheet import Labelled, draw_sheet
+from transept.cli.detection import DETECTION_OPTIONS, DRAWN, RESULTS, add_detection_arguments, write_objects
 from transept.cli.runs import best_device, load_run
 from transept.cli.segmentation import INFERENCE_OPTIONS, add_inference_arguments, inference_of, refuse_options
 from transept.cli.tables import print_json, print_table
@@ -27,12 +29,14 @@ from transept.data.sets import Skipped
 from transept.errors import TranseptError, UsageError
 from transept.files import write_together
 from transept.tasks.classify import Classifier
+from transept.tasks.detect import Detector
 from transept.tasks.segment import Segmenter
 
 _SHEET = Path("predictions.png")
 _FOLDER = Path("predictions")
 _SHEET_LIMIT = 100
 _OVERLAY, _LABELS, _SHARES = ".overlay.png", ".labels.png", ".shares.json"
+_SEGMENTER_FILES = {"overlay": _OVERLAY, "labels": _LABELS, "json": _SHARES}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-sheet", action="store_true", help="draw no sheet (classifiers)")
     parser.add_argument("--batch-size", type=int, help="pictures (default 32), or sliding windows (default 4), at once")
     add_inference_arguments(parser)
+    add_detection_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,6 +57,12 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--top and --batch-size must be at least 1")
     paths = find_images(args.images)
     task, _ = load_run(args.model)
+    if isinstance(task, Detector):
+        refuse_options(args, ("no_sheet",), of="classifiers", model="detector")
+        refuse_options(args, ("multi_scale", "crop", "stride"), of="segmenters", model="detector")
+        _detect(task, paths, args)
+        return
+    refuse_options(args, DETECTION_OPTIONS, of="detectors", model=type(task).__name__.lower())
     if isinstance(task, Segmenter):
         refuse_options(args, ("no_sheet",), of="classifiers", model="segmenter")
         _segment(task, paths, args)
@@ -103,7 +114,7 @@ def _segment(task: Segmenter, paths: list[Path], args: argparse.Namespace) -> No
         (prediction,) = task.predict([picture], inference)
         labels = prediction.labels.cpu().numpy()
         found = shares(labels, task.classes)
-        files = _free_names(out, path.stem, taken)
+        files = _free_names(out, path.stem, taken, _SEGMENTER_FILES)
         page = {"image": str(path), "width": picture.width, "height": picture.height, "shares": found}
         _write(out, files, picture, labels, page, task)
         rows.append(page | {kind: str(out / file) for kind, file in files.items()})
@@ -114,6 +125,31 @@ def _segment(task: Segmenter, paths: list[Path], args: argparse.Namespace) -> No
     best_of = ((row["image"], list(row["shares"].items())[: args.top]) for row in rows)
     _print_best(best_of, min(args.top, max(len(row["shares"]) for row in rows)), "class", "share")
     _print_end(skipped, len(paths), f"{out}: *{_OVERLAY}, *{_LABELS}, *{_SHARES}")
+
+
+def _detect(task: Detector, paths: list[Path], args: argparse.Namespace) -> None:
+    out = args.out or _FOLDER
+    if out.suffix.lower() in (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp") or (out.exists() and not out.is_dir()):
+        raise UsageError(f"--out {out}: a detector writes a file for each picture; give a folder")
+    skipped: list[Skipped] = []
+    taken = {_key(path) for path in paths} | {_key(out / RESULTS)}
+    pictures = (
+        (path, picture, _free_names(out, path.stem, taken, {"drawn": DRAWN})["drawn"])
+        for path, picture in _read(paths, skipped)
+    )
+    rows = write_objects(task, pictures, out, args)
+    _report_skipped(skipped, len(paths), any_read=bool(rows))
+    if args.json:
+        print_json({"model": args.model, "images": rows, "skipped": _plain(skipped), "out": str(out)})
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("picture")
+    table.add_column("objects")
+    for row in rows:
+        found = ", ".join(f"{number} {name}" for name, number in row["objects"].items())
+        table.add_row(escape(row["image"]), escape(found) or "none")
+    print_table(table)
+    _print_end(skipped, len(paths), f"{out}: *{DRAWN}, {RESULTS}")
 
 
 def _write(
@@ -130,11 +166,11 @@ def _write(
     )
 
 
-def _free_names(out: Path, stem: str, taken: set[str]) -> dict[str, str]:
-    """Names of the three files that are neither an input's nor another picture's; `taken` is told of them."""
+def _free_names(out: Path, stem: str, taken: set[str], endings: dict[str, str]) -> dict[str, str]:
+    """Names of a picture's files that are neither an input's nor another picture's; `taken` is told of them."""
     for number in count(1):
         name = stem if number == 1 else f"{stem}-{number}"
-        files = {"overlay": name + _OVERLAY, "labels": name + _LABELS, "json": name + _SHARES}
+        files = {kind: name + ending for kind, ending in endings.items()}
         keys = {_key(out / file) for file in files.values()}
         if not keys & taken:
             taken |= keys

@@ -10,6 +10,7 @@ from transept.data.transforms import preprocessing_of
 from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
+from transept.tasks.detect import Detector
 from transept.tasks.saving import task_of
 from transept.tasks.segment import METHODS, Segmenter, create_segmenter
 from transept.train.folder import BEST, CONFIG
@@ -17,7 +18,7 @@ from transept.weights.catalogue import Checkpoint, checkpoints_of
 from transept.weights.create import create_model, default_checkpoint, find_checkpoint
 
 
-def load_run(source: str) -> tuple[Classifier | Segmenter, Path | None]:
+def load_run(source: str) -> tuple[Classifier | Segmenter | Detector, Path | None]:
     """The trained task, and its run folder where it has one.
 
     Published segmenters are called `METHOD/BACKBONE` (`upernet/xcit_small_12_p16`), with a tag where there are several
@@ -59,8 +60,9 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load(path: Path) -> Classifier | Segmenter:
-    return Segmenter.load(path) if task_of(path) == "segment" else Classifier.load(path)
+def _load(path: Path) -> Classifier | Segmenter | Detector:
+    tasks = {"segment": Segmenter, "detect": Detector}
+    return tasks.get(task_of(path), Classifier).load(path)
 
 
 def _segmenter_checkpoint(method: str, backbone: str) -> Checkpoint:
