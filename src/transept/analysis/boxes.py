@@ -9,15 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from PIL import Image, ImageFilter
 
+from transept.analysis.legend import RGB, draw_legend, entry, shorten
 from transept.errors import TranseptError
 from transept.files import write_atomically
-
-RGB = tuple[int, int, int]
 
 _LONGEST = 7.0
 """Inches of the picture's longest side. Lines and letters have the same size in every figure."""
@@ -25,8 +24,6 @@ _CLEAR = 1000
 """Longest side in pixels below which a picture is enlarged, so that outlines of masks stay thin and smooth."""
 _STRENGTH = 0.42
 """Of the classes' colours inside masks; less inside those that take much of the picture."""
-_LETTERS = 24
-"""Of a class's name; longer ones are cut."""
 _TOO_MUCH = 0.75
 """Cost (see `_place`) above which a label is left out; a legend then says what its colour means."""
 
@@ -79,7 +76,7 @@ def draw_objects(
     counts: Counter[int] = Counter(map(int, labels))
     legend = len(chips) < len(boxes)
     wide, tall = width / unit / 72, height / unit / 72
-    room = 0.75 + 0.075 * max(len(_shorten(classes[label])) for label in counts) if legend else 0.0
+    room = 0.75 + 0.075 * max(len(shorten(classes[label])) for label in counts) if legend else 0.0
     figure = Figure(figsize=(wide + room, tall), dpi=max(200, min(max(width, height) / _LONGEST, 400)))
     axes = figure.add_axes((0.0, 0.0, wide / (wide + room), 1.0))
     shown = picture.convert("RGB") if masks is None else _tinted(picture, masks, [palette[label] for label in labels])
@@ -90,21 +87,8 @@ def draw_objects(
     for chip in chips:
         _draw_label(axes, chip, unit)
     if legend:
-        names = [
-            Patch(facecolor=_unit(palette[label]), label=f"{_shorten(classes[label])} ({count})")
-            for label, count in counts.most_common()
-        ]
-        size = min(8.0, 72 * (tall - 0.1) / (1.65 * len(names)))
-        figure.legend(
-            handles=names,
-            loc="center left",
-            bbox_to_anchor=(wide / (wide + room), 0.5),
-            frameon=False,
-            fontsize=size,
-            handlelength=1.2,
-            handleheight=1.1,
-            borderaxespad=0.6,
-        )
+        names = [entry(palette[label], f"{shorten(classes[label])} ({count})") for label, count in counts.most_common()]
+        draw_legend(figure, names, wide / (wide + room), tall)
     write_atomically(path, figure.savefig)
 
 
@@ -187,7 +171,7 @@ def _place_labels(
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-6) if len(boxes) else np.zeros(0)
     placed = np.zeros((0, 4))
     for i in np.argsort(areas if scores is None else -scores, kind="stable"):
-        text = _shorten(classes[int(labels[i])]) + ("" if scores is None else f" {scores[i]:.2f}")
+        text = shorten(classes[int(labels[i])]) + ("" if scores is None else f" {scores[i]:.2f}")
         across = TextPath((0, 0), text, size=letters, prop=FontProperties()).get_extents().x1
         chip = np.array([(across + 0.7 * letters) * unit, 1.36 * letters * unit])
         if chip[0] > size[0] or chip[1] > size[1]:
@@ -237,10 +221,6 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Areas `n m` that boxes `n 4` and `m 4` have in common."""
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     return np.maximum(high - low, 0).prod(axis=2)
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…"
 
 
 def _unit(color: RGB) -> tuple[float, float, float]:

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from transept.analysis.legend import LONGEST, RGB, draw_legend, entry, shorten
 from transept.files import write_atomically
 
-RGB = tuple[int, int, int]
 _STRENGTH = 0.55
 """Of the classes' colours over the picture."""
 _CLEAR = 480
@@ -64,7 +64,7 @@ def draw_overlay(
     tall = min(max(4.5 * height / width, 2.2), 9.0)
     wide = tall * width / height
     longest = max((len(name) for name in named), default=4)
-    legend = 0.9 + 0.085 * min(longest, 28)
+    legend = 0.9 + 0.085 * min(longest, LONGEST)
     figure = Figure(figsize=(wide + legend, tall), dpi=144)
     axes = figure.add_axes((0.0, 0.0, wide / (wide + legend), 1.0))
     times = -(-_CLEAR // max(picture.size))  # small pictures are enlarged first, so that borders stay thin
@@ -72,28 +72,8 @@ def draw_overlay(
     axes.imshow(overlay(enlarged, labels.repeat(times, axis=0).repeat(times, axis=1), palette))
     axes.set_axis_off()
     colors = dict(zip(classes, palette, strict=True))
-    handles = [
-        Patch(facecolor=_hex(colors[name]), label=f"{_shorten(name)}  {share:.1%}") for name, share in named.items()
-    ]
+    handles = [entry(colors[name], f"{shorten(name)}  {share:.1%}") for name, share in named.items()]
     if rest := len(found) - len(named):
         handles.append(Patch(facecolor="none", label=f"and {rest} below {_SMALLEST:.1%}"))
-    size = min(8.0, 72 * (tall - 0.1) / (1.65 * max(len(handles), 1)))
-    figure.legend(
-        handles=handles,
-        loc="center left",
-        bbox_to_anchor=(wide / (wide + legend), 0.5),
-        frameon=False,
-        fontsize=size,
-        handlelength=1.2,
-        handleheight=1.1,
-        borderaxespad=0.6,
-    )
+    draw_legend(figure, handles, wide / (wide + legend), tall)
     write_atomically(path, figure.savefig)
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"
-
-
-def _hex(color: RGB) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)

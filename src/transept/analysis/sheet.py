@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from transept.analysis.legend import shorten
 from transept.files import write_atomically
 
 _BEST, _OTHER, _TEXT = "#c8452d", "#c9d2de", "#222222"
@@ -41,7 +42,7 @@ def _draw_picture(axes: Axes, item: Labelled) -> None:
     # Tiny pictures show their pixels, as they are.
     axes.imshow(item.picture, interpolation="nearest" if max(item.picture.size) < 64 else "antialiased")
     axes.set_axis_off()
-    axes.set_title(_shorten(item.name, 26), fontsize=6.5, color="#777777", pad=2)
+    axes.set_title(shorten(item.name, 26), fontsize=6.5, color="#777777", pad=2)
 
 
 def _draw_bars(axes: Axes, item: Labelled, bars: int) -> None:
@@ -51,9 +52,5 @@ def _draw_bars(axes: Axes, item: Labelled, bars: int) -> None:
     for rank, (label, score) in enumerate(item.best):
         axes.barh(rank, score, height=0.86, color=_BEST if rank == 0 else _OTHER, alpha=0.35 if rank == 0 else 0.8)
         weight = "bold" if rank == 0 else "normal"
-        axes.text(0.02, rank, _shorten(label, 20), va="center", fontsize=7.5, color=_TEXT, fontweight=weight)
+        axes.text(0.02, rank, shorten(label, 20), va="center", fontsize=7.5, color=_TEXT, fontweight=weight)
         axes.text(0.98, rank, f"{score:.1%}", va="center", ha="right", fontsize=7, color=_TEXT)
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

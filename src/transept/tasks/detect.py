@@ -1,7 +1,6 @@
 """Object detection and instance segmentation: a box, a class and where the method has it a mask for every object."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -24,9 +23,9 @@ from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetL
 from transept.heads.rpn import Proposals, RPNHead, RPNLoss, RPNOutputs
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, find_model
+from transept.tasks.dense import build_pyramid, check_sources, class_names, load_sources
 from transept.tasks.detect_pictures import DetectionInference, detect_pictures
 from transept.tasks.saving import describe, loading_task, save_task, tuples
-from transept.weights.create import create_model, load_weights
 
 
 class TwoStageOutputs(NamedTuple):
@@ -357,29 +356,21 @@ def create_detector(
     """
     if method not in METHODS:
         raise unknown("detection method", method, METHODS)
-    name, family = find_model(backbone.partition(".")[0])
-    fields = {field.name for field in dataclasses.fields(family.variants[name])}
-    own = set(inspect.signature(create_detector).parameters) - {"options"}
-    for option in options:
-        if option not in fields:
-            raise unknown(f"option of a detector on {name}", option, fields | own)
-    if classes is not None and len(classes) != num_classes:
-        raise UsageError(f"{len(classes)} names of classes were given for num_classes={num_classes}; make them agree")
-    if weights is not None and backbone_weights is not None:
-        raise UsageError("weights hold the whole detector, backbone included; give them or backbone_weights")
-    model = create_model(
+    name, _ = find_model(backbone.partition(".")[0])
+    names = class_names(classes, num_classes)
+    check_sources("detector", weights, backbone_weights)
+    published = PUBLISHED_OPTIONS.get((method, name), {})
+    model = build_pyramid(
+        "detector",
+        create_detector,
         backbone,
+        published,
+        options,
         in_chans=in_chans,
         img_size=img_size,
         drop_path_rate=drop_path_rate,
-        features_only=True,
-        **(dict(PUBLISHED_OPTIONS.get((method, name), {})) | options),
     )
-    names = classes if classes is not None else [str(i) for i in range(num_classes)]
     preprocessing = preprocessing or PUBLISHED_PREPROCESSING.get((method, name))
     detector = Detector(method, model, names, width=width, preprocessing=preprocessing)
-    if backbone_weights is not None:
-        load_weights(model, backbone_weights)
-    if weights is not None:
-        load_weights(detector, weights)
+    load_sources(detector, model, weights, backbone_weights)
     return detector

@@ -2,7 +2,6 @@
 
 import colorsys
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -25,9 +24,9 @@ from transept.heads.upernet import UPerNetHead
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, find_model
 from transept.ops.interpolation import resize_map
+from transept.tasks.dense import build_pyramid, check_sources, class_names, load_sources
 from transept.tasks.saving import describe, loading_task, save_task, tuples
 from transept.tasks.windows import sliding_logits
-from transept.weights.create import create_model, load_weights
 
 IGNORE_LABEL = 255
 """Pixels of a mask that belong to no class: they neither train nor score."""
@@ -336,31 +335,23 @@ def create_segmenter(
     if method not in METHODS:
         raise unknown("segmentation method", method, METHODS)
     name, family = find_model(backbone.partition(".")[0])
-    fields = {field.name for field in dataclasses.fields(family.variants[name])}
-    own = set(inspect.signature(create_segmenter).parameters) - {"options"}
-    for option in options:
-        if option not in fields:
-            raise unknown(f"option of a segmenter on {name}", option, fields | own)
-    if classes is not None and len(classes) != num_classes:
-        raise UsageError(f"{len(classes)} names of classes were given for num_classes={num_classes}; make them agree")
-    if weights is not None and backbone_weights is not None:
-        raise UsageError("weights hold the whole segmenter, backbone included; give them or backbone_weights")
-    model = create_model(
+    names = class_names(classes, num_classes)
+    check_sources("segmenter", weights, backbone_weights)
+    published = PUBLISHED_OPTIONS.get((method, name), {})
+    model = build_pyramid(
+        "segmenter",
+        create_segmenter,
         backbone,
+        published,
+        options,
         in_chans=in_chans,
         img_size=img_size,
         drop_path_rate=drop_path_rate,
-        features_only=True,
-        **(dict(PUBLISHED_OPTIONS.get((method, name), {})) | options),
     )
     if preprocessing is None and family.name == "CrossFormer":
         preprocessing = SegmentationPreprocessing(multiple_of=32)
-    names = classes if classes is not None else [str(i) for i in range(num_classes)]
     segmenter = Segmenter(method, model, names, palette=palette, preprocessing=preprocessing, width=width)
-    if backbone_weights is not None:
-        load_weights(model, backbone_weights)
-    if weights is not None:
-        load_weights(segmenter, weights)
+    load_sources(segmenter, model, weights, backbone_weights)
     return segmenter
 
 
