@@ -9,8 +9,9 @@ from transept.errors import TranseptError, UsageError
 from transept.models.backbone import Backbone
 from transept.models.registry import find_model
 from transept.weights.convert import OFFICIAL, find_dialect, from_official
-from transept.weights.create import create_model, find_file, load_weights
+from transept.weights.create import create_model, find_file
 from transept.weights.identify import Identity, identify
+from transept.weights.loading import load_contents
 from transept.weights.reading import Contents, read_checkpoint
 from transept.weights.report import LoadReport
 from transept.weights.writing import check_suffix, write_state_dict
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     name, family = find_model(args.model or identity.model)  # pyright: ignore[reportOptionalMemberAccess]
     find_dialect(family.name, args.to)
     model = _model(name, identity, pyramid=args.backbone)
-    report = load_weights(model, args.source, wrapper=args.wrapper)
+    report = load_contents(model, contents, args.source)
     state = from_official(model.state_dict(), family.name, args.to)
     write_state_dict(Path(args.target), state, family=family.name, dialect=args.to.lower())
     _report(args, report)

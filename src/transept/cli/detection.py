@@ -16,7 +16,7 @@ from rich.table import Table
 
 from transept.analysis.boxes import draw_objects
 from transept.cli.runs import best_device
-from transept.cli.tables import print_json, print_table
+from transept.cli.tables import plain_number, plain_skipped, print_json, print_table
 from transept.data.detection import load_detection_splits
 from transept.data.labels import drawing_color
 from transept.errors import TranseptError, UsageError
@@ -81,13 +81,12 @@ def eval_detector(task: Detector, recipe: Recipe | None, data: str, args: argpar
     scores = {kind: detection_scores(truth, results, kind) for kind in kinds}
     if args.json:
         plain = {
-            kind: {name: _number(value) for name, value in found.means().items()}
-            | {"per_class": {name: _number(value) for name, value in found.per_class.items()}}
+            kind: {name: plain_number(value) for name, value in found.means().items()}
+            | {"per_class": {name: plain_number(value) for name, value in found.per_class.items()}}
             for kind, found in scores.items()
         }
-        skipped = [{"path": str(skip.path), "reason": skip.reason} for skip in splits.skipped]
         about = {"model": args.model, "data": data, "map": scores["bbox"].map, "images": len(splits.val)}
-        print_json(about | plain | {"seconds": round(seconds, 3), "skipped": skipped})
+        print_json(about | plain | {"seconds": round(seconds, 3), "skipped": plain_skipped(splits.skipped)})
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("class")
@@ -137,11 +136,6 @@ def write_objects(
     text = json.dumps({"classes": task.classes, "results": results}, ensure_ascii=False) + "\n"
     write_together(out, {RESULTS: lambda file: file.write_text(text, encoding="utf-8")})
     return rows
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
 
 
 def _percent(value: float) -> str:

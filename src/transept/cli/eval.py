@@ -1,10 +1,9 @@
 """Measure a trained model on the validation pictures of its data, or of a folder: accuracy, mIoU or AP."""
 
 import argparse
-import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch.utils.data import DataLoader
 from transept.cli.detection import DETECTION_OPTIONS, add_detection_arguments, eval_detector
 from transept.cli.runs import best_device, load_run
 from transept.cli.segmentation import INFERENCE_OPTIONS, add_inference_arguments, inference_of, refuse_options
-from transept.cli.tables import print_json, print_table
+from transept.cli.tables import plain_number, plain_skipped, print_json, print_table
 from transept.cli.train import parse_recipe
 from transept.data.loading import TransformedSet, make_loader
 from transept.data.segmentation import load_segmentation_splits
-from transept.data.sets import Skipped, load_splits
+from transept.data.sets import load_splits
 from transept.data.transforms import transforms_for
 from transept.errors import TranseptError, UsageError
 from transept.metrics.accuracy import AccuracyMeter
@@ -81,7 +80,7 @@ def _eval_classifier(task: Classifier, recipe: Recipe | None, data: str, args: a
     result = meter.means() | {
         "images": meter.samples,
         "seconds": round(time.monotonic() - started, 3),
-        "skipped": _plain(splits.skipped),
+        "skipped": plain_skipped(splits.skipped),
     }
     if args.json:
         print_json({"model": args.model, "data": data} | result)
@@ -118,7 +117,7 @@ def _eval_segmenter(task: Segmenter, recipe: Recipe | None, data: str, args: arg
     absent = [name for name, count in zip(task.classes, pixels.tolist(), strict=True) if count == 0]
     rows = zip(task.classes, scores.iou.tolist(), scores.accuracy.tolist(), pixels.tolist(), strict=True)
     per_class = {
-        name: {"iou": _number(iou), "accuracy": _number(accuracy), "pixels": count}
+        name: {"iou": plain_number(iou), "accuracy": plain_number(accuracy), "pixels": count}
         for name, iou, accuracy, count in rows
     }
     if absent:
@@ -141,7 +140,7 @@ def _eval_segmenter(task: Segmenter, recipe: Recipe | None, data: str, args: arg
                 "stride": args.stride,
                 "images": len(splits.val),
                 "seconds": round(seconds, 3),
-                "skipped": _plain(splits.skipped),
+                "skipped": plain_skipped(splits.skipped),
             }
         )
         return
@@ -162,15 +161,6 @@ def _eval_segmenter(task: Segmenter, recipe: Recipe | None, data: str, args: arg
 def _tracked(batches: Iterable[Any]) -> Iterable[Any]:
     console = Console(stderr=True)
     return track(batches, "evaluating", console=console, transient=True, disable=not sys.stderr.isatty())
-
-
-def _plain(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
 
 
 def _percent(share: float | None) -> str:

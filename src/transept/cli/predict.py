@@ -23,7 +23,7 @@ from transept.analysis.sheet import Labelled, draw_sheet
 from transept.cli.detection import DETECTION_OPTIONS, DRAWN, RESULTS, add_detection_arguments, write_objects
 from transept.cli.runs import best_device, load_run
 from transept.cli.segmentation import INFERENCE_OPTIONS, add_inference_arguments, inference_of, refuse_options
-from transept.cli.tables import print_json, print_table
+from transept.cli.tables import plain_skipped, print_json, print_table
 from transept.data.images import BadImageError, find_images, read_image
 from transept.data.sets import Skipped
 from transept.errors import TranseptError, UsageError
@@ -93,7 +93,7 @@ def _classify(task: Classifier, paths: list[Path], args: argparse.Namespace) -> 
         draw_sheet(labelled, sheet)
     if args.json:
         sheet_name = str(sheet) if sheet else None
-        print_json({"model": args.model, "images": rows, "skipped": _plain(skipped), "sheet": sheet_name})
+        print_json({"model": args.model, "images": rows, "skipped": plain_skipped(skipped), "sheet": sheet_name})
         return
     best_of = {row["image"]: [(entry["label"], entry["score"]) for entry in row["predictions"]] for row in rows}
     _print_best(best_of.items(), min(args.top, len(task.classes)), "label", "score")
@@ -120,7 +120,7 @@ def _segment(task: Segmenter, paths: list[Path], args: argparse.Namespace) -> No
         rows.append(page | {kind: str(out / file) for kind, file in files.items()})
     _report_skipped(skipped, len(paths), any_read=bool(rows))
     if args.json:
-        print_json({"model": args.model, "images": rows, "skipped": _plain(skipped), "out": str(out)})
+        print_json({"model": args.model, "images": rows, "skipped": plain_skipped(skipped), "out": str(out)})
         return
     best_of = ((row["image"], list(row["shares"].items())[: args.top]) for row in rows)
     _print_best(best_of, min(args.top, max(len(row["shares"]) for row in rows)), "class", "share")
@@ -140,7 +140,7 @@ def _detect(task: Detector, paths: list[Path], args: argparse.Namespace) -> None
     rows = write_objects(task, pictures, out, args)
     _report_skipped(skipped, len(paths), any_read=bool(rows))
     if args.json:
-        print_json({"model": args.model, "images": rows, "skipped": _plain(skipped), "out": str(out)})
+        print_json({"model": args.model, "images": rows, "skipped": plain_skipped(skipped), "out": str(out)})
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("picture")
@@ -196,10 +196,6 @@ def _report_skipped(skipped: list[Skipped], total: int, *, any_read: bool) -> No
         print(f"transept: skipped {str(skip.path)!r}: {skip.reason}", file=sys.stderr)
     if not any_read:
         raise TranseptError(f"none of the {total} files is a readable picture")
-
-
-def _plain(skipped: list[Skipped]) -> list[dict[str, str]]:
-    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
 
 
 def _print_best(rows: Iterable[tuple[str, list[tuple[str, float]]]], ranks: int, label: str, score: str) -> None:

@@ -1,14 +1,16 @@
 """What the verbs share: tables, numbers, and the figures of one model."""
 
 import json
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from transept.analysis.count import Cost
+from transept.data.sets import Skipped
 from transept.models.registry import find_model
 from transept.weights.catalogue import METRICS, checkpoints_of
 from transept.weights.published import PUBLISHED, PUBLISHED_SEGMENTERS, SEGMENTER_SIZE, Published
@@ -89,6 +91,16 @@ def _figures(name: str, cost: Cost, printed: Published, more: dict[str, Any]) ->
 def scores_as_printed(scores: Mapping[str, float]) -> str:
     """`box AP 45.3, mask AP 40.8`."""
     return ", ".join(f"{METRICS[metric]} {percent(value)}" for metric, value in scores.items())
+
+
+def plain_skipped(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    """What was left out, and why, for JSON."""
+    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
+
+
+def plain_number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def percent(score: float) -> str:

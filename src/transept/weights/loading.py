@@ -114,7 +114,7 @@ def _fit_backbone(entries: Entries, model: Backbone, family: Any, dropped: list[
             continue
         if pyramid and any_match(_CLASSIFIER_PARTS, name):
             _drop(entries, name, "part of the classifier, which a pyramid does not have", dropped)
-        elif pyramid and any_match(_PYRAMID_PARTS, name) and any_match(_PYRAMID_PARTS, name):
+        elif pyramid and any_match(_PYRAMID_PARTS, name):
             _drop(entries, name, "of a level that out_indices leaves out", dropped)
         elif any_match(("head.{}",), name):
             _drop(entries, name, "the model was built without a classifier", dropped)
