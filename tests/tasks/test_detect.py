@@ -207,6 +207,35 @@ def test_saving_and_loading(method: str, tmp_path: Path):
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
 
 
+@pytest.mark.parametrize("method", ["retinanet", "cascade_rcnn"])
+def test_smaller_anchors(method: str, tmp_path: Path):
+    """The same in training and in answering, and when loaded again."""
+
+    def sides(detector: Detector) -> list[float]:
+        stages = detector.stages
+        if isinstance(stages, TwoStage):
+            parts = (stages.rpn_loss, stages.train_proposals, stages.test_proposals)
+        else:
+            parts = (stages.loss, stages.decode)
+        anchors = [part.anchors([(1, 1)] * 5)[0][0] for part in parts]
+        return [float(anchor[2] - anchor[0]) for anchor in anchors]
+
+    published = transept.create_detector(method, **TINY)
+    smaller = transept.create_detector(method, **TINY, anchor_scale=0.5)
+    smaller.save(tmp_path / "detector.safetensors")
+    for detector in (smaller, Detector.load(tmp_path / "detector.safetensors")):
+        assert sides(detector) == pytest.approx([side / 2 for side in sides(published)])
+
+
+def test_fewer_regions_to_learn_from():
+    stages = tiny("mask_rcnn").stages
+    assert isinstance(stages, TwoStage)
+    few = stages.learning_from(8)
+    assert few.loss.sampler == RandomSampler(number=8, positive_fraction=0.25)
+    assert (few.train_proposals.per_level, few.train_proposals.kept) == (32, 32)
+    assert few.test_proposals == stages.test_proposals
+
+
 @pytest.mark.parametrize("method", ["atss", "cascade_mask_rcnn"])
 @torch.no_grad()
 def test_a_checkpoint_as_official_training_writes_it(method: str, tmp_path: Path):
@@ -305,6 +334,8 @@ def test_published_options(method: str, backbone: str, expected: dict):
         (dict(widht=64), "no option of a detector on .* is called 'widht'; did you mean 'width'"),
         (dict(width=40), "width=40; give a positive multiple of 32"),
         (dict(method="atss"), "width=32; atss has 32 groups of channels, give 64 or more"),
+        (dict(anchor_scale=0.0), "anchor_scale=0.0 must be greater than 0"),
+        (dict(method="fcos", width=64, anchor_scale=0.5), "anchor_scale=0.5, but fcos has no anchors"),
         (dict(num_classes=0), "there are no classes"),
         (dict(classes=["a", "b"], num_classes=4), "2 names of classes were given for num_classes=4"),
         (dict(weights="a.pth", backbone_weights="b.pth"), "give them or backbone_weights"),

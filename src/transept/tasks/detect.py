@@ -40,8 +40,14 @@ class TwoStageOutputs(NamedTuple):
 class SingleStage:
     """How a method learns and answers whose head sees every place once."""
 
-    loss: Callable[[Any, Sequence[Target]], dict[str, Tensor]]
-    decode: Callable[..., list[Detections]]
+    loss: Any
+    """`RetinaNetLoss` or its like: outputs and targets to losses by name."""
+    decode: Any
+    """`RetinaNetDecoder` or its like: outputs and sizes to detections."""
+
+    def with_anchors(self, scale: float) -> "SingleStage":
+        """With anchors of so many times the published sides."""
+        return SingleStage(loss=_scaled(self.loss, scale), decode=_scaled(self.decode, scale))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +55,32 @@ class TwoStage:
     """How a method learns and answers whose head looks again at the proposals of a region proposal network."""
 
     rpn_loss: RPNLoss
-    loss: Callable[..., dict[str, Tensor]]
+    loss: Any
+    """`MaskRCNNLoss` or `CascadeRCNNLoss`."""
     decode: Callable[..., list[Detections]]
     train_proposals: Proposals
     test_proposals: Proposals = Proposals()
+
+    def with_anchors(self, scale: float) -> "TwoStage":
+        """With anchors of so many times the published sides."""
+        parts = ("rpn_loss", "train_proposals", "test_proposals")
+        return dataclasses.replace(self, **{part: _scaled(getattr(self, part), scale) for part in parts})
+
+    def learning_from(self, rois: int) -> "TwoStage":
+        """With so many regions of each image in the loss, of at most four times as many proposals."""
+        sampler = dataclasses.replace(self.loss.sampler, number=rois)
+        kept = min(4 * rois, self.train_proposals.kept)
+        return dataclasses.replace(
+            self,
+            loss=dataclasses.replace(self.loss, sampler=sampler),
+            train_proposals=dataclasses.replace(self.train_proposals, per_level=kept, kept=kept),
+        )
+
+
+def _scaled(part: Any, scale: float) -> Any:
+    """A part that has anchors, with them scaled."""
+    anchors = dataclasses.replace(part.anchors, scales=tuple(scale * each for each in part.anchors.scales))
+    return dataclasses.replace(part, anchors=anchors)
 
 
 class Parts(NamedTuple):
@@ -179,6 +207,7 @@ class Detector(nn.Module):
         classes: Sequence[str],
         *,
         width: int = 256,
+        anchor_scale: float = 1.0,
         preprocessing: DetectionPreprocessing | None = None,
     ) -> None:
         super().__init__()
@@ -191,15 +220,22 @@ class Detector(nn.Module):
         if width < 64 and method in ("fcos", "atss"):
             # Of one channel a group norm cannot be taken where a level is a single cell.
             raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
+        if not anchor_scale > 0:
+            raise UsageError(f"anchor_scale={anchor_scale} must be greater than 0")
+        if anchor_scale != 1 and method == "fcos":
+            raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")
         levels = backbone.feature_info
         if list(levels.reduction()) != [4, 8, 16, 32]:
             raise UsageError(f"the backbone has levels of strides {list(levels.reduction())}; give one of 4, 8, 16, 32")
         self.method = method
         self.width = width
+        self.anchor_scale = anchor_scale
         self.classes = list(classes)
         self.preprocessing = preprocessing or DetectionPreprocessing()
         self.backbone = backbone
         self.neck, heads, self.stages, self.has_masks = METHODS[method](levels.channels(), len(classes), width)
+        if anchor_scale != 1:
+            self.stages = self.stages.with_anchors(anchor_scale)
         for name, head in heads.items():
             self.add_module(name, head)
 
@@ -264,6 +300,7 @@ class Detector(nn.Module):
         about = describe(self.backbone) | {
             "method": self.method,
             "width": self.width,
+            "anchor_scale": self.anchor_scale,
             "classes": self.classes,
             "preprocessing": dataclasses.asdict(self.preprocessing),
         }
@@ -285,6 +322,7 @@ class Detector(nn.Module):
                 backbone,
                 about["classes"],
                 width=about["width"],
+                anchor_scale=about.get("anchor_scale", 1.0),
                 preprocessing=DetectionPreprocessing(**tuples(about["preprocessing"])),
             )
             detector.load_state_dict(state)
@@ -323,6 +361,7 @@ def create_detector(
     classes: Sequence[str] | None = None,
     preprocessing: DetectionPreprocessing | None = None,
     width: int = 256,
+    anchor_scale: float = 1.0,
     in_chans: int = 3,
     img_size: int | Sequence[int] | None = None,
     drop_path_rate: float = 0.0,
@@ -344,6 +383,8 @@ def create_detector(
         preprocessing: default: the published one, pictures within 1333 x 800 pixels.
         width: channels of neck and heads, a multiple of 32 (FCOS, ATSS: from 64 on), for models smaller than the
             published; box heads have four times as many hidden units.
+        anchor_scale: factor of the anchors' sides, less than 1 where objects are smaller than those of everyday
+            photographs. FCOS has no anchors.
         in_chans: channels of the image.
         img_size: native size of the backbone in pixels, which its position table is made for. Any size can be given
             to the detector.
@@ -371,6 +412,6 @@ def create_detector(
         drop_path_rate=drop_path_rate,
     )
     preprocessing = preprocessing or PUBLISHED_PREPROCESSING.get((method, name))
-    detector = Detector(method, model, names, width=width, preprocessing=preprocessing)
+    detector = Detector(method, model, names, width=width, anchor_scale=anchor_scale, preprocessing=preprocessing)
     load_sources(detector, model, weights, backbone_weights)
     return detector

@@ -153,6 +153,10 @@ class DetectOptions:
     """Those with a mask in their name learn from masks, and answer with them."""
     width: int = 256
     """Channels of neck and heads."""
+    anchor_scale: float = 1.0
+    """Factor of the anchors' sides: less than 1 for objects that are small in the resized picture."""
+    rois: int | None = None
+    """Of two-stage methods: regions of each picture that the box heads learn from; default: 512, as published."""
     scale: tuple[int, int] = (1333, 800)
     """Longest long and short side that a picture is resized to fit."""
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
@@ -160,6 +164,8 @@ class DetectOptions:
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     bgr: bool = False
     """Blue first."""
+    per_picture: bool = False
+    """Normalise by the mean and deviation of the picture itself instead, for lights and stains that vary."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     flip_vertical: float = 0.0
@@ -178,6 +184,12 @@ class DetectOptions:
     """Train on pictures without objects, too."""
     scenes: tuple[int, int] = (2000, 200)
     """Training and validation pictures of `digits-scenes`."""
+
+    def __post_init__(self) -> None:
+        if self.rois is not None:
+            _positive("detect.", rois=self.rois)
+            if "rcnn" not in self.method:
+                raise UsageError(f"detect.rois={self.rois}, but {self.method} has no regions; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
