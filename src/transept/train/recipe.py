@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,35 +72,46 @@ class ScheduleOptions:
     warmup_epochs: int = 5
     """Of linear warm-up."""
     min_lr: float = 1e-5
-    """Learning rate at the end."""
-    decay: Literal["cosine", "poly"] = "cosine"
-    """After the warm-up: a cosine from its end on; or (1 - t / T) ^ power over all T steps, the warm-up's too."""
+    """Learning rate at the end, of `cosine` and `poly`."""
+    decay: Literal["cosine", "poly", "step"] = "cosine"
+    """After the warm-up: a cosine from its end on; or (1 - t / T) ^ power over all T steps, the warm-up's too; or
+    lower by the factor `gamma` after each of the `milestones`."""
     power: float = 1.0
     """Of `poly`."""
+    milestones: list[int] = field(default_factory=list)
+    """Of `step`: the epochs after which the learning rate falls."""
+    gamma: float = 0.1
+    """Of `step`."""
     iterations: int | None = None
     """Steps in all, instead of epochs."""
     warmup_iterations: int = 0
-    """Of linear warm-up, where the length is in iterations."""
+    """Of linear warm-up; where it is given, or the length is in iterations, in the place of warmup_epochs."""
     warmup_ratio: float = 1e-6
-    """The first step's share of the learning rate, where `poly` warms up."""
+    """The first step's share of the learning rate, where `poly` or `step` warms up."""
     evaluate_every: int | None = None
     """Iterations between evaluations; default: a tenth of all."""
 
     def __post_init__(self) -> None:
-        _positive("schedule.", epochs=self.epochs, power=self.power)
+        _positive("schedule.", epochs=self.epochs, power=self.power, gamma=self.gamma)
         if not 0 <= self.warmup_ratio <= 1:
             raise UsageError(f"schedule.warmup_ratio={self.warmup_ratio} is not in [0, 1]")
+        if self.warmup_iterations < 0:
+            raise UsageError(f"schedule.warmup_iterations={self.warmup_iterations} must not be negative")
+        rising = all(a < b for a, b in pairwise([0, *self.milestones]))
+        if not rising or (self.decay == "step" and not self.milestones):
+            raise UsageError(f"schedule.milestones={self.milestones}; give rising numbers of epochs, e.g. [8, 11]")
         if self.iterations is None:
             if not 0 <= self.warmup_epochs <= self.epochs:
                 raise UsageError(
                     f"schedule.warmup_epochs={self.warmup_epochs} is not in 0..{self.epochs} (schedule.epochs)"
                 )
-            if self.evaluate_every is not None or self.warmup_iterations:
-                name = "evaluate_every" if self.evaluate_every is not None else "warmup_iterations"
-                raise UsageError(f"schedule.{name} is of runs counted in iterations; give schedule.iterations, too")
+            if self.evaluate_every is not None:
+                raise UsageError(
+                    "schedule.evaluate_every is of runs counted in iterations; give schedule.iterations, too"
+                )
             return
         _positive("schedule.", iterations=self.iterations)
-        if not 0 <= self.warmup_iterations <= self.iterations:
+        if self.warmup_iterations > self.iterations:
             raise UsageError(
                 f"schedule.warmup_iterations={self.warmup_iterations} is not in 0..{self.iterations} "
                 "(schedule.iterations)"
