@@ -208,6 +208,11 @@ class Detector(nn.Module):
         self.neck, heads, self.stages, self.has_masks = METHODS[method](levels.channels(), len(classes), width)
         for name, head in heads.items():
             self.add_module(name, head)
+        # What no loss reads does not learn: training on several processes waits for every gradient there should be.
+        for level in range(self.neck.start_level):
+            name = levels.module_name(level)
+            if "." not in name:  # else a stage, which the next levels come from
+                backbone.get_submodule(name).requires_grad_(False)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
