@@ -76,6 +76,32 @@ def test_images_without_objects(method: str):
     assert not any(located)
 
 
+SMALL = {
+    "cabvit_h_l1": dict(embed_dims=(16, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(2, 2)),
+    "cabvit_p_l0": dict(depth=2, embed_dim=32, num_heads=2),
+    "cait_xxs24_224": dict(depth=2, embed_dim=32, num_heads=2),
+    "cat_tiny": dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)),
+    "crossformer_tiny": dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [(method, "cabvit_h_l1") for method in METHODS] + [("retinanet", name) for name in list(SMALL)[1:]],
+)
+def test_what_gets_no_gradient_does_not_ask_for_one(method: str, backbone: str):
+    width = 64 if method in ("fcos", "atss") else 32
+    detector = transept.create_detector(method, backbone=backbone, num_classes=3, width=width, **SMALL[backbone])
+    for targets in ([a_target(), no_objects()], [no_objects(), no_objects()]):
+        detector.zero_grad()
+        detector.loss(detector(torch.randn(2, 3, 96, 128)), targets).backward()
+        learns = {name for name, p in detector.named_parameters() if p.requires_grad}
+        assert {name for name, p in detector.named_parameters() if p.grad is not None} == learns
+    idle = {name.rpartition(".")[0] for name, _ in detector.named_parameters()} - {n.rpartition(".")[0] for n in learns}
+    assert all(name.startswith(("backbone.out_0", "backbone.norm0", "backbone.fpn1")) for name in idle), idle
+    assert bool(idle) == (detector.neck.start_level > 0 and backbone != "crossformer_tiny")
+
+
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_a_batch_is_its_images(method: str):

@@ -20,6 +20,7 @@ from transept.heads.fpn import FPN
 from transept.heads.instances import Detections, Size, Target
 from transept.heads.mask_rcnn import MaskRCNNDecoder, MaskRCNNHead, MaskRCNNLoss
 from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetLoss
+from transept.heads.roi import BoxHead, MaskHead
 from transept.heads.rpn import Proposals, RPNHead, RPNLoss, RPNOutputs
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, find_model
@@ -180,6 +181,11 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 """Method and backbone to the options of the published detector, where they are not the classifier's."""
 
+PUBLISHED_3X_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("mask_rcnn", f"crossformer_{size}"): _LARGE_GROUPS for size in ("small", "base")
+}
+"""The same of those that were also published with three times the training, in which they differ."""
+
 PUBLISHED_PREPROCESSING: Mapping[tuple[str, str], DetectionPreprocessing] = {
     ("fcos", f"cat_{size}"): DetectionPreprocessing(
         mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True
@@ -238,6 +244,11 @@ class Detector(nn.Module):
             self.stages = self.stages.with_anchors(anchor_scale)
         for name, head in heads.items():
             self.add_module(name, head)
+        # What no loss reads does not learn: training on several processes waits for every gradient there should be.
+        for level in range(self.neck.start_level):
+            name = levels.module_name(level)
+            if "." not in name:  # else a stage, which the next levels come from
+                backbone.get_submodule(name).requires_grad_(False)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -250,6 +261,17 @@ class Detector(nn.Module):
         if isinstance(self.stages, SingleStage):
             return self.bbox_head(maps)
         return TwoStageOutputs(maps, self.rpn_head(maps))
+
+    def run_layers(self, images: Tensor, *, boxes: int = 1000, masks: int = 100) -> None:
+        """Each layer once, to be counted: box heads on so many regions, mask heads on so many, whatever the image.
+
+        The numbers are those of the published costs. What the heads see is not read from the image.
+        """
+        self(images)
+        for head in self.modules():
+            if isinstance(head, BoxHead | MaskHead):
+                size = head.features.size
+                head(images.new_empty(boxes if isinstance(head, BoxHead) else masks, self.width, size, size))
 
     def losses(self, outputs: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
         """The method's losses by name, each with its weight.
