@@ -155,7 +155,7 @@ def compare_detections(expected: Detections, found: Detections, name: str) -> di
             f"{name} finds {len(found.boxes)} objects in the picture and the detector {number}; nothing was written"
         )
     if not number:
-        return {output: 0.0 for output in ("detections", "boxes", "scores")}
+        return dict.fromkeys(("detections", "boxes", "scores"), 0.0)
     boxes = (expected.boxes[:, None] - found.boxes).abs().amax(dim=2)
     scores = (expected.scores[:, None] - found.scores).abs()
     alike = (boxes / BOX_TOLERANCE).maximum(scores / SCORE_TOLERANCE)
