@@ -71,7 +71,7 @@ def test_calls_that_are_wrong(tmp_path: Path):
         export_logits(segmenter, tmp_path)
 
 
-def test_a_full_folder_is_a_file(tmp_path: Path):
+def test_a_folder_that_is_a_file(tmp_path: Path):
     (tmp_path / "out").touch()
     with pytest.raises(TranseptError, match="cannot write to"):
         export_logits(a_classifier(), tmp_path / "out")

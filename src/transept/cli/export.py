@@ -52,9 +52,12 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or (folder / _FOLDER if folder else Path(_FOLDER, _name(args.model)))
     if out.exists() and not out.is_dir():
         raise TranseptError(f"--out {out} is a file; give a folder")
-    export = export_detector if isinstance(task, Detector) else export_logits
     size = None if args.img_size is None else (args.img_size[0], args.img_size[1])
-    exported = export(task, out, img_size=size, formats=args.format, picture=picture)  # pyright: ignore[reportArgumentType]
+    options: dict[str, Any] = dict(img_size=size, formats=args.format, picture=picture)
+    if isinstance(task, Detector):
+        exported = export_detector(task, out, **options)
+    else:
+        exported = export_logits(task, out, **options)
     limits = _limits(exported, one=isinstance(task, Detector))
     if args.json:
         print_json(

@@ -97,7 +97,8 @@ def _size(task: Classifier | Segmenter, img_size: Size | None) -> Size:
     if img_size is None:
         if task.preprocessing.scale is None:
             raise UsageError("this segmenter leaves pictures as large as they are; give the size of the exported graph")
-        img_size = (min(task.preprocessing.scale),) * 2
+        side = min(task.preprocessing.scale)
+        img_size = (side, side)
     if min(img_size) < 1:
         raise UsageError(f"img_size={img_size[0]} x {img_size[1]}: give a positive height and width")
     return img_size

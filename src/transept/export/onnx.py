@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import transept
 from transept.errors import UsageError, unknown
 from transept.files import reserve, write_together
 
@@ -74,9 +74,8 @@ def write_graphs(
         TranseptError: the folder cannot be written to, or what `compare` raises.
     """
     chosen = check_formats(formats)
-    about = {"transept": transept.__version__, "inputs": list(inputs), "outputs": [axis.output for axis in outputs]} | {
-        **about
-    }
+    names = {"inputs": list(inputs), "outputs": [axis.output for axis in outputs]}
+    about = {"transept": version("transept"), **names, **about}
     reserve(folder, len(chosen) * sum(p.numel() * p.element_size() for p in module.parameters()))
     shapes = tuple({0: Dim("batch", min=1)} if any_batch else None for _ in inputs)
     # The graph must not rely on the memory layout of one machine's fused attention.
