@@ -97,7 +97,7 @@ class TransformedSet(Dataset[tuple[Tensor, int]]):
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """All three global generators start at `seed`, for timm's transforms draw from any, and go on as before after it."""
+    """All three global generators start at `seed`, for timm draws from any, and afterwards go on as before."""
     before = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -21,7 +21,6 @@ from torchvision.transforms import ToTensor, v2
 
 from transept.errors import UsageError
 
-
 _RANDAUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*"
 
 
@@ -163,7 +162,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
-    """A random variation of the picture, then as `eval_transform`. It draws from torch's, numpy's and Python's generators."""
+    """A random variation of the picture, then as `eval_transform`. It draws from the generators of torch, numpy and Python."""
     steps: list[Callable[..., Any]] = []
     mode = v2.InterpolationMode(preprocessing.interpolation)
     if augmentation.rotation or augmentation.translation:

@@ -11,7 +11,7 @@ from transept.data.transforms import Preprocessing
 from transept.errors import TranseptError, UsageError, unknown
 from transept.models.registry import find_model
 from transept.train.recipe import DistillOptions
-from transept.weights.create import create_model, default_checkpoint, list_models, load_weights
+from transept.weights.create import create_model, default_checkpoint, find_file, list_models, load_weights
 
 
 class Teacher:
@@ -88,6 +88,7 @@ def _load(name: str, weights: str | None, num_classes: int, preprocessing: Prepr
     if not timm.is_model(name.partition(".")[0]):
         raise unknown("teacher", name, [*list_models(), *timm.list_models()])
     if weights is not None:
+        find_file(weights)  # before the time that a large model takes
         model = timm.create_model(name, num_classes=num_classes)
         load_weights(model, weights)
         return model

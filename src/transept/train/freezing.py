@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from timm.models import group_parameters
-from torch import nn
 
 from transept.errors import UsageError, unknown
 from transept.models.backbone import Backbone
