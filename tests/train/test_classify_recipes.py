@@ -148,7 +148,7 @@ TINY = {
     "cait": "--model.options.depth 2 --model.options.embed_dim 32 --model.options.num_heads 2",
 }
 SMALL = (
-    "--workers 0 --batch_size 4 --optimizer.lr_batch 4 --precision 32-true --schedule.epochs 3 "
+    "--workers 0 --batch_size 4 --optimizer.lr_batch 4 --precision 32-true --schedule.epochs 2 "
     "--schedule.warmup_epochs 1 --model.img_size 32 --model.weights null"
 )
 
@@ -279,7 +279,7 @@ def test_the_head_of_a_page(name: str):
     assert ("Those of the fine-tuning were not published" in head) == (column == "tune")
     assert ("RegNetY-160" in head) == ("\ndistill:" in text)
     assert f"# transept train classify/{name} --data FOLDER\n" in text
-    weights = page(name).model.weights
+    weights = yaml.safe_load(text)["model"].get("weights")
     if weights and "/" not in weights:
         checkpoint = find_checkpoint(weights)
         assert checkpoint.task == "classification"
@@ -292,12 +292,12 @@ def check_run(name: str, data: Path, teacher: Path, folder: Path) -> None:
     recipe = tiny(name, data, teacher)
     result = train(recipe, folder, progress=False)
     table = rows(folder)
-    assert [row["step"] for row in table] == ["2", "4", "6"]
+    assert [row["step"] for row in table] == ["2", "4"]
     column = COLUMNS[ROWS[name][0]]
     if column.by_epoch:  # the rate of the epoch that follows, which is that of the one just finished
-        expected = [rate(column, epoch, 3, 1) for epoch in range(3)]
+        expected = [rate(column, epoch, 2, 1) for epoch in range(2)]
     else:
-        expected = [rate(column, step, 6, 2) for step in (2, 4, 6)]
+        expected = [rate(column, step, 4, 2) for step in (2, 4)]
     assert [float(row["lr"]) for row in table] == pytest.approx(expected, rel=1e-4)
     assert all(0.2 < float(row["train_loss"]) < 5 for row in table)  # chance is ln 3 = 1.1
     assert 0 <= result.metrics["top1"] <= 1
@@ -322,8 +322,8 @@ def test_an_interrupted_run_goes_on_exactly(pictures: Path, teacher: Path, tmp_p
     options = "--ema.decay 0.7 --ema.evaluate true --optimizer.layer_decay 0.8 --accumulate 2"
     recipe = tiny("xcit_tiny_12_p16_224_dist", pictures, teacher, options)
     train(recipe, tmp_path / "whole", progress=False)
-    # The seventh part is the first of the fourth batch, whose second part must still be computed.
-    with ctrl_c(Classifier, 7), pytest.raises(RunInterruptedError, match="stopped before step 5"):
+    # The fifth part is the first of the third batch, whose second part must still be computed.
+    with ctrl_c(Classifier, 5), pytest.raises(RunInterruptedError, match="stopped before step 4"):
         train(recipe, tmp_path / "run", progress=False)
     train(recipe, tmp_path / "run", resume=True, progress=False)
     assert_same(tmp_path / "run", tmp_path / "whole")

@@ -162,7 +162,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
-    """A random variation of the picture, then as `eval_transform`. It draws from the generators of torch, numpy and Python."""
+    """A random variation of the picture, then as `eval_transform`. Draws from torch, numpy and Python."""
     steps: list[Callable[..., Any]] = []
     mode = v2.InterpolationMode(preprocessing.interpolation)
     if augmentation.rotation or augmentation.translation:

@@ -96,8 +96,8 @@ class ScheduleOptions:
     cosine_from_start: bool = False
     """The cosine's time counts from the first step, so the warm-up covers its beginning (timm calls that no prefix)."""
     by_epoch: bool = False
-    """The cosine moves after each epoch instead, and is one epoch late: DeiT's script and those made from it ask for the
-    rate of the epoch just finished."""
+    """The cosine moves after each epoch instead, and is one epoch late: DeiT's script and those made from it ask for
+    the rate of the epoch just finished."""
     scale_bounds: bool = False
     """`warmup_lr` and `min_lr` are scaled to the batch size as `optimizer.lr` is."""
     iterations: int | None = None
