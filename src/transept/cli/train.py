@@ -76,6 +76,8 @@ def _resume(args: argparse.Namespace) -> None:
 def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bool) -> None:
     from transept.train.run import RunInterruptedError, train
 
+    if recipe.optimizer.lr_batch is not None:
+        print(f"learning rate {recipe.scaled().optimizer.lr:g} for batches of {recipe.batch_size}", file=sys.stderr)
     try:
         result = train(recipe, folder, resume=resume)
     except RunInterruptedError as error:

@@ -5,7 +5,9 @@ nor an interruption changes what a run sees, and no random state has to be saved
 """
 
 import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,9 @@ class EpochSampler(Sampler[Draw]):
 
     An epoch is one pass, or `draws` samples: as many as lie between two evaluations of a run that counts iterations.
     It can start inside an epoch, after `start_batch` batches that were seen already.
+
+    With `repeats` (repeated augmentation, Hoffer et al. 2020, as DeiT has it) each sample stands that often in a row,
+    every time with another augmentation, and a pass, which keeps its length, has fewer different samples.
     """
 
     def __init__(
@@ -40,7 +45,9 @@ class EpochSampler(Sampler[Draw]):
         draws: int | None = None,
         start_epoch: int = 0,
         start_batch: int = 0,
+        repeats: int = 1,
     ) -> None:
+        self.repeats = repeats
         self.length = length
         self.draws = length if draws is None else draws
         self.seed = seed
@@ -62,6 +69,7 @@ class EpochSampler(Sampler[Draw]):
             generator = np.random.Generator(np.random.PCG64([self.seed, number]))
             order = generator.permutation(self.length)
             seeds = generator.integers(2**63, size=self.length)
+            order = order.repeat(self.repeats)[: self.length]
             for index, seed in zip(order[place : place + left], seeds[place : place + left], strict=True):
                 yield Draw(int(index), int(seed))
             left -= self.length - place
@@ -83,9 +91,23 @@ class TransformedSet(Dataset[tuple[Tensor, int]]):
             picture, label = self.images[key]
             return self.transform(picture), label
         picture, label = self.images[key.sample]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key.seed)
+        with _seeded(key.seed):
             return self.transform(picture), label
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """All three global generators start at `seed`, for timm draws from any, and afterwards go on as before."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 class JointlyTransformedSet(Dataset[Any]):

@@ -1,17 +1,27 @@
 """Pictures to model inputs, on torchvision's transforms."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Any, Literal
 
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    rand_augment_transform,
+    resolve_data_config,
+    str_to_pil_interp,
+)
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torchvision.transforms import ToTensor, v2
 
 from transept.errors import UsageError
+
+_RANDAUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +38,28 @@ class Augmentation:
     """Largest rotation in degrees."""
     translation: float = 0.0
     """Largest shift, as a share of the picture's side."""
+    randaugment: str | None = None
+    """RandAugment as timm writes it, e.g. rand-m9-mstd0.5-inc1: magnitude 9, its noise 0.5, worse with magnitude."""
     color_jitter: float = 0.0
     """Strength of changes of brightness, contrast and saturation."""
     erasing: float = 0.0
-    """Probability that a random rectangle is blanked."""
+    """Probability that a random rectangle is erased."""
+    erasing_mode: Literal["const", "pixel"] = "const"
+    """const: to the mean colour; pixel: each of its values to normal noise."""
+    repeats: int = 1
+    """Repeated augmentation: how often a picture comes in a row, each time varied anew; an epoch stays as long."""
 
     def __post_init__(self) -> None:
         for name in ("flip", "erasing", "translation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augmentation.{name}={getattr(self, name)} is not in [0, 1]")
+        if self.repeats < 1:
+            raise ValueError(f"augmentation.repeats={self.repeats} must be 1 or more")
+        if self.randaugment is not None and not re.fullmatch(_RANDAUGMENT, self.randaugment):
+            raise ValueError(
+                f"augmentation.randaugment={self.randaugment!r}; give e.g. rand-m9-mstd0.5-inc1: m magnitude, mstd its "
+                "noise, mmax its limit, n operations, p their probability, inc 0 or 1"
+            )
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(
@@ -139,7 +162,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
-    """A random variation of the picture, then as `eval_transform`. All randomness is torch's."""
+    """A random variation of the picture, then as `eval_transform`. Draws from torch, numpy and Python."""
     steps: list[Callable[..., Any]] = []
     mode = v2.InterpolationMode(preprocessing.interpolation)
     if augmentation.rotation or augmentation.translation:
@@ -155,11 +178,19 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     steps.append(v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio, mode))
     if augmentation.flip:
         steps.append(v2.RandomHorizontalFlip(augmentation.flip))
+    if augmentation.randaugment:
+        # What timm's create_transform gives it, from which all published runs had it.
+        looks = {
+            "translate_const": int(min(size) * 0.45),
+            "img_mean": tuple(min(255, round(255 * mean)) for mean in preprocessing.mean),
+            "interpolation": str_to_pil_interp(preprocessing.interpolation),
+        }
+        steps.append(rand_augment_transform(augmentation.randaugment, looks))
     if augmentation.color_jitter:
         steps.append(v2.ColorJitter(*(augmentation.color_jitter,) * 3))
     steps += _to_normalised(preprocessing)
     if augmentation.erasing:
-        steps.append(v2.RandomErasing(augmentation.erasing))
+        steps.append(RandomErasing(augmentation.erasing, mode=augmentation.erasing_mode, device="cpu"))
     return v2.Compose(steps)
 
 

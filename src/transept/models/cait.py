@@ -200,7 +200,8 @@ class CaiTTrunk(IsotropicBackbone):
     def group_matcher(self, coarse: bool = False) -> dict:
         return {
             "stem": r"^cls_token|^pos_embed|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^blocks_token_only\.(\d+)", None), (r"^norm|^fpn", (99999,))],
+            "blocks": r"^blocks\.(\d+)",
+            "class_blocks": [(r"^blocks_token_only\.(\d+)", None), (r"^norm|^fpn", (99999,))],
         }
 
 

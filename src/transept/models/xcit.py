@@ -269,7 +269,8 @@ class XCiTTrunk(IsotropicBackbone):
     def group_matcher(self, coarse: bool = False) -> dict:
         return {
             "stem": r"^cls_token|^pos_embeder|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^cls_attn_blocks\.(\d+)", None), (r"^norm|^fpn", (99999,))],
+            "blocks": r"^blocks\.(\d+)",
+            "class_blocks": [(r"^cls_attn_blocks\.(\d+)", None), (r"^norm|^fpn", (99999,))],
         }
 
 

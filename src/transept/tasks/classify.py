@@ -49,8 +49,10 @@ class Classifier(nn.Module):
         return self.model(images)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of logits `b num_classes` and class numbers `b`; smoothed in training mode only."""
-        return cross_entropy(logits, labels, label_smoothing=self.label_smoothing if self.training else 0.0)
+        """Mean cross-entropy of logits `b num_classes` and class numbers `b`, which are smoothed in training mode only,
+        or each class's share `b num_classes`, taken as it is."""
+        smoothing = self.label_smoothing if self.training and not labels.is_floating_point() else 0.0
+        return cross_entropy(logits, labels, label_smoothing=smoothing)
 
     def decode(self, logits: Tensor, k: int = 5) -> Predictions:
         """The `k` most probable classes, or all where there are fewer."""

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from timm.data import Mixup
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from transept.data.loading import EpochSampler, TransformedSet, make_loader
 from transept.data.sets import load_splits
 from transept.data.transforms import Preprocessing, eval_transform, train_transform
+from transept.errors import TranseptError
 from transept.metrics.accuracy import AccuracyMeter
 from transept.tasks.classify import Classifier
+from transept.train.distillation import Teacher, distillation_loss
 from transept.train.job import Job, Meter, Score
 from transept.train.recipe import Recipe
 from transept.weights.create import create_model, load_weights
@@ -41,8 +44,37 @@ class ClassifyJob(Job):
         )
         if load and options.weights is not None:
             load_weights(model, options.weights)
-        preprocessing = Preprocessing(img_size=model.config.img_size)
-        return Classifier(model, self.splits.classes, preprocessing, label_smoothing=self.recipe.label_smoothing)
+        preprocessing = Preprocessing(img_size=model.config.img_size, crop_pct=self.recipe.crop_pct)
+        classes = self.splits.classes
+        mix, distill = self.recipe.mix, self.recipe.distill
+        self.mixup = self.teacher = None
+        if mix.on:
+            self.mixup = Mixup(
+                mix.mixup,
+                mix.cutmix,
+                prob=mix.probability,
+                switch_prob=mix.switch,
+                mode=mix.mode,
+                label_smoothing=self.recipe.label_smoothing,
+                num_classes=len(classes),
+            )
+        if distill.kind != "none":
+            self.teacher = Teacher(distill, len(classes), preprocessing)
+        return Classifier(model, classes, preprocessing, label_smoothing=self.recipe.label_smoothing)
+
+    def step(self, task: Classifier, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixes pictures and labels; student and teacher see the same pictures."""
+        distill = self.recipe.distill
+        if self.mixup:
+            if len(images) % 2:
+                raise TranseptError(f"mix pairs the pictures of a batch, but {len(images)} are all there are; add one")
+            images, targets = self.mixup(images, targets)
+        logits = task(images)
+        loss = task.loss(logits, targets)
+        if self.teacher and distill.kind != "none":
+            taught = distillation_loss(logits, self.teacher(images), distill.kind, distill.tau)
+            loss = (1 - distill.alpha) * loss + distill.alpha * taught
+        return logits, loss
 
     def loaders(self, task: Classifier, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
         recipe, splits = self.recipe, self.splits
@@ -53,6 +85,7 @@ class ClassifyJob(Job):
             draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
             start_epoch=epoch,
             start_batch=batch,
+            repeats=recipe.augmentation.repeats,
         )
         train = TransformedSet(splits.train, train_transform(task.preprocessing, recipe.augmentation))
         val = TransformedSet(splits.val, eval_transform(task.preprocessing))

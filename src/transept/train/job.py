@@ -68,6 +68,11 @@ class Job(ABC):
     def meters(self) -> tuple[Meter, Meter]:
         """Of training and of validation."""
 
+    def step(self, task: Any, images: Tensor, targets: Any) -> tuple[Any, Tensor]:
+        """Outputs and loss of a training batch."""
+        outputs = task(images)
+        return outputs, task.loss(outputs, targets)
+
     def answers(self, task: Any, outputs: Any, targets: Any) -> Any:
         """What the validation meter compares with the targets: the task's outputs, unless a job decodes them."""
         return outputs

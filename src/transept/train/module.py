@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from transept.errors import TranseptError, UsageError
+from transept.train.averaging import Averaging
 from transept.train.job import Job
 from transept.train.recipe import Recipe
 
@@ -31,11 +32,16 @@ class TaskModule(lightning.LightningModule):
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch  # of the optimiser
         self.train_meter, self.val_meter = job.meters()
+        self.averaging: Averaging | None = None
+
+    @property
+    def evaluated(self) -> Any:
+        """The task that is validated and saved: itself, or its moving average."""
+        return self.averaging.average.module if self.averaging else self.task
 
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         images, targets = batch
-        outputs = self.task(images)
-        loss = self.task.loss(outputs, targets)
+        outputs, loss = self.job.step(self.task, images, targets)
         # Looking at a number on a GPU makes the processor wait for it: look often enough to stop early.
         if (loss.device.type == "cpu" or self.global_step % 50 == 0) and not torch.isfinite(loss):
             raise TranseptError(
@@ -48,9 +54,10 @@ class TaskModule(lightning.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
         images, targets = batch
-        outputs = self.task(images)
-        loss = self.task.loss(outputs, targets)
-        self.val_meter.update(loss, self.job.answers(self.task, outputs, targets), targets)
+        task = self.evaluated
+        outputs = task(images)
+        loss = task.loss(outputs, targets)
+        self.val_meter.update(loss, self.job.answers(task, outputs, targets), targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.recipe.optimizer
@@ -61,8 +68,16 @@ class TaskModule(lightning.LightningModule):
         if betas and not get_optimizer_info(options.name).has_betas:
             raise UsageError(f"optimizer.betas={list(options.betas or ())}, but {options.name!r} has none; give null")
         optimizer = create_optimizer_v2(
-            model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, **betas
+            model,
+            opt=options.name,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            layer_decay=options.layer_decay,
+            **betas,
         )
+        if self.recipe.schedule.decay != "cosine":
+            for group in optimizer.param_groups:  # timm's own schedules read lr_scale themselves
+                group["lr"] *= group.get("lr_scale", 1.0)
         scheduler = {"scheduler": self._schedule(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}  # pyright: ignore[reportReturnType]
 
@@ -85,17 +100,20 @@ class TaskModule(lightning.LightningModule):
             return LambdaLR(optimizer, warmed_up(decayed, warmup, schedule.warmup_ratio))
         return CosineLRScheduler(
             optimizer,
-            t_initial=max(total - warmup, 1),
+            t_initial=max(total - (0 if schedule.cosine_from_start else warmup), 1),
             lr_min=schedule.min_lr,
             warmup_t=warmup,
-            warmup_lr_init=min(1e-6, lr),
-            warmup_prefix=True,
+            warmup_lr_init=min(schedule.warmup_lr, lr),
+            warmup_prefix=not schedule.cosine_from_start,
             t_in_epochs=False,
         )
 
     def lr_scheduler_step(self, scheduler: CosineLRScheduler | LambdaLR, metric: object) -> None:  # pyright: ignore
         if isinstance(scheduler, CosineLRScheduler):
-            scheduler.step_update(self.global_step)
+            step = self.global_step
+            if self.recipe.schedule.by_epoch:
+                step = max(step // self.steps_per_epoch - 1, 0) * self.steps_per_epoch
+            scheduler.step_update(step)
         else:
             scheduler.step()
 

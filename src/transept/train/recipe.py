@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,9 @@ class ModelOptions:
     """Weights to start from: a path, an URL or NAME.TAG; default: none, train from scratch."""
     drop_path_rate: float = 0.0
     """Stochastic depth."""
+    freeze: int | list[str] = 0
+    """Parts that keep their starting weights: the stem and that many first stages (blocks, where a family has no
+    stages), or modules by name, e.g. [patch_embed, layers.0]."""
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of the family's configuration to change, e.g. depth."""
 
@@ -44,7 +47,13 @@ class OptimizerOptions:
     name: str = "adamw"
     """Any of timm's optimisers."""
     lr: float = 1e-3
-    """Peak learning rate, for the batch size given: nothing is scaled."""
+    """Peak learning rate, for batches of `lr_batch`."""
+    lr_batch: int | None = None
+    """The batch size that `lr` was published for. With another, lr * batch_size / lr_batch is used, and a warning says
+    so; null: `lr` is for the batch size given, and nothing is scaled."""
+    layer_decay: float | None = None
+    """Each layer learns this much slower than the one above it, as fine-tuning often has it; only in `task:
+    classify`."""
     weight_decay: float = 0.05
     """Biases, vectors and the model's own list are exempt."""
     betas: tuple[float, float] | None = None
@@ -56,6 +65,12 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         _positive("optimizer.", lr=self.lr)
+        if self.lr_batch is not None:
+            _positive("optimizer.", lr_batch=self.lr_batch)
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UsageError(f"optimizer.layer_decay={self.layer_decay} is not in (0, 1]")
+        if self.layer_decay is not None and self.no_weight_decay is not None:
+            raise UsageError("optimizer.layer_decay goes by the model's own list; leave optimizer.no_weight_decay null")
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"optimizer.betas={list(self.betas)}; give two numbers in [0, 1)")
 
@@ -71,6 +86,8 @@ class ScheduleOptions:
     epochs: int = 100
     warmup_epochs: int = 5
     """Of linear warm-up."""
+    warmup_lr: float = 1e-6
+    """Learning rate at the start of the warm-up to a cosine."""
     min_lr: float = 1e-5
     """Learning rate at the end, of `cosine` and `poly`."""
     decay: Literal["cosine", "poly", "step"] = "cosine"
@@ -82,6 +99,13 @@ class ScheduleOptions:
     """Of `step`: the epochs after which the learning rate falls."""
     gamma: float = 0.1
     """Of `step`."""
+    cosine_from_start: bool = False
+    """The cosine's time counts from the first step, so the warm-up covers its beginning (timm calls that no prefix)."""
+    by_epoch: bool = False
+    """The cosine moves after each epoch instead, and is one epoch late: DeiT's script and those made from it ask for
+    the rate of the epoch just finished."""
+    scale_bounds: bool = False
+    """`warmup_lr` and `min_lr` are scaled to the batch size as `optimizer.lr` is."""
     iterations: int | None = None
     """Steps in all, instead of epochs."""
     warmup_iterations: int = 0
@@ -100,6 +124,11 @@ class ScheduleOptions:
         rising = all(a < b for a, b in pairwise([0, *self.milestones]))
         if not rising or (self.decay == "step" and not self.milestones):
             raise UsageError(f"schedule.milestones={self.milestones}; give rising numbers of epochs, e.g. [8, 11]")
+        if self.decay != "cosine" and (self.cosine_from_start or self.by_epoch):
+            name = "cosine_from_start" if self.cosine_from_start else "by_epoch"
+            raise UsageError(f"schedule.{name} is of decay: cosine, not of {self.decay}")
+        if self.by_epoch and self.iterations is not None:
+            raise UsageError("schedule.by_epoch is of runs counted in epochs; leave schedule.iterations null")
         if self.iterations is None:
             if not 0 <= self.warmup_epochs <= self.epochs:
                 raise UsageError(
@@ -130,6 +159,79 @@ class ScheduleOptions:
     def evaluations(self) -> int:
         """Epochs, or what stands for them."""
         return self.epochs if self.iterations is None else self.iterations // self.interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixOptions:
+    """Training pictures are mixed in pairs, and their labels with them (timm's `Mixup`)."""
+
+    mixup: float = 0.0
+    """alpha of the Beta distribution of shares in Mixup; 0: off."""
+    cutmix: float = 0.0
+    """The same of CutMix."""
+    probability: float = 1.0
+    """Of mixing at all."""
+    switch: float = 0.5
+    """Probability of CutMix where both are on."""
+    mode: Literal["batch", "pair", "elem"] = "batch"
+    """What draws a share of its own: a batch (or part of one, see `accumulate`), a pair of pictures, or a picture."""
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "switch"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"mix.{name}={getattr(self, name)} is not in [0, 1]")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"mix.{name}={getattr(self, name)} must not be negative")
+
+    @property
+    def on(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAOptions:
+    """An exponential moving average of the weights, beside them."""
+
+    decay: float | None = None
+    """Share of the average that each step keeps; null: no average."""
+    evaluate: bool = True
+    """The average is what is evaluated, and saved as best and last. False: the weights themselves are, and the average
+    is saved as ema.safetensors."""
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and not 0 < self.decay < 1:
+            raise UsageError(f"ema.decay={self.decay} is not between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions:
+    """A teacher's opinion is part of the loss: loss = (1 - alpha) * the labels' + alpha * the teacher's.
+
+    Both parts read the same logits, as in the distilled XCiT and CaiT, which have no second head.
+    """
+
+    kind: Literal["none", "soft", "hard"] = "none"
+    """hard: cross-entropy with the teacher's best class; soft: its probabilities at temperature tau."""
+    teacher: str | None = None
+    """Name of a model: ours or timm's."""
+    weights: str | None = None
+    """Its weights: a path, an URL or NAME.TAG; default: the published ones."""
+    alpha: float = 0.5
+    tau: float = 1.0
+    """Temperature, for `soft`."""
+    mean: tuple[float, float, float] | None = None
+    """What the teacher's pictures are normalised with, of channels in 0..1; default: as its weights were published."""
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        _positive("distill.", tau=self.tau)
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"distill.alpha={self.alpha} is not in [0, 1]")
+        if self.kind != "none" and self.teacher is None:
+            raise UsageError(f"distill.kind={self.kind} needs a teacher; give --distill.teacher NAME")
+        if self.kind == "none" and self.teacher is not None:
+            raise UsageError(f"distill.teacher={self.teacher!r}, but distill.kind is none; give soft or hard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +308,14 @@ class DetectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run."""
+    """A training run.
+
+    Batch size and learning rate: a published page says in `optimizer.lr_batch` for which batch size its
+    `optimizer.lr` is. With another `batch_size` the learning rate is lr * batch_size / lr_batch, so that
+    `--batch_size 256` of a page for 1024 learns at a quarter of the rate; `schedule.scale_bounds` says whether the
+    ends of the schedule are scaled, too. `scaled()` computes it; training warns, and the run's config.yaml has the
+    numbers that were used.
+    """
 
     model: ModelOptions
     task: Literal["classify", "detect", "segment"] = "classify"
@@ -230,9 +339,14 @@ class Recipe:
     workers: int = 0
     """Processes that prepare batches; 0: the training process itself."""
     augmentation: Augmentation = field(default_factory=Augmentation)
+    mix: MixOptions = field(default_factory=MixOptions)
+    distill: DistillOptions = field(default_factory=DistillOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    ema: EMAOptions = field(default_factory=EMAOptions)
     label_smoothing: float = 0.1
+    crop_pct: float = 1.0
+    """Share of the resized picture that a classifier's evaluation keeps: 0.875 takes 224 of 256 pixels."""
     sync_batchnorm: bool = False
     """Statistics of batch norms over all processes."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -248,6 +362,33 @@ class Recipe:
             raise UsageError(f"val_fraction={self.val_fraction} is not between 0 and 1")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label_smoothing={self.label_smoothing} is not in [0, 1)")
+        if not 0 < self.crop_pct <= 1:
+            raise UsageError(f"crop_pct={self.crop_pct} is not in (0, 1]")
+        if self.mix.on and self.part_size % 2:
+            raise UsageError(
+                f"mix pairs the pictures of a batch, so batch_size / accumulate = {self.part_size} must be even"
+            )
+        if self.task != "classify":
+            for name, given in {
+                "mix": self.mix.on,
+                "distill": self.distill.kind != "none",
+                "optimizer.layer_decay": self.optimizer.layer_decay is not None,
+                "augmentation.repeats": self.augmentation.repeats > 1,
+            }.items():
+                if given:
+                    raise UsageError(f"{name} is of task: classify, not of {self.task}")
+
+    def scaled(self) -> "Recipe":
+        """With the learning rate for its own batch size; the recipe itself where that is the published one."""
+        published = self.optimizer.lr_batch
+        if published in (None, self.batch_size):
+            return self
+        factor = self.batch_size / published
+        optimizer = replace(self.optimizer, lr=self.optimizer.lr * factor, lr_batch=self.batch_size)
+        schedule = self.schedule
+        if schedule.scale_bounds:
+            schedule = replace(schedule, warmup_lr=schedule.warmup_lr * factor, min_lr=schedule.min_lr * factor)
+        return replace(self, optimizer=optimizer, schedule=schedule)
 
     @property
     def part_size(self) -> int:

@@ -24,12 +24,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 
-from transept.errors import TranseptError, UsageError
+from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.files import reserve, write_atomically
+from transept.train.averaging import Averaging
 from transept.train.classification import ClassifyJob
 from transept.train.curves import draw_curves
 from transept.train.detection import DetectJob
 from transept.train.folder import BEST, CONFIG, CURVES, LAST, METRICS, SAMPLES, STATE
+from transept.train.freezing import freeze
 from transept.train.job import Job, Score
 from transept.train.module import TaskModule
 from transept.train.progress import ProgressBar
@@ -74,12 +76,16 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     """
     if recipe.data is None:
         raise UsageError("the recipe names no data; give --data FOLDER")
+    recipe = _scaled(recipe)
     state = _read_state(folder) if resume else None
     job = JOBS[recipe.task](recipe)
     _seed(recipe.seed, 0)
-    task = job.build(load=not resume)
-    # Adam keeps two numbers for each parameter; three files hold weights; each is written beside its predecessor.
-    reserve(folder, 4 * (5 + 3) * sum(p.numel() for p in task.parameters()) + 2**20)
+    task: Any = job.build(load=not resume)
+    freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
+    # Adam keeps two numbers for each parameter; three files hold weights; each is written beside its predecessor. An
+    # average is in the state and may be a file of its own.
+    numbers = 5 + 3 + (2 if recipe.ema.decay else 0)
+    reserve(folder, 4 * numbers * sum(p.numel() for p in task.parameters()) + 2**20)
     if not resume:
         config = yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
         write_atomically(folder / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
@@ -96,6 +102,7 @@ def _fit(
     module = TaskModule(task, job, recipe, steps_per_epoch=steps)
     bar = ProgressBar(job.score) if progress else None
     recorder = Recorder(folder, recipe, job.score, bar)
+    averaging = [Averaging(recipe.ema, folder, recipe.accumulate)] if recipe.ema.decay else []
     with _quiet_lightning():
         trainer = lightning.Trainer(
             max_epochs=recipe.schedule.evaluations,
@@ -106,7 +113,7 @@ def _fit(
             precision=recipe.precision,
             sync_batchnorm=recipe.sync_batchnorm,
             gradient_clip_val=recipe.optimizer.clip_grad,
-            callbacks=[recorder, *([bar] if bar else [])],
+            callbacks=[*averaging, recorder, *([bar] if bar else [])],
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             num_sanity_val_steps=0,
@@ -210,7 +217,7 @@ class Recorder(Callback):
         self.row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             **{f"train_{name}": value for name, value in train.items()},
             **{f"val_{name}": value for name, value in val.items()},
             "images_per_second": self.epoch_samples / max(self.epoch_seconds, 1e-9),
@@ -223,7 +230,7 @@ class Recorder(Callback):
         self.seconds += now - self.clock
         self.clock, self.epoch_samples = now, 0
         self.rows.append(self.row | {"seconds": self.seconds})
-        task = self.module.task
+        task = self.module.evaluated
         if self.best is self.rows[-1]:
             task.save(self.folder / BEST)
         task.save(self.folder / LAST)
@@ -251,6 +258,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+
+def _scaled(recipe: Recipe) -> Recipe:
+    """With the learning rate for its batch size, and a warning where that is not the published one."""
+    scaled = recipe.scaled()
+    if scaled is not recipe:
+        warnings.warn(
+            f"batch_size={recipe.batch_size}, but the recipe is for {recipe.optimizer.lr_batch}: the learning rate "
+            f"{recipe.optimizer.lr:g} becomes {scaled.optimizer.lr:g}, and this is no longer the published recipe; "
+            "keep its batch size and give --accumulate where memory is short",
+            TranseptWarning,
+            stacklevel=3,
+        )
+    return scaled
 
 
 def _steps(recipe: Recipe, parts: int) -> int:

@@ -1,0 +1,44 @@
+"""Parts of a model that keep their weights."""
+
+from collections.abc import Sequence
+
+from timm.models import group_parameters
+
+from transept.errors import UsageError, unknown
+from transept.models.backbone import Backbone
+
+
+def freeze(model: Backbone, parts: int | Sequence[str]) -> None:
+    """Freeze the stem and the first `parts` stages, or the modules and parameters that `parts` names.
+
+    Stages are those of the model's `group_matcher`, so blocks in XCiT and CaiT, whose class token and positions belong
+    to the stem. What is frozen runs as in evaluation: batch norms keep their statistics, and no path is dropped.
+
+    Raises:
+        UsageError: the model has fewer stages, or no such part; or nothing would be left to train.
+    """
+    if not parts:
+        return
+    names = [name for name, _ in model.named_parameters()]
+    title = model.pretrained_cfg["architecture"]
+    if isinstance(parts, int):
+        stages = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+        last = stages.get("head.weight", max(stages.values()) + 1) - 1
+        if not 0 < parts <= last:
+            raise UsageError(f"model.freeze={parts}, but {title} has {last} stages; give 0 to {last}")
+        frozen = {name for name, stage in stages.items() if stage <= parts}
+    else:
+        frozen = set()
+        for part in parts:
+            inside = {name for name in names if name == part or name.startswith(f"{part}.")}
+            if not inside:
+                raise unknown(f"part of {title}", part, {name for name, _ in model.named_modules() if name})
+            frozen |= inside
+    if len(frozen) == len(names):
+        raise UsageError(f"model.freeze={list(parts) if not isinstance(parts, int) else parts} leaves nothing to train")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
