@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from transept.errors import TranseptError, UsageError
@@ -38,6 +39,14 @@ class TaskModule(lightning.LightningModule):
     def evaluated(self) -> Any:
         """The task that is validated and saved: itself, or its moving average."""
         return self.averaging.average.module if self.averaging else self.task
+
+    def train(self, mode: bool = True) -> "TaskModule":
+        super().train(mode)
+        if self.recipe.model.norm_eval:
+            for module in self.task.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         images, targets = batch

@@ -36,6 +36,9 @@ class ModelOptions:
     freeze: int | list[str] = 0
     """Parts that keep their starting weights: the stem and that many first stages (blocks, where a family has no
     stages), or modules by name, e.g. [patch_embed, layers.0]."""
+    norm_eval: bool = False
+    """Batch norms keep their statistics, in training too, and only scale and shift: for parts of a batch that are too
+    small, or too unlike each other, to be normalised by."""
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of the family's configuration to change, e.g. depth."""
 
