@@ -5,16 +5,21 @@ nor an interruption changes what a run sees, and no random state has to be saved
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from transept.data.images import BadImageError
 from transept.data.sets import ImageSet
+from transept.data.transforms import RandomResizedCrop, Undecoded
+from transept.errors import TranseptError, TranseptWarning
 
 
 class Draw(NamedTuple):
@@ -87,12 +92,41 @@ class EpochSampler(Sampler[Draw]):
             number, place = number + 1, 0
 
 
-class TransformedSet(Dataset[tuple[Tensor, int]]):
+class _Samples(Dataset[Any]):
+    """Fetched by the batch, so that an error leaves a worker process as a value: torch would turn it into text."""
+
+    def __getitems__(self, keys: Sequence[int | Draw]) -> list[Any] | TranseptError:
+        try:
+            return [self[key] for key in keys]
+        except TranseptError as error:
+            return error
+
+
+class _Loader(DataLoader):
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, TranseptError):
+                raise batch
+            yield batch
+
+
+def _collated(samples: list[Any] | TranseptError, collate: Callable[[list[Any]], Any]) -> Any:
+    return samples if isinstance(samples, TranseptError) else collate(samples)
+
+
+class TransformedSet(_Samples):
     """Pictures through a transform; takes plain indices, or `Draw`s that fix its randomness."""
 
-    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(
+        self, images: ImageSet, transform: Callable[[Image.Image], Tensor], *, fast_decode: bool = False
+    ) -> None:
+        """`fast_decode`: for a `Draw`, JPEG files of a set that is not kept in memory are decoded no larger than the
+        random crop, the transform's first step, needs. The result differs a little from that of the whole picture.
+        """
         self.images = images
         self.transform = transform
+        first = next(iter(getattr(transform, "transforms", ())), None)
+        self.fast_decode = fast_decode and isinstance(first, RandomResizedCrop) and not images.small
 
     def __len__(self) -> int:
         return len(self.images)
@@ -101,13 +135,26 @@ class TransformedSet(Dataset[tuple[Tensor, int]]):
         if isinstance(key, int):
             picture, label = self.images[key]
             return self.transform(picture), label
-        picture, label = self.images[key.sample]
+        for sample in range(key.sample, key.sample + len(self)):
+            try:
+                return self._drawn(sample % len(self), key.seed)
+            except BadImageError as error:
+                if not self.images.skips_bad_images:
+                    raise
+                warnings.warn(f"{error}; the next picture is taken instead", TranseptWarning, stacklevel=2)
+        raise TranseptError("none of the training pictures is readable")
+
+    def _drawn(self, index: int, seed: int) -> tuple[Tensor, int]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key.seed)
+            torch.manual_seed(seed)
+            if self.fast_decode:
+                picture: Any = Undecoded(partial(self.images.read, index))
+                return self.transform(picture), self.images.labels[index]
+            picture, label = self.images[index]
             return self.transform(picture), label
 
 
-class JointlyTransformedSet(Dataset[Any]):
+class JointlyTransformedSet(_Samples):
     """Pictures with masks or boxes, transformed together; takes plain indices or `Draw`s as `TransformedSet` does."""
 
     def __init__(self, samples: Sequence[tuple[Any, ...]], transform: Callable[..., Any]) -> None:
@@ -245,14 +292,14 @@ def _loader(
 ) -> DataLoader:
     options: dict[str, Any] = dict(
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(_collated, collate=collate or default_collate),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )
     if sampler is None:
         batches = evaluation_batches(len(dataset), batch_size, rank=rank, world_size=world_size)
-        return DataLoader(dataset, batch_sampler=batches, **options)
+        return _Loader(dataset, batch_sampler=batches, **options)
     if isinstance(sampler, AspectRatioBatchSampler):
-        return DataLoader(dataset, batch_sampler=sampler, **options)
+        return _Loader(dataset, batch_sampler=sampler, **options)
     drop_last = len(sampler) >= batch_size
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)
+    return _Loader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)
