@@ -1,11 +1,22 @@
 """Batches depend on the seed and the epoch alone; transforms do what they say."""
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.distributed_sampler import RepeatAugSampler
 
-from transept.data.loading import EpochSampler, TransformedSet, make_loader
+from transept.data.loading import (
+    AspectRatioBatchSampler,
+    Draw,
+    EpochSampler,
+    TransformedSet,
+    evaluation_batches,
+    make_loader,
+)
 from transept.data.sets import load_splits
 from transept.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 
@@ -45,6 +56,73 @@ def test_only_the_first_epoch_is_shortened():
     assert len(list(sampler)) == 4
     sampler.set_epoch(2)
     assert sorted(draw.sample for draw in sampler) == list(range(10))
+
+
+def shares(world_size: int, **options: Any) -> list[list[Draw]]:
+    return [list(EpochSampler(**options, rank=rank, world_size=world_size)) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_ranks_compute_the_batches_of_one_process(repeats: int):
+    options = dict(length=103, seed=5, start_epoch=2, repeats=repeats)
+    whole = list(EpochSampler(**options, batch_size=12, start_batch=3))
+    parts = shares(4, **options, batch_size=3, start_batch=3)
+    assert [len(part) for part in parts] == [16] * 4  # 103 // 4 less the 9 seen; 3 draws of all are left over
+    for number in range(5):
+        batch = [draw for part in parts for draw in part[3 * number : 3 * number + 3]]
+        assert sorted(batch) == sorted(whole[12 * number : 12 * number + 12])
+    sampler = EpochSampler(**options, batch_size=3, rank=1, world_size=4)
+    assert len(sampler) == 25
+
+
+def test_repeated_augmentation_shows_a_third_of_the_samples_three_times():
+    draws = list(EpochSampler(90, seed=0, batch_size=9, repeats=3))
+    assert len(draws) == len(set(draws)) == 90  # each time another augmentation
+    assert set(Counter(draw.sample for draw in draws).values()) == {3}
+    ranks = shares(3, length=90, seed=0, batch_size=3, repeats=3)
+    assert [draw.sample for draw in ranks[0]] == [draw.sample for draw in ranks[1]] == [d.sample for d in ranks[2]]
+    assert {draw.sample for draw in EpochSampler(90, seed=0, batch_size=9, repeats=3, start_epoch=1)} != {
+        draw.sample for draw in draws
+    }
+    timms = RepeatAugSampler(range(300), num_replicas=2, rank=0, num_repeats=3)
+    ours = EpochSampler(300, seed=0, batch_size=4, repeats=3, rank=0, world_size=2)
+    assert len(timms) == 300 // 256 * 256 // 2  # timm rounds down to 256
+    for sampler in (timms, ours):
+        samples = [draw.sample if isinstance(draw, Draw) else int(draw) for draw in sampler]
+        assert set(Counter(samples[:126]).values()) == {1, 2}
+        assert len(set(samples[:126])) == 84  # every second of three times each of 84
+
+
+def test_evaluation_counts_every_sample_once_on_any_number_of_ranks():
+    for length, size, world in ((10, 4, 1), (65, 32, 2), (103, 8, 4), (7, 2, 3), (3, 2, 5), (64, 8, 2)):
+        ranks = [evaluation_batches(length, size, rank=rank, world_size=world) for rank in range(world)]
+        assert sorted(i for batches in ranks for batch in batches for i in batch) == list(range(length))
+        assert all(0 < len(batch) <= size for batches in ranks for batch in batches)
+        if length >= world:
+            assert len({len(batches) for batches in ranks}) == 1, "a rank would wait for ever"
+    assert evaluation_batches(10, 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_evaluation_loaders_of_ranks_make_up_the_set(digits):
+    plain = [label for _, labels in make_loader(digits, 256) for label in labels.tolist()]
+    ranks = [
+        [label for _, labels in make_loader(digits, 256, rank=rank, world_size=2) for label in labels.tolist()]
+        for rank in range(2)
+    ]
+    assert [len(labels) for labels in ranks] == [719, 718]
+    assert ranks[0] == plain[::2]
+    assert ranks[1] == plain[1::2]
+
+
+def test_ranks_share_batches_of_one_shape():
+    sizes = [(2, 3) if i % 3 else (3, 2) for i in range(50)]
+    options = dict(sizes=sizes, seed=1, batch_size=4, start_epoch=1)
+    whole = list(AspectRatioBatchSampler(**options))
+    ranks = [AspectRatioBatchSampler(**options, rank=rank, world_size=5) for rank in range(5)]
+    assert [len(rank) for rank in ranks] == [len(list(rank)) for rank in ranks] == [len(whole) // 5] * 5
+    assert [list(rank)[1] for rank in ranks] == whole[5:10]
+    resumed = AspectRatioBatchSampler(**options, start_batch=1, rank=2, world_size=5)
+    assert list(resumed) == list(ranks[2])[1:]
 
 
 def test_the_global_generator_is_left_alone(digits):

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         help="folder of pictures: train/CLASS/* and val/CLASS/*, or CLASS/*; to segment: images/training, "
-        "annotations/training, the same of validation, and classes.txt; or 'digits', 'digits-scenes'",
+        "annotations/training, the same of validation, and classes.txt; or 'digits', 'digits-scenes', hf:NAME, "
+        "wds:TRAIN,VAL",
     )
     parser.add_argument("--out", type=Path, help="run folder to create (default: runs/RECIPE)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad-annotations", action="store_true", help="detectors: leave out annotations that cannot be used"
     )
+    parser.add_argument("--accept-changed-data", action="store_true", help="resume although the data is not as it was")
     published = [name for name in recipe_names() if "/" in name]
     parser.epilog = (
         f"Recipes of published results: {', '.join(published)}. "
@@ -70,7 +72,10 @@ def _resume(args: argparse.Namespace) -> None:
     config = args.resume / CONFIG
     if not config.is_file():
         raise TranseptError(f"{str(args.resume)!r} is no run folder: it has no {CONFIG}")
-    _train(parse_recipe(read_recipe(str(config)), []), args.resume, args, resume=True)
+    recipe = parse_recipe(read_recipe(str(config)), [])
+    if args.accept_changed_data:
+        recipe = dataclasses.replace(recipe, accept_changed_data=True)
+    _train(recipe, args.resume, args, resume=True)
 
 
 def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bool) -> None:

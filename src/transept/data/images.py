@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from io import SEEK_END
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,8 +26,17 @@ class BadImageError(TranseptError):
         self.path = path
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it comes whole out of a worker process
+        return BadImageError, (self.path, self.reason)
 
-def read_image(source: str | Path | BinaryIO, *, name: str | Path = "", upright: bool = True) -> Image.Image:
+
+def read_image(
+    source: str | Path | BinaryIO,
+    *,
+    name: str | Path = "",
+    upright: bool = True,
+    reduce: Callable[[int, int], float] | None = None,
+) -> Image.Image:
     """The picture in a file as 8-bit RGB: turned upright by its EXIF tag, first frame of an animation.
 
     CMYK, palette, grey and 16-bit pictures are converted; what is transparent lies on white.
@@ -36,12 +45,24 @@ def read_image(source: str | Path | BinaryIO, *, name: str | Path = "", upright:
         source: a path, or an open file, which errors call `name`.
         name: see above.
         upright: False leaves the picture as it is stored, whatever its EXIF tag says.
+        reduce: told the width and height of the result, says how many times smaller a JPEG may be decoded; the largest
+            of 8, 4, 2 and 1 that is no more is taken, and rounded up the sides are that many times smaller. The decoder
+            then leaves out the finest of the cosines. Other formats keep their size.
 
     Raises:
         BadImageError: no such file, empty, truncated, of no known format, or so large that decoding it is an
             attack (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels).
     """
-    return _read(source, name, lambda picture: _to_rgb(ImageOps.exif_transpose(picture) if upright else picture))
+
+    def convert(picture: Image.Image) -> Image.Image:
+        if reduce is not None:
+            _draft(picture, reduce, upright)
+        picture.load()
+        if upright:
+            ImageOps.exif_transpose(picture, in_place=True)
+        return _to_rgb(picture)
+
+    return _read(source, name, convert, decode=False)
 
 
 def read_mask(source: str | Path | BinaryIO, *, name: str | Path = "", orientation: int = 1) -> Image.Image:
@@ -139,4 +160,13 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _draft(picture: Image.Image, reduce: Callable[[int, int], float], upright: bool) -> None:
+    width, height = picture.size
+    turned = upright and picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    factor = reduce(height, width) if turned else reduce(width, height)
+    scale = next((scale for scale in (8, 4, 2) if scale <= factor), 1)
+    if scale > 1 and picture.format in ("JPEG", "MPO"):
+        picture.draft(None, (width // scale, height // scale))

@@ -6,17 +6,22 @@ nor an interruption changes what a run sees, and no random state has to be saved
 
 import itertools
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from transept.data.images import BadImageError
 from transept.data.sets import ImageSet
+from transept.data.transforms import RandomResizedCrop, Undecoded
+from transept.errors import TranseptError, TranseptWarning
 
 
 class Draw(NamedTuple):
@@ -34,6 +39,10 @@ class EpochSampler(Sampler[Draw]):
 
     With `repeats` (repeated augmentation, Hoffer et al. 2020, as DeiT has it) each sample stands that often in a row,
     every time with another augmentation, and a pass, which keeps its length, has fewer different samples.
+
+    Of `world_size` processes each takes every `world_size`-th draw, so the batches that they compute together are those
+    of one process whose batch is as large as all of theirs, and repeats of a sample go to different processes. All of
+    them get equally many draws; the few that are left over at the end of an epoch go to none.
     """
 
     def __init__(
@@ -46,11 +55,16 @@ class EpochSampler(Sampler[Draw]):
         start_epoch: int = 0,
         start_batch: int = 0,
         repeats: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.repeats = repeats
+        """`length` and `draws` are of all processes together, `batch_size` is of one."""
         self.length = length
         self.draws = length if draws is None else draws
         self.seed = seed
+        self.repeats = repeats
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = self.start_epoch = start_epoch
         self.skip = start_batch * batch_size
 
@@ -58,12 +72,16 @@ class EpochSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.draws
+        return self.draws // self.world_size
 
     def __iter__(self) -> Iterator[Draw]:
-        first = self.epoch * self.draws
         skip = self.skip if self.epoch == self.start_epoch else 0
-        number, place = divmod(first + skip, self.length)
+        mine = itertools.islice(self._all(skip * self.world_size), self.rank, None, self.world_size)
+        yield from itertools.islice(mine, len(self) - skip)
+
+    def _all(self, skip: int) -> Iterator[Draw]:
+        """The epoch's draws of all processes."""
+        number, place = divmod(self.epoch * self.draws + skip, self.length)
         left = self.draws - skip
         while left > 0:
             generator = np.random.Generator(np.random.PCG64([self.seed, number]))
@@ -76,12 +94,41 @@ class EpochSampler(Sampler[Draw]):
             number, place = number + 1, 0
 
 
-class TransformedSet(Dataset[tuple[Tensor, int]]):
+class _Samples(Dataset[Any]):
+    """Fetched by the batch, so that an error leaves a worker process as a value: torch would turn it into text."""
+
+    def __getitems__(self, keys: Sequence[int | Draw]) -> list[Any] | TranseptError:
+        try:
+            return [self[key] for key in keys]
+        except TranseptError as error:
+            return error
+
+
+class _Loader(DataLoader):
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, TranseptError):
+                raise batch
+            yield batch
+
+
+def _collated(samples: list[Any] | TranseptError, collate: Callable[[list[Any]], Any]) -> Any:
+    return samples if isinstance(samples, TranseptError) else collate(samples)
+
+
+class TransformedSet(_Samples):
     """Pictures through a transform; takes plain indices, or `Draw`s that fix its randomness."""
 
-    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(
+        self, images: ImageSet, transform: Callable[[Image.Image], Tensor], *, fast_decode: bool = False
+    ) -> None:
+        """`fast_decode`: for a `Draw`, JPEG files of a set that is not kept in memory are decoded no larger than the
+        random crop, the transform's first step, needs. The result differs a little from that of the whole picture.
+        """
         self.images = images
         self.transform = transform
+        first = next(iter(getattr(transform, "transforms", ())), None)
+        self.fast_decode = fast_decode and isinstance(first, RandomResizedCrop) and not images.small
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,8 +137,21 @@ class TransformedSet(Dataset[tuple[Tensor, int]]):
         if isinstance(key, int):
             picture, label = self.images[key]
             return self.transform(picture), label
-        picture, label = self.images[key.sample]
-        with _seeded(key.seed):
+        for sample in range(key.sample, key.sample + len(self)):
+            try:
+                return self._drawn(sample % len(self), key.seed)
+            except BadImageError as error:
+                if not self.images.skips_bad_images:
+                    raise
+                warnings.warn(f"{error}; the next picture is taken instead", TranseptWarning, stacklevel=2)
+        raise TranseptError("none of the training pictures is readable")
+
+    def _drawn(self, index: int, seed: int) -> tuple[Tensor, int]:
+        with _seeded(seed):
+            if self.fast_decode:
+                picture: Any = Undecoded(partial(self.images.read, index))
+                return self.transform(picture), self.images.labels[index]
+            picture, label = self.images[index]
             return self.transform(picture), label
 
 
@@ -110,7 +170,7 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
-class JointlyTransformedSet(Dataset[Any]):
+class JointlyTransformedSet(_Samples):
     """Pictures with masks or boxes, transformed together; takes plain indices or `Draw`s as `TransformedSet` does."""
 
     def __init__(self, samples: Sequence[tuple[Any, ...]], transform: Callable[..., Any]) -> None:
@@ -124,8 +184,7 @@ class JointlyTransformedSet(Dataset[Any]):
         if isinstance(key, int):
             return self.transform(*self.samples[key])
         sample = self.samples[key.sample]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key.seed)
+        with _seeded(key.seed):
             return self.transform(*sample)
 
 
@@ -133,7 +192,8 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
     """Batches of wide or of tall pictures, so that little of a batch is padding; shuffled as `EpochSampler` does.
 
     Pictures that fill no batch of their shape are batched together at the end; fewer than a batch are left over.
-    Resumes inside an epoch, after `start_batch` batches, as `EpochSampler` does.
+    Resumes inside an epoch, after `start_batch` batches, as `EpochSampler` does. Of `world_size` processes each takes
+    every `world_size`-th batch, all of them equally many.
     """
 
     def __init__(
@@ -144,13 +204,17 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
         batch_size: int,
         start_epoch: int = 0,
         start_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        """`sizes`: height and width of each picture."""
+        """`sizes`: height and width of each picture; `batch_size` and `start_batch` are of one process."""
         self.wide = [width > height for height, width in sizes]
         self.batch_size = batch_size
         self.draws = EpochSampler(len(sizes), seed=seed, batch_size=batch_size)
         self.epoch = self.start_epoch = start_epoch
         self.start_batch = start_batch
+        self.rank = rank
+        self.world_size = world_size
 
     @property
     def sampler(self) -> "AspectRatioBatchSampler":
@@ -161,13 +225,18 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.wide) // self.batch_size or min(len(self.wide), 1)
+        return self._whole() // self.world_size
 
     def __iter__(self) -> Iterator[list[Draw]]:
         self.draws.epoch = self.epoch
         self.draws.skip = 0
         skip = self.start_batch if self.epoch == self.start_epoch else 0
-        yield from itertools.islice(self._batches(), skip, None)
+        mine = itertools.islice(self._batches(), self.rank, None, self.world_size)
+        yield from itertools.islice(mine, skip, len(self))
+
+    def _whole(self) -> int:
+        """Batches of all processes."""
+        return len(self.wide) // self.batch_size or min(len(self.wide), 1)
 
     def _batches(self) -> Iterator[list[Draw]]:
         waiting: dict[bool, list[Draw]] = {True: [], False: []}
@@ -180,8 +249,37 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
                 made += 1
                 batch.clear()
         rest = waiting[True] + waiting[False]
-        if made < len(self):
+        if made < self._whole():
             yield rest[: self.batch_size]
+
+
+def evaluation_batches(length: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+    """Indices of one process' batches: each sample is in one batch of one process, and nothing is padded.
+
+    All processes have equally many batches, for those of a model with buffers wait for each other at each one; only
+    where there are fewer samples than processes have some of them none. Sums over all processes are therefore exact.
+    """
+    if world_size == 1:
+        return [list(range(first, min(first + batch_size, length))) for first in range(0, length, batch_size)]
+    count = -(-length // (batch_size * world_size))
+    mine = np.arange(rank, length, world_size)
+    return [part.tolist() for part in np.array_split(mine, max(count, 1)) if len(part)]
+
+
+def make_loader(
+    dataset: TransformedSet,
+    batch_size: int,
+    *,
+    sampler: EpochSampler | None = None,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Training batches, all of one size, where a sampler is given; else every sample once and in order.
+
+    `batch_size` is of one process; `rank` and `world_size` are those of evaluation: see `evaluation_batches`.
+    """
+    return _loader(dataset, batch_size, sampler, workers, None, rank, world_size)
 
 
 def make_joint_loader(
@@ -191,30 +289,32 @@ def make_joint_loader(
     sampler: EpochSampler | AspectRatioBatchSampler | None = None,
     workers: int = 0,
     collate: Callable[[list[Any]], Any] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
     """As `make_loader`; `collate` makes a batch of samples whose sizes differ."""
+    return _loader(dataset, batch_size, sampler, workers, collate, rank, world_size)
+
+
+def _loader(
+    dataset: TransformedSet | JointlyTransformedSet,
+    batch_size: int,
+    sampler: EpochSampler | AspectRatioBatchSampler | None,
+    workers: int,
+    collate: Callable[[list[Any]], Any] | None,
+    rank: int,
+    world_size: int,
+) -> DataLoader:
     options: dict[str, Any] = dict(
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(_collated, collate=collate or default_collate),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )
+    if sampler is None:
+        batches = evaluation_batches(len(dataset), batch_size, rank=rank, world_size=world_size)
+        return _Loader(dataset, batch_sampler=batches, **options)
     if isinstance(sampler, AspectRatioBatchSampler):
-        return DataLoader(dataset, batch_sampler=sampler, **options)
-    drop_last = sampler is not None and len(dataset) >= batch_size
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)
-
-
-def make_loader(
-    dataset: TransformedSet, batch_size: int, *, sampler: EpochSampler | None = None, workers: int = 0
-) -> DataLoader:
-    """Training batches, all of one size, where a sampler is given; else every sample once and in order."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        drop_last=sampler is not None and len(dataset) >= batch_size,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-    )
+        return _Loader(dataset, batch_sampler=sampler, **options)
+    drop_last = len(sampler) >= batch_size
+    return _Loader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
+from transept.data.hub import load_hub
 from transept.data.images import EXTENSIONS, BadImageError, read_image, read_mask, stored_form
 from transept.data.labels import (
     CLASS_FILES,
@@ -24,13 +25,12 @@ from transept.data.labels import (
     table_of_names,
 )
 from transept.data.scenes import DIGITS, DigitScenes, SceneOptions
-from transept.data.sets import Skipped
+from transept.data.sets import HUB, Skipped
 from transept.errors import TranseptError, TranseptWarning, UsageError
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
 SCENES = "digits-scenes"
-_HUB = "hf:"
 # Up to so many pictures are decoded and checked when a set is loaded (ADE20K's 20,000 would take minutes); of larger
 # sets each one is checked when it is read.
 _CHECK_FILES = 4000
@@ -209,7 +209,7 @@ def load_segmentation_splits(
         return SegmentationSplits(val.classes, val.palette, train, val, [], [])
     skipped: list[Skipped] = []
     root = Path(data).expanduser()
-    if data.startswith(_HUB) or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if data.startswith(HUB) or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
         sets = _hub_sets(data, halves, classes, reduce_zero_label, columns)
     elif root.is_dir():
         sets, skipped = _folder_sets(root, halves, classes, reduce_zero_label, val_fraction)
@@ -419,24 +419,14 @@ def _hub_sets(
     reduce_zero_label: bool | None,
     columns: tuple[str, str] | None,
 ) -> tuple[MaskedPictures, MaskedPictures]:
-    try:
-        import datasets
-        from datasets.exceptions import DatasetsError
-    except ModuleNotFoundError as error:
-        raise UsageError("Hugging Face sets need the package 'datasets': pip install 'transept[data]'") from error
-    name = data.removeprefix(_HUB)
-    try:
-        loaded: Any = datasets.load_dataset(name) if data.startswith(_HUB) else datasets.load_from_disk(name)
-    except (OSError, ValueError, DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise TranseptError(f"cannot load the set {name!r} with the datasets library ({reason})") from error
-    if not isinstance(loaded, dict):
-        raise TranseptError(f"{name!r} has no splits; save a DatasetDict with 'train' and 'validation'")
+    loaded, name = load_hub(data), data.removeprefix(HUB)
+    from datasets import Image as ImageFeature
+
     train, val = (next((half for half in names if half in loaded), None) for names in (_TRAIN, ("validation", *_VAL)))
     if val is None or (train is None and halves == "both"):
         raise TranseptError(f"{name!r} has the splits {sorted(loaded)}; it needs 'train' and 'validation'")
     features = loaded[val].features
-    pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    pictures = [column for column, kind in features.items() if isinstance(kind, ImageFeature)]
     if columns is None:
         if len(pictures) != 2:
             raise UsageError(f"{name!r} has the image columns {pictures}; say which are picture and mask with columns=")

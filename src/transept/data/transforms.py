@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from timm.data import (
     IMAGENET_DEFAULT_MEAN,
@@ -65,6 +66,40 @@ class Augmentation:
             raise ValueError(
                 f"augmentation.crop_scale={list(self.crop_scale)}; give [low, high] with 0 < low <= high <= 1"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Undecoded:
+    """A picture that is still to be decoded."""
+
+    read: Callable[[Callable[[int, int], float]], Image.Image]
+    """Decodes it, given the `reduce` of `read_image`."""
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    """torchvision's, which also takes an `Undecoded` picture: a JPEG of which the crop, drawn for the size it has, is
+    many times larger than the result is decoded at 1/2, 1/4 or 1/8, but never so small that the crop is scaled up.
+    """
+
+    def forward(self, *inputs: Any) -> Any:
+        if not isinstance(inputs[0], Undecoded):
+            return super().forward(*inputs)
+        full, crop = (0, 0), {}
+        height, width = self.size
+
+        def reduce(full_width: int, full_height: int) -> float:
+            nonlocal full, crop
+            full = full_width, full_height
+            crop = self.make_params([torch.empty(1, full_height, full_width, device="meta")])
+            return min(crop["width"] / width, crop["height"] / height)
+
+        picture = inputs[0].read(reduce)
+        if picture.size == full:
+            return self.transform(picture, crop)
+        across, down = picture.width / full[0], picture.height / full[1]
+        left, top = crop["left"] * across, crop["top"] * down
+        box = (left, top, left + crop["width"] * across, top + crop["height"] * down)
+        return picture.resize((width, height), Image.Resampling[self.interpolation.name], box)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +210,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
             )
         )
     size = list(preprocessing.img_size)
-    steps.append(v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio, mode))
+    steps.append(RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio, mode))
     if augmentation.flip:
         steps.append(v2.RandomHorizontalFlip(augmentation.flip))
     if augmentation.randaugment:

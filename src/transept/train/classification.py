@@ -87,7 +87,9 @@ class ClassifyJob(Job):
             start_batch=batch,
             repeats=recipe.augmentation.repeats,
         )
-        train = TransformedSet(splits.train, train_transform(task.preprocessing, recipe.augmentation))
+        train = TransformedSet(
+            splits.train, train_transform(task.preprocessing, recipe.augmentation), fast_decode=recipe.fast_decode
+        )
         val = TransformedSet(splits.val, eval_transform(task.preprocessing))
         return (
             make_loader(train, recipe.part_size, sampler=sampler, workers=recipe.workers),

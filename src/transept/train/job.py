@@ -43,6 +43,8 @@ class Job(ABC):
     """Data, model, batches and meters of one recipe."""
 
     score: ClassVar[Score]
+    splits: Any
+    """Has `train`, `val` and `classes`."""
 
     def __init__(self, recipe: Recipe) -> None:
         """Loads and checks the data.

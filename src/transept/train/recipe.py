@@ -323,7 +323,8 @@ class Recipe:
     model: ModelOptions
     task: Literal["classify", "detect", "segment"] = "classify"
     data: str | None = None
-    """classify: `digits`, or a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split.
+    """classify: `digits`; a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split; `hf:NAME` of the Hugging
+    Face hub; `wds:TRAIN,VAL`, patterns of tar shards.
     detect: `digits-scenes`, or a folder as COCO's: annotations/instances_train2017.json, train2017/*, and for val.
     segment: `digits-scenes`, or a folder of pictures and masks."""
     detect: DetectOptions = field(default_factory=DetectOptions)
@@ -341,6 +342,11 @@ class Recipe:
     batch, except that batch norm sees one part at a time."""
     workers: int = 0
     """Processes that prepare batches; 0: the training process itself."""
+    fast_decode: bool = True
+    """Decode JPEGs of training sets over 512 MB at 1/2, 1/4 or 1/8 of their size where the random crop stays at least
+    as large as the model's input."""
+    accept_changed_data: bool = False
+    """Resume although the data is not as it was."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     mix: MixOptions = field(default_factory=MixOptions)
     distill: DistillOptions = field(default_factory=DistillOptions)

@@ -30,6 +30,7 @@ from transept.train.averaging import Averaging
 from transept.train.classification import ClassifyJob
 from transept.train.curves import draw_curves
 from transept.train.detection import DetectJob
+from transept.train.fingerprint import DataRecord, check_same_data, fingerprint
 from transept.train.folder import BEST, CONFIG, CURVES, LAST, METRICS, SAMPLES, STATE
 from transept.train.freezing import freeze
 from transept.train.job import Job, Score
@@ -71,7 +72,8 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     resumed run ends with the weights of an uninterrupted one.
 
     Raises:
-        TranseptError: bad data, a folder that cannot be written to, a loss that is no number.
+        TranseptError: bad data, data that changed since the run was saved, a folder that cannot be written to, a loss
+            that is no number.
         RunInterruptedError: Ctrl-C; everything is saved.
     """
     if recipe.data is None:
@@ -79,6 +81,8 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     recipe = _scaled(recipe)
     state = _read_state(folder) if resume else None
     job = JOBS[recipe.task](recipe)
+    if state is not None:
+        check_same_data(fingerprint(job.splits), state, recipe.data, accept=recipe.accept_changed_data)
     _seed(recipe.seed, 0)
     task: Any = job.build(load=not resume)
     freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
@@ -113,7 +117,7 @@ def _fit(
             precision=recipe.precision,
             sync_batchnorm=recipe.sync_batchnorm,
             gradient_clip_val=recipe.optimizer.clip_grad,
-            callbacks=[*averaging, recorder, *([bar] if bar else [])],
+            callbacks=[*averaging, recorder, DataRecord(fingerprint(job.splits)), *([bar] if bar else [])],
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             num_sanity_val_steps=0,

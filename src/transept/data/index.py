@@ -1,0 +1,106 @@
+"""What is in large folders and archives, kept from run to run so that a million files need not be listed again.
+
+A folder's modification time changes whenever something is added to it, removed from it or renamed in it, so only the
+folders whose time has changed are listed anew. What is kept lies in torch's hub cache, beside the weights
+(`TORCH_HOME` moves it), and may be deleted at any time.
+"""
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from transept.errors import TranseptError
+from transept.files import write_atomically
+
+WORTH_KEEPING = 10_000
+"""Fewer files than this are listed faster than an index of them is read."""
+_SETTLED = 2 * 10**9
+"""Nanoseconds. What was changed later than that before it was read may change again within one tick of the clock."""
+
+
+class File(NamedTuple):
+    """A file under a folder."""
+
+    name: str
+    """From that folder, with slashes."""
+    size: int
+    """In bytes."""
+
+
+def list_files(root: Path) -> dict[str, list[File]]:
+    """Each subfolder of `root` with the files in it, those in its own subfolders too, sorted.
+
+    Subfolders may be links; links to folders further down are not followed. Files that lie in `root` itself and its
+    hidden subfolders are left out.
+    """
+    key = f"files of {root.resolve()}"
+    known = recall(key) or {}
+    found: dict[str, Any] = {}
+    pending, changed = [""], False
+    while pending:
+        folder = pending.pop()
+        modified = modification(root / folder)
+        entry = known.get(folder)
+        if entry is None or modified is None or entry[0] != modified:
+            entry, changed = [modified, *_scan(root / folder, links=not folder)], True
+        found[folder] = entry
+        pending += [f"{folder}/{name}" if folder else name for name in entry[1]]
+    if (changed or len(found) < len(known)) and sum(len(entry[2]) for entry in found.values()) >= WORTH_KEEPING:
+        remember(key, found)
+    by_class: dict[str, list[File]] = {name: [] for name in sorted(found[""][1]) if not name.startswith(".")}
+    for folder in sorted(found):
+        name = folder.partition("/")[0]
+        if name in by_class:
+            by_class[name] += [File(f"{folder}/{file}", size) for file, size in zip(*found[folder][2:], strict=True)]
+    for files in by_class.values():
+        files.sort(key=lambda file: file.name.split("/"))
+    return by_class
+
+
+def _scan(folder: Path, *, links: bool) -> tuple[list[str], list[str], list[int]]:
+    """Names of folders, names of files, their sizes."""
+    folders, files, sizes = [], [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=links):
+                folders.append(entry.name)
+            elif entry.is_file():
+                files.append(entry.name)
+                sizes.append(entry.stat().st_size)
+    return folders, files, sizes
+
+
+def modification(path: Path) -> int | None:
+    """When it was changed, in nanoseconds; None where that was so recently that the time tells nothing yet."""
+    modified = path.stat().st_mtime_ns
+    return modified if time.time_ns() - modified > _SETTLED else None
+
+
+def recall(key: str) -> Any:
+    """What was remembered under this key, or None: then it is gone, damaged, or of another version."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        page = json.loads(_place(key).read_text(encoding="ascii"))
+        if page["key"] == key:
+            return page["value"]
+    return None
+
+
+def remember(key: str, value: Any) -> None:
+    """For later runs. Where nothing can be written they do without."""
+    path = _place(key)
+    with suppress(OSError, TranseptError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"key": key, "value": value}, separators=(",", ":"))
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="ascii"))
+
+
+def _place(key: str) -> Path:
+    # 1: the form of what is kept
+    name = hashlib.sha256(f"1 {key}".encode(errors="surrogateescape")).hexdigest()[:20]
+    return Path(torch.hub.get_dir()) / "transept" / f"index-{name}.json"
