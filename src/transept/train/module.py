@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transept.errors import TranseptError, UsageError
 from transept.train.job import Job
 from transept.train.recipe import Recipe
+from transept.train.strategies import shard
 
 
 class TaskModule(lightning.LightningModule):
@@ -30,6 +31,11 @@ class TaskModule(lightning.LightningModule):
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch  # of the optimiser
         self.train_meter, self.val_meter = job.meters()
+
+    def configure_model(self) -> None:
+        """Called once, before the optimiser is made; only sharding strategies have a mesh of devices."""
+        if self.device_mesh is not None:
+            shard(self.task, self.job.backbones(self.task), self.device_mesh["data_parallel"])
 
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         images, targets = batch
