@@ -110,10 +110,13 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], *, size: int, f
     Raises:
         LostProcessError: one was killed.
     """
-    results = multiprocessing.get_context("spawn").SimpleQueue()
+    # One clean process does the imports, and the others are forks of it.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    multiprocessing.set_forkserver_preload(["transept.train.run"])
+    results = multiprocessing.get_context(method).SimpleQueue()
     port = find_free_network_port()
     context = start_processes(
-        _process, (work, arguments, size, port, results), nprocs=size, join=False, start_method="spawn"
+        _process, (work, arguments, size, port, results), nprocs=size, join=False, start_method=method
     )
     assert context is not None
     with _passed_on(context.pids()) as stopped:
