@@ -45,10 +45,11 @@ def recipe(*options: str) -> Recipe:
 
 
 def difference(folder: Path, other: Path) -> float:
-    """Of the last weights: the largest difference in a tensor, relative to its largest number."""
+    """Of the last weights, relative to them. A step moves them by about 1e-3."""
     ours, theirs = load_file(folder / "last.safetensors"), load_file(other / "last.safetensors")
     assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in ours)
+    flat, expected = (torch.cat([state[name].flatten().double() for name in sorted(state)]) for state in (ours, theirs))
+    return float((flat - expected).norm() / expected.norm())
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -89,7 +90,7 @@ def kill_one_when(ready: Callable[[], bool]) -> threading.Thread:
 def test_two_processes_equal_one(whole_run: Path, tmp_path: Path):
     result = train(recipe(*TWO), tmp_path / "run", progress=False)
     print("ddp", difference(tmp_path / "run", whole_run))
-    assert difference(tmp_path / "run", whole_run) < 1e-5
+    assert difference(tmp_path / "run", whole_run) < 1e-6
     for ours, theirs in zip(rows(tmp_path / "run"), rows(whole_run), strict=True):
         for name in ("epoch", "step", "lr", "train_top1", "val_top1", "val_top5"):
             assert ours[name] == theirs[name], name  # counted over both processes, and no picture twice
@@ -108,7 +109,7 @@ def test_a_killed_process_ends_a_sharded_run_which_one_process_finishes(whole_ru
     assert 0 < state["global_step"] < STEPS
     train(recipe("--hardware.strategy", "fsdp"), folder, resume=True, progress=False)
     print("fsdp killed, one resumes", difference(folder, whole_run))
-    assert difference(folder, whole_run) < 1e-5
+    assert difference(folder, whole_run) < 1e-6
 
 
 def test_sharded_processes_equal_one_and_go_on_from_it(whole_run: Path, tmp_path: Path):
@@ -121,7 +122,7 @@ def test_sharded_processes_equal_one_and_go_on_from_it(whole_run: Path, tmp_path
     assert read_state(folder)[0]["global_step"] < STEPS
     train(recipe(*FSDP), folder, resume=True, progress=False)
     print("one killed, fsdp resumes", difference(folder, whole_run))
-    assert difference(folder, whole_run) < 1e-5
+    assert difference(folder, whole_run) < 1e-6
     task = Classifier.load(folder / "last.safetensors")
     assert all(type(value) is torch.nn.Parameter for value in task.parameters())
     assert rows(folder)[-1]["val_top1"] == rows(whole_run)[-1]["val_top1"]
@@ -270,17 +271,17 @@ def test_what_several_processes_cannot_do_is_refused():
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        ("--hardware.grad_checkpointing true", 1e-5),
-        ("--hardware.channels_last true", 1e-5),
-        ("--precision bf16-mixed --hardware.grad_checkpointing true --hardware.channels_last true", 0.05),
-        pytest.param("--hardware.compile true --hardware.grad_checkpointing true", 1e-4, marks=pytest.mark.slow),
-        pytest.param("--hardware.compile true --hardware.devices 2", 1e-4, marks=pytest.mark.slow),
+        ("--hardware.grad_checkpointing true", 1e-6),
+        ("--hardware.channels_last true", 1e-6),
+        ("--precision bf16-mixed --hardware.grad_checkpointing true --hardware.channels_last true", 1e-2),
+        pytest.param("--hardware.compile true --hardware.grad_checkpointing true", 1e-5, marks=pytest.mark.slow),
+        pytest.param("--hardware.compile true --hardware.devices 2", 1e-5, marks=pytest.mark.slow),
         pytest.param(
-            "--hardware.compile true --hardware.devices 2 --hardware.strategy fsdp", 1e-4, marks=pytest.mark.slow
+            "--hardware.compile true --hardware.devices 2 --hardware.strategy fsdp", 1e-5, marks=pytest.mark.slow
         ),
         pytest.param(
             "--precision bf16-mixed --hardware.devices 2 --hardware.strategy fsdp --hardware.grad_checkpointing true",
-            0.05, marks=pytest.mark.slow,
+            1e-2, marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip
@@ -314,7 +315,7 @@ def test_torchrun(whole_run: Path, tmp_path: Path):
     assert process.returncode == 0, errors
     assert len(output.splitlines()) == 1  # the second process says nothing
     assert errors.count("epoch 2/2") == 1
-    assert difference(folder, whole_run) < 1e-5
+    assert difference(folder, whole_run) < 1e-6
 
 
 @pytest.mark.slow
@@ -339,7 +340,7 @@ def test_processes_as_slurm_starts_them(whole_run: Path, tmp_path: Path):
     outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[1] == ("", "")
-    assert difference(folder, whole_run) < 1e-5
+    assert difference(folder, whole_run) < 1e-6
 
 
 @pytest.mark.slow

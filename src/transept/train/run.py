@@ -257,7 +257,7 @@ class Recorder(Callback):
         same_buffers(self.module.task)
 
     def on_validation_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, *where: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         self.images = tuple(batch[0].shape)
 

@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
         if (member := file.testzip()) is not None:  # torch itself does not look at the checksums
             raise TranseptError(f"the checksum of {member!r} is wrong")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    position(state), state["global_step"]
+    position(state)  # raises where it is no state of a run
     return state
 
 

@@ -170,7 +170,7 @@ def _cause(error: ProcessException, context: Any, results: Any, folder: Path, st
 
 
 @contextmanager
-def _passed_on(processes: list[int | None]) -> Iterator[list[int]]:
+def _passed_on(processes: list[int]) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM go to the processes, which save their state; the signals that came.
 
     A terminal sends its Ctrl-C to all of them, so what is passed on is SIGTERM, which may come twice.
@@ -181,7 +181,7 @@ def _passed_on(processes: list[int | None]) -> Iterator[list[int]]:
         came.append(number)
         for process in processes:
             with suppress(ProcessLookupError):
-                os.kill(process or 0, signal.SIGTERM)
+                os.kill(process, signal.SIGTERM)
 
     try:
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
