@@ -1,5 +1,6 @@
 """Errors and warnings that are meant to be read: one sentence with what, where and how to mend it."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -27,3 +28,8 @@ def unknown(kind: str, given: str, known: Iterable[str], hint: str = "") -> Usag
     else:
         advice = "known: " + ", ".join(names)
     return UsageError(f"no {kind} is called {given!r}; {advice}")
+
+
+def rank_of_environment() -> int:
+    """Which of the processes that `torchrun`, `srun` or Ray started together this is: only number 0 speaks."""
+    return int(os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else 0) or 0)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from transept.errors import TranseptError, TranseptWarning, UsageError, unknown
+from transept.errors import TranseptError, TranseptWarning, UsageError, rank_of_environment, unknown
 
 # A verb is a module of this package with `add_arguments(parser)` and `run(args)`, imported when it is called:
 # the help of one verb must not wait for the libraries of another.
@@ -93,7 +93,7 @@ def _our_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
-        warnings.simplefilter("always", TranseptWarning)
+        warnings.simplefilter("ignore" if rank_of_environment() else "always", TranseptWarning)
         show = warnings.showwarning
 
         def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -116,7 +116,9 @@ def _overview() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"transept: {message}", file=sys.stderr)
+    # Processes that train together fail together; what is one's own begins with its number.
+    if rank_of_environment() == 0 or message.startswith("process "):
+        print(f"transept: {message}", file=sys.stderr)
     return code
 
 

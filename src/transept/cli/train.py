@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from transept.cli.tables import print_json
-from transept.errors import TranseptError, UsageError, unknown
+from transept.errors import TranseptError, UsageError, rank_of_environment, unknown
 from transept.train.folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
 from transept.train.recipe import Recipe, read_recipe, recipe_names, recipe_overview
 
@@ -61,18 +62,28 @@ def run(args: argparse.Namespace) -> None:
     if args.skip_bad_annotations:
         given += ["--skip_bad_annotations", "true"]
     recipe = parse_recipe(read_recipe(args.recipe), given)
-    folder = args.out or _new_folder(Path("runs") / Path(args.recipe).stem)
-    _refuse_existing(folder)
-    _train(recipe, folder, args, resume=False)
+    if args.out or rank_of_environment():  # only the first process has a folder
+        _train(recipe, args.out or Path("runs"), args, resume=False)
+        return
+    folder = _new_folder(Path("runs") / Path(args.recipe).stem)
+    try:
+        _train(recipe, folder, args, resume=False)
+    finally:
+        with suppress(OSError):  # nothing came of it
+            folder.rmdir()
 
 
 def _resume(args: argparse.Namespace) -> None:
-    if args.recipe or args.options or args.data or args.out:
-        raise UsageError("--resume RUN takes the run's own recipe and folder; give no recipe, data, folder or options")
+    options = list(args.options)
+    if args.recipe or args.data or args.out or not all(key.startswith("hardware.") for key in _given(options)):
+        raise UsageError(
+            "--resume RUN takes the run's own recipe and folder; give no recipe, data, folder or options, "
+            "but for those of hardware"
+        )
     config = args.resume / CONFIG
     if not config.is_file():
         raise TranseptError(f"{str(args.resume)!r} is no run folder: it has no {CONFIG}")
-    recipe = parse_recipe(read_recipe(str(config)), [])
+    recipe = parse_recipe(read_recipe(str(config)), options)
     if args.accept_changed_data:
         recipe = dataclasses.replace(recipe, accept_changed_data=True)
     _train(recipe, args.resume, args, resume=True)
@@ -84,11 +95,13 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
     if recipe.optimizer.lr_batch is not None:
         print(f"learning rate {recipe.scaled().optimizer.lr:g} for batches of {recipe.batch_size}", file=sys.stderr)
     try:
-        result = train(recipe, folder, resume=resume)
+        result = train(recipe, folder, resume=resume, progress=not rank_of_environment())
     except RunInterruptedError as error:
         error.args = (f"{error}; go on with: transept train --resume {folder}",)
         error.exit_code = 130  # pyright: ignore[reportAttributeAccessIssue]
         raise
+    if rank_of_environment():
+        return
     best = f"{result.score.title} {result.metrics[result.score.key]:.2%}"
     lines = [
         f"{best} on the validation pictures (epoch {result.epoch}) after {result.seconds:.0f} s",
@@ -184,15 +197,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _new_folder(folder: Path) -> Path:
+    """Made here, so that of two runs that start at once each gets its own."""
     number, candidate = 1, folder
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
-
-
-def _refuse_existing(folder: Path) -> None:
-    if (folder / CONFIG).exists():
-        raise TranseptError(
-            f"{str(folder)!r} holds a run already; go on with --resume {folder}, or give another folder with --out"
-        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = folder.with_name(f"{folder.name}-{number}")

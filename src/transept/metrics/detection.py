@@ -110,6 +110,13 @@ class DetectionMeter(LossMeter):
         super().update(loss, results, targets)
         self.results += results
 
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"results": self.results}
+
+    def add(self, state: dict[str, Any]) -> None:
+        super().add(state)
+        self.results += state["results"]
+
     def scores(self) -> dict[Kind, DetectionScores]:
         return {kind: detection_scores(self.ground_truth, self.results, kind) for kind in self.kinds}
 

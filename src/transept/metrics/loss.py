@@ -19,6 +19,16 @@ class LossMeter:
         self.samples += len(targets)
         self.sums["loss"] += loss.detach().float() * len(targets)
 
+    def state(self) -> dict[str, Any]:
+        """What was seen, as plain data, for `add`."""
+        return {"samples": self.samples, "sums": {name: float(value) for name, value in self.sums.items()}}
+
+    def add(self, state: dict[str, Any]) -> None:
+        """Count in what another meter saw, in another process or before an interruption."""
+        self.samples += state["samples"]
+        for name, value in state["sums"].items():
+            self.sums[name] += value
+
     def means(self) -> dict[str, float]:
         """Each sum by the number of samples seen."""
         return {name: float(value) / max(self.samples, 1) for name, value in self.sums.items()}

@@ -3,7 +3,7 @@
 By hand, because evaluation works without the packages for training, torchmetrics among them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,6 +85,13 @@ class SegmentationMeter(LossMeter):
         """Logits `b k h w` of any size, resized to the masks `b H W` before the best class is taken."""
         super().update(loss, logits, masks)
         self.confusion.update(resize_map(logits, masks.shape[-2:]).argmax(dim=1), masks)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"matrix": self.confusion.matrix.cpu()}
+
+    def add(self, state: dict[str, Any]) -> None:
+        super().add(state)
+        self.confusion.matrix = self.confusion.matrix.cpu() + state["matrix"]
 
     def means(self) -> dict[str, float]:
         scores = self.confusion.scores()

@@ -25,6 +25,7 @@ class ClassifyJob(Job):
     """Labelled pictures, a classifier, and its accuracy."""
 
     score = Score("top1", "top-1", "top-1 accuracy")
+    distributed = True
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -81,19 +82,21 @@ class ClassifyJob(Job):
         sampler = EpochSampler(
             len(splits.train),
             seed=recipe.seed,
-            batch_size=recipe.part_size,
+            batch_size=self.part_size,
             draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
             start_epoch=epoch,
             start_batch=batch,
             repeats=recipe.augmentation.repeats,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
         train = TransformedSet(
             splits.train, train_transform(task.preprocessing, recipe.augmentation), fast_decode=recipe.fast_decode
         )
         val = TransformedSet(splits.val, eval_transform(task.preprocessing))
         return (
-            make_loader(train, recipe.part_size, sampler=sampler, workers=recipe.workers),
-            make_loader(val, recipe.part_size, workers=recipe.workers),
+            make_loader(train, self.part_size, sampler=sampler, workers=recipe.workers),
+            make_loader(val, self.part_size, workers=recipe.workers, rank=self.world.rank, world_size=self.world.size),
         )
 
     def meters(self) -> tuple[Meter, Meter]:

@@ -37,6 +37,7 @@ class DetectJob(Job):
     """Pictures with boxes, and masks where the method learns them; a detector; and its average precision."""
 
     score = Score("map", "AP", "average precision of boxes")
+    distributed = True
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -99,14 +100,23 @@ class DetectJob(Job):
         sampler = AspectRatioBatchSampler(
             self.splits.train.sizes,
             seed=recipe.seed,
-            batch_size=recipe.part_size,
+            batch_size=self.part_size,
             start_epoch=epoch,
             start_batch=batch,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
         collate = partial(collate_targets, multiple_of=task.preprocessing.multiple_of)
         return (
-            make_joint_loader(train, recipe.part_size, sampler=sampler, workers=recipe.workers, collate=collate),
-            make_joint_loader(val, recipe.part_size, workers=recipe.workers, collate=collate),
+            make_joint_loader(train, self.part_size, sampler=sampler, workers=recipe.workers, collate=collate),
+            make_joint_loader(
+                val,
+                self.part_size,
+                workers=recipe.workers,
+                collate=collate,
+                rank=self.world.rank,
+                world_size=self.world.size,
+            ),
         )
 
     def meters(self) -> tuple[Meter, Meter]:

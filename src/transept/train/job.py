@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from transept.data.sets import Skipped
 from transept.train.recipe import Recipe
+from transept.train.world import World
 
 
 class Meter(Protocol):
@@ -18,13 +19,21 @@ class Meter(Protocol):
 
     samples: int
     sums: dict[str, Any]
-    """What must be kept when an epoch is interrupted: names to numbers or tensors of them."""
+    """Names to numbers or tensors of them."""
 
     def update(self, loss: Tensor, outputs: Any, targets: Any, /) -> None: ...
 
     def means(self) -> dict[str, float]: ...
 
     def reset(self) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        """What must be kept when an epoch is interrupted, or be told to other processes: plain data."""
+        ...
+
+    def add(self, state: dict[str, Any], /) -> None:
+        """Count in what another meter saw."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,13 @@ class Job(ABC):
     score: ClassVar[Score]
     splits: Any
     """Has `train`, `val` and `classes`."""
+    unused_parameters: ClassVar[bool] = False
+    """Some parameters take no part in the loss; processes that share gradients must look for them."""
+
+    distributed: ClassVar[bool] = False
+    """Several processes can share the work."""
+    world = World()
+    """The processes that do."""
 
     def __init__(self, recipe: Recipe) -> None:
         """Loads and checks the data.
@@ -55,6 +71,15 @@ class Job(ABC):
         self.recipe = recipe
         self.skipped: Sequence[Skipped] = ()
 
+    @property
+    def part_size(self) -> int:
+        """Samples that a process has in memory at a time."""
+        return self.recipe.part_size // self.world.size
+
+    def backbones(self, task: Any) -> list[nn.Module]:
+        """The parts of a task that hold most of its parameters: compiled, checkpointed and sharded block by block."""
+        return [getattr(task, "backbone", None) or task.model]
+
     @abstractmethod
     def build(self, *, load: bool) -> nn.Module:
         """The task with a fresh model, and with `load` the recipe's starting weights.
@@ -64,7 +89,9 @@ class Job(ABC):
 
     @abstractmethod
     def loaders(self, task: Any, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
-        """Training batches, or their `accumulate` parts, from that epoch and batch (or part) on; validation batches."""
+        """Training batches, or their `accumulate` parts, from that epoch and batch (or part) on; validation batches.
+
+        Of several processes each gets its share of both."""
 
     @abstractmethod
     def meters(self) -> tuple[Meter, Meter]:

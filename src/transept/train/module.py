@@ -19,6 +19,7 @@ from transept.errors import TranseptError, UsageError
 from transept.train.averaging import Averaging
 from transept.train.job import Job
 from transept.train.recipe import Recipe
+from transept.train.strategies import shard
 
 
 class TaskModule(lightning.LightningModule):
@@ -47,6 +48,11 @@ class TaskModule(lightning.LightningModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def configure_model(self) -> None:
+        """Called once, before the optimiser is made; only sharding strategies have a mesh of devices."""
+        if self.device_mesh is not None:
+            shard(self.task, self.job.backbones(self.task), self.device_mesh["data_parallel"])
 
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         images, targets = batch

@@ -310,6 +310,32 @@ class DetectOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HardwareOptions:
+    """On what, and how a model is made to fit. But for rounding, none of it changes what is learnt."""
+
+    devices: int | None = None
+    """Processes on each machine, one for each GPU; default: one, or as many as torchrun or srun started."""
+    nodes: int | None = None
+    """Machines; default: as many as torchrun or srun started processes on."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Of several processes: each holds the model (ddp, which is auto), or a share of its parameters, gradients and
+    optimiser (fsdp)."""
+    grad_checkpointing: bool = False
+    """Keep few activations and compute the others again: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the backbone with torch.compile."""
+    channels_last: bool = False
+    """Keep the colours of a pixel together in memory, which convolutions on GPUs prefer."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "hardware.",
+            devices=1 if self.devices is None else self.devices,
+            nodes=1 if self.nodes is None else self.nodes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A training run.
 
@@ -336,12 +362,12 @@ class Recipe:
     skip_bad_annotations: bool = False
     """Leave out what is wrong in an annotation file, instead of stopping."""
     batch_size: int = 64
-    """Samples of one step of the optimiser."""
+    """Samples of one step of the optimiser, over all processes."""
     accumulate: int = 1
-    """Parts that each batch is computed in, one after another, for want of memory. The gradient is that of the whole
-    batch, except that batch norm sees one part at a time."""
+    """Parts that each process computes its share of a batch in, one after another, for want of memory. The gradient is
+    that of the whole batch, except that batch norm sees one part at a time."""
     workers: int = 0
-    """Processes that prepare batches; 0: the training process itself."""
+    """Processes that prepare batches, for each that trains; 0: the training process itself."""
     fast_decode: bool = True
     """Decode JPEGs of training sets over 512 MB at 1/2, 1/4 or 1/8 of their size where the random crop stays at least
     as large as the model's input."""
@@ -359,12 +385,17 @@ class Recipe:
     sync_batchnorm: bool = False
     """Statistics of batch norms over all processes."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    hardware: HardwareOptions = field(default_factory=HardwareOptions)
+    checkpoint_seconds: float = 600.0
+    """Between two saved states inside an epoch: what a crash costs at most. Each epoch ends with one, too."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _positive("", batch_size=self.batch_size, accumulate=self.accumulate)
         if self.batch_size % self.accumulate:
             raise UsageError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+        if self.checkpoint_seconds < 0:
+            raise UsageError(f"checkpoint_seconds={self.checkpoint_seconds} must not be negative")
         if self.workers < 0:
             raise UsageError(f"workers={self.workers} must not be negative")
         if not 0 < self.val_fraction < 1:
@@ -401,7 +432,7 @@ class Recipe:
 
     @property
     def part_size(self) -> int:
-        """Samples that are in memory at a time."""
+        """Samples that all processes together have in memory at a time."""
         return self.batch_size // self.accumulate
 
 

@@ -1,9 +1,11 @@
 """One training run: its folder, its checkpoints, its interruption and its resumption."""
 
+import copy
 import csv
 import dataclasses
 import logging
 import random
+import re
 import signal
 import threading
 import time
@@ -19,10 +21,9 @@ import lightning
 import numpy as np
 import torch
 import yaml
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn
 
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.files import reserve, write_atomically
@@ -31,16 +32,30 @@ from transept.train.classification import ClassifyJob
 from transept.train.curves import draw_curves
 from transept.train.detection import DetectJob
 from transept.train.fingerprint import DataRecord, check_same_data, fingerprint
-from transept.train.folder import BEST, CONFIG, CURVES, LAST, METRICS, SAMPLES, STATE
+from transept.train.folder import BEST, CONFIG, CURVES, LAST, LOCK, METRICS, SAMPLES, STATE
 from transept.train.freezing import freeze
-from transept.train.job import Job, Score
+from transept.train.job import Job, Meter, Score
 from transept.train.module import TaskModule
 from transept.train.progress import ProgressBar
 from transept.train.recipe import Recipe
 from transept.train.segmentation import SegmentJob
+from transept.train.states import StateFiles, position, read_state
+from transept.train.strategies import check_hardware, fit_to_hardware, make_strategy, whole_state
+from transept.train.world import (
+    LostProcessError,
+    any_of,
+    gather,
+    kept,
+    launch,
+    lost_process,
+    must_launch,
+    same_buffers,
+    wanted_world,
+)
 
 JOBS: dict[str, type[Job]] = {"classify": ClassifyJob, "detect": DetectJob, "segment": SegmentJob}
-_SAVE_SECONDS = 600
+_LOCK_SECONDS = 10
+"""A run that was killed may hold its folder until its loading processes have noticed."""
 
 
 class RunInterruptedError(TranseptError):
@@ -79,33 +94,59 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     if recipe.data is None:
         raise UsageError("the recipe names no data; give --data FOLDER")
     recipe = _scaled(recipe)
-    state = _read_state(folder) if resume else None
+    world = wanted_world(recipe)
+    if must_launch(world):
+        return launch(_train, (recipe, folder, resume, progress), size=world.size, folder=folder)
+    return _train(recipe, folder, resume, progress)
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result:
+    """In this process."""
+    world = wanted_world(recipe)
+    state, state_file = read_state(folder) if resume else (None, None)
     job = JOBS[recipe.task](recipe)
+    if world.size > 1 and not job.distributed:
+        raise UsageError(f"task={recipe.task} trains in one process, and {world.size} were started")
+    job.world = world
     if state is not None:
         check_same_data(fingerprint(job.splits), state, recipe.data, accept=recipe.accept_changed_data)
     _seed(recipe.seed, 0)
     task: Any = job.build(load=not resume)
     freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
-    # Adam keeps two numbers for each parameter; three files hold weights; each is written beside its predecessor. An
-    # average is in the state and may be a file of its own.
-    numbers = 5 + 3 + (2 if recipe.ema.decay else 0)
+    check_hardware(recipe, world, task)
+    if world.rank:
+        return _fit(recipe, folder, job, task, state, state_file, None)
+    # Adam keeps two numbers for each parameter; two states and two files hold weights; each is written beside its
+    # predecessor. An average is in the states and may be a file of its own.
+    numbers = 8 + 3 + (3 if recipe.ema.decay else 0)
     reserve(folder, 4 * numbers * sum(p.numel() for p in task.parameters()) + 2**20)
-    if not resume:
-        config = yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
-        write_atomically(folder / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
-        job.write_samples(folder / SAMPLES)
-    return _fit(recipe, folder, job, task, state, progress)
+    with _claim(folder, resume=resume):
+        if not resume:
+            config = yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+            write_atomically(folder / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
+            job.write_samples(folder / SAMPLES)
+        return _fit(recipe, folder, job, task, state, state_file, ProgressBar(job.score) if progress else None)
 
 
 def _fit(
-    recipe: Recipe, folder: Path, job: Job, task: nn.Module, state: dict[str, Any] | None, progress: bool
+    recipe: Recipe,
+    folder: Path,
+    job: Job,
+    task: Any,
+    state: dict[str, Any] | None,
+    state_file: Path | None,
+    bar: ProgressBar | None,
 ) -> Result:
-    epoch, batch = _position(state)
+    world = job.world
+    epoch, batch = position(state)
     train_loader, val_loader = job.loaders(task, epoch=epoch, batch=batch)
+    if not len(val_loader):
+        raise TranseptError(f"there are fewer validation pictures than the {world.size} processes; start fewer")
     steps = _steps(recipe, len(train_loader))
+    sharded = world.size > 1 and recipe.hardware.strategy == "fsdp"
+    recorder = Recorder(folder, recipe, job, bar, copy.deepcopy(task) if sharded else None)
+    fit_to_hardware(recipe, world, task, job.backbones(task))
     module = TaskModule(task, job, recipe, steps_per_epoch=steps)
-    bar = ProgressBar(job.score) if progress else None
-    recorder = Recorder(folder, recipe, job.score, bar)
     averaging = [Averaging(recipe.ema, folder, recipe.accumulate)] if recipe.ema.decay else []
     with _quiet_lightning():
         trainer = lightning.Trainer(
@@ -113,12 +154,13 @@ def _fit(
             limit_train_batches=steps * recipe.accumulate,
             accumulate_grad_batches=recipe.accumulate,
             accelerator="auto",
-            devices=1,
+            devices=world.size // world.nodes,
+            num_nodes=world.nodes,
+            strategy=make_strategy(recipe, world, unused_parameters=job.unused_parameters),
             precision=recipe.precision,
-            sync_batchnorm=recipe.sync_batchnorm,
             gradient_clip_val=recipe.optimizer.clip_grad,
             callbacks=[*averaging, recorder, DataRecord(fingerprint(job.splits)), *([bar] if bar else [])],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[StateFiles(overwrite=state_file is not None and state_file.name != STATE)],
             default_root_dir=folder,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -127,14 +169,8 @@ def _fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        with _graceful_interrupt(recorder.interrupt):
-            trainer.fit(
-                module,
-                train_loader,
-                val_loader,
-                ckpt_path=folder / STATE if state else None,
-                weights_only=True,
-            )
+        with _graceful_interrupt(recorder), _clear_errors(recorder):
+            trainer.fit(module, train_loader, val_loader, ckpt_path=state_file, weights_only=True)
     best = recorder.best
     metrics = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
     return Result(folder, metrics, job.score, int(best["epoch"]), recorder.seconds, len(job.skipped))
@@ -143,18 +179,25 @@ def _fit(
 class Recorder(Callback):
     """Writes the run folder: a row of metrics, a picture and checkpoints after each epoch.
 
-    Inside an epoch the state is saved every ten minutes, and on Ctrl-C, always between two steps: gradients that
-    are not yet whole are in no checkpoint.
+    Inside an epoch the state is saved every `checkpoint_seconds`, and on Ctrl-C, always between two steps: gradients
+    that are not yet whole are in no checkpoint. Of several processes all must agree to save, and the first writes.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, score: Score, bar: ProgressBar | None) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, job: Job, bar: ProgressBar | None, shell: Any | None = None
+    ) -> None:
+        """`shell`: where the task is sharded, a copy that is not; it is filled and saved in its place."""
         self.folder = folder
         self.recipe = recipe
-        self.score = score
+        self.score = job.score
+        self.world = job.world
         self.bar = bar
+        self.shell = shell
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self.interrupted = False
+        self.images: tuple[int, ...] = ()
+        self.handle_signals: Callable[[], None] | None = None
 
     def interrupt(self) -> None:
         """Stop before the next step. Called from the signal handler."""
@@ -166,42 +209,48 @@ class Recorder(Callback):
         return max(self.rows, key=lambda row: (row[f"val_{self.score.key}"], -row["val_loss"]))
 
     def state_dict(self) -> dict[str, Any]:
-        meter = self.module.train_meter
-        sums = {name: float(value) for name, value in meter.sums.items()}
-        return {"rows": self.rows, "seconds": self.seconds, "samples": meter.samples, "sums": sums}
+        """Called by all processes, when a state is saved."""
+        meter = copy.deepcopy(self.module.train_meter)
+        _add_up(meter)
+        return {"rows": self.rows, "seconds": self.seconds, **meter.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
         self.seconds = state_dict["seconds"]
-        self.resumed_meter = (state_dict["samples"], state_dict["sums"])
+        self.resumed_meter = {name: state_dict[name] for name in ("samples", "sums")}
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, TaskModule)
         self.module = pl_module
-        self.resumed_meter: tuple[int, dict[str, float]] | None = None
+        self.resumed_meter: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.clock = self.saved = time.monotonic()
         self.epoch_seconds = 0.0
         self.epoch_samples = 0
-        if self.resumed_meter is not None:
-            self.module.train_meter.samples, self.module.train_meter.sums = self.resumed_meter  # pyright: ignore
+        if self.resumed_meter is not None and self.world.rank == 0:
+            self.module.train_meter.add(self.resumed_meter)
+        if self.handle_signals is not None:  # Lightning's own handler ends the run without saving it
+            self.handle_signals()
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self.images = tuple(batch[0].shape)
         part = batch_idx % self.recipe.accumulate
-        # Saved here, the checkpoint counts the batches before this one as done, and this one as not begun.
-        if self.interrupted and part == 0:
-            self._save_state(trainer)
-            raise RunInterruptedError(
-                f"stopped before step {trainer.global_step + 1}; everything is saved in {self.folder}"
-            )
-        if time.monotonic() - self.saved > _SAVE_SECONDS and part == 0:
-            self._save_state(trainer)
+        if part == 0:
+            due = time.monotonic() - self.saved > self.recipe.checkpoint_seconds
+            interrupted, due = any_of([self.interrupted, due], pl_module.device)
+            # Saved here, the checkpoint counts the batches before this one as done, and this one as not begun.
+            if interrupted or due:
+                self._save_state(trainer)
+            if interrupted:
+                raise RunInterruptedError(
+                    f"stopped before step {trainer.global_step + 1}; everything is saved in {self.folder}"
+                )
         # Whatever draws from the global generators in this step (drop path, mixing) depends on the step alone, and
-        # differs between its parts.
-        _seed(self.recipe.seed, trainer.global_step * self.recipe.accumulate + part + 1)
+        # differs between its parts and between processes.
+        _seed(self.recipe.seed, trainer.global_step * self.recipe.accumulate + part + 1, self.world.rank)
 
     def on_train_batch_end(
         self,
@@ -211,12 +260,22 @@ class Recorder(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.epoch_samples += len(batch[0])
+        self.epoch_samples += len(batch[0]) * self.world.size
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.epoch_seconds = time.monotonic() - self.clock
+        same_buffers(self.module.task)
+        if self.module.evaluated is not self.module.task:
+            same_buffers(self.module.evaluated)
+
+    def on_validation_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self.images = tuple(batch[0].shape)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        for meter in (self.module.train_meter, self.module.val_meter):
+            _add_up(meter)
         train, val = self.module.train_meter.means(), self.module.val_meter.means()
         self.row = {
             "epoch": trainer.current_epoch + 1,
@@ -234,16 +293,26 @@ class Recorder(Callback):
         self.seconds += now - self.clock
         self.clock, self.epoch_samples = now, 0
         self.rows.append(self.row | {"seconds": self.seconds})
-        task = self.module.evaluated
-        if self.best is self.rows[-1]:
-            task.save(self.folder / BEST)
-        task.save(self.folder / LAST)
+        task = self._whole_task()
+        if self.world.rank == 0:
+            if self.best is self.rows[-1]:
+                task.save(self.folder / BEST)
+            task.save(self.folder / LAST)
         self._save_state(trainer)
-        write_atomically(self.folder / METRICS, self._write_metrics)
-        title = f"{self.recipe.model.name} on {Path(str(self.recipe.data)).name}"
-        draw_curves(self.rows, self.best, self.score, title, self.folder / CURVES)
+        if self.world.rank == 0:
+            write_atomically(self.folder / METRICS, self._write_metrics)
+            title = f"{self.recipe.model.name} on {Path(str(self.recipe.data)).name}"
+            draw_curves(self.rows, self.best, self.score, title, self.folder / CURVES)
         if self.bar:
             self.bar.show_epoch(trainer, self.rows[-1])
+
+    def _whole_task(self) -> Any:
+        if self.shell is None:
+            return self.module.evaluated
+        state = whole_state(self.module.task)
+        if self.world.rank == 0:
+            self.shell.load_state_dict(state)
+        return self.shell
 
     def _save_state(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.folder / STATE)
@@ -257,11 +326,72 @@ class Recorder(Callback):
                 writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own goes through the temporary folder, which may lie on another disk."""
+@contextmanager
+def _claim(folder: Path, *, resume: bool) -> Iterator[None]:
+    """The folder belongs to this process, and where it holds a run, that is the one to resume.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+    The lock goes with the process, however that ends.
+
+    Raises:
+        TranseptError: another run is or was there.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS if resume else 0)
+    except Timeout:
+        raise TranseptError(f"another process is training in {str(folder)!r}; give another folder with --out") from None
+    try:
+        if not resume and (folder / CONFIG).exists():
+            raise TranseptError(
+                f"{str(folder)!r} holds a run already; go on with --resume {folder}, or give another folder with --out"
+            )
+        yield
+    finally:
+        lock.release()
+
+
+def _add_up(meter: Meter) -> None:
+    """What all processes saw; all must call this."""
+    states = gather(meter.state())
+    meter.reset()
+    for state in states:
+        meter.add(state)
+
+
+@contextmanager
+def _clear_errors(recorder: Recorder) -> Iterator[None]:
+    """Lack of memory and lost processes, which libraries report in their own words, in ours."""
+    world = recorder.world
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if (sentence := _out_of_memory(error, recorder)) is not None:
+            raise TranseptError(sentence if world.rank == 0 else f"process {world.rank}: {sentence}") from error
+        if world.size > 1 and lost_process(error):
+            raise LostProcessError(f"another process of the job ended; {kept(recorder.folder)}") from error
+        raise
+
+
+def _out_of_memory(error: Exception, recorder: Recorder) -> str | None:
+    """What to say if it is that."""
+    loading = re.search(r"DataLoader worker .*(killed|exited)", str(error))
+    if loading:
+        return (
+            f"a process that prepares batches was killed ({' '.join(str(error).split())[:120]}), mostly for want of "
+            f"memory; lower workers={recorder.recipe.workers}"
+        )
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    recipe, images = recorder.recipe, recorder.images
+    what = f"a batch of {images[0]} images of {images[-2]} x {images[-1]} pixels" if images else "the model"
+    remedies = [f"--accumulate {2 * recipe.accumulate} (the same batch in more parts)"]
+    if not recipe.hardware.grad_checkpointing:
+        remedies.append("--hardware.grad_checkpointing true")
+    if recipe.precision == "32-true":
+        remedies.append("--precision bf16-mixed")
+    remedies.append(f"a batch_size below {recipe.batch_size}")
+    remedies.append("smaller images")
+    return f"out of memory with {what}; try {', '.join(remedies[:2])} or {remedies[2]}"
 
 
 def _scaled(recipe: Recipe) -> Recipe:
@@ -292,29 +422,9 @@ def _steps(recipe: Recipe, parts: int) -> int:
     return parts // recipe.accumulate
 
 
-def _position(state: dict[str, Any] | None) -> tuple[int, int]:
-    """Epochs finished, and batches (or parts of them) finished in the next one."""
-    if state is None:
-        return 0, 0
-    loop = state["loops"]["fit_loop"]
-    epoch = loop["epoch_progress"]["current"]["processed"]
-    inside = loop["epoch_progress"]["current"]["started"] > epoch
-    return epoch, loop["epoch_loop.batch_progress"]["current"]["completed"] if inside else 0
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    path = folder / STATE
-    if not path.is_file():
-        raise TranseptError(f"{str(folder)!r} has no {STATE} to resume from; start it anew with 'transept train'")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise TranseptError(f"{str(path)!r} is damaged ({error}); start the run anew") from error
-
-
-def _seed(seed: int, step: int) -> None:
+def _seed(seed: int, step: int, rank: int = 0) -> None:
     """All three global generators: third-party layers and mixing may draw from any."""
-    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    mixed = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
@@ -328,17 +438,23 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _graceful_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) asks to stop between two batches; the second stops at once."""
+def _graceful_interrupt(recorder: Recorder) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) asks to stop between two batches; a second Ctrl-C stops at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop()
+        recorder.interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def install() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    install()
+    recorder.handle_signals = install
     try:
         yield
     finally:
@@ -349,12 +465,14 @@ def _graceful_interrupt(stop: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Lightning's advice on workers, devices and half-read epochs does not apply here."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -29,14 +29,10 @@ class SegmentJob(Job):
     """Pictures with masks, a segmenter, and its mean intersection over union."""
 
     score = Score("miou", "mIoU", "mean intersection over union")
+    distributed = True
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        if recipe.segment.method == "upernet" and recipe.part_size == 1:
-            raise UsageError(
-                f"batch_size={recipe.batch_size} with accumulate={recipe.accumulate} computes one picture at a time, "
-                "but the batch norm of upernet's smallest map needs two; lower accumulate or raise batch_size"
-            )
         self.splits = load_segmentation_splits(
             str(recipe.data),
             reduce_zero_label=recipe.segment.reduce_zero_label,
@@ -64,6 +60,11 @@ class SegmentJob(Job):
 
     def loaders(self, task: Segmenter, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
         recipe, options = self.recipe, self.recipe.segment
+        if options.method == "upernet" and self.part_size == 1:
+            raise UsageError(
+                f"batch_size={recipe.batch_size} with accumulate={recipe.accumulate} computes one picture at a time, "
+                "but the batch norm of upernet's smallest map needs two; lower accumulate or raise batch_size"
+            )
         augmentation = SegmentationAugmentation(
             crop=options.crop,
             resize_ratio=options.resize_ratio,
@@ -77,14 +78,18 @@ class SegmentJob(Job):
         sampler = EpochSampler(
             len(train),
             seed=recipe.seed,
-            batch_size=recipe.part_size,
+            batch_size=self.part_size,
             draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
             start_epoch=epoch,
             start_batch=batch,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
         return (
-            make_joint_loader(train, recipe.part_size, sampler=sampler, workers=recipe.workers),
-            make_joint_loader(val, 1, workers=recipe.workers),  # pictures keep their own sizes
+            make_joint_loader(train, self.part_size, sampler=sampler, workers=recipe.workers),
+            make_joint_loader(  # pictures keep their own sizes
+                val, 1, workers=recipe.workers, rank=self.world.rank, world_size=self.world.size
+            ),
         )
 
     def meters(self) -> tuple[Meter, Meter]:
