@@ -109,7 +109,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result
         raise UsageError(f"task={recipe.task} trains in one process, and {world.size} were started")
     job.world = world
     if state is not None:
-        check_same_data(fingerprint(job.splits), state, recipe.data, accept=recipe.accept_changed_data)
+        check_same_data(fingerprint(job.splits), state, str(recipe.data), accept=recipe.accept_changed_data)
     _seed(recipe.seed, 0)
     task: Any = job.build(load=not resume)
     freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
