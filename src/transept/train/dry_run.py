@@ -130,7 +130,7 @@ def _as_taken(image: Tensor, preprocessing: Any) -> Tensor:
 
 
 def _with_objects(picture: Tensor, target: Target, classes: Sequence[str]) -> Tensor:
-    colors = [drawing_color(int(label)) for label in target.labels]
+    colors: list[str | tuple[int, int, int]] = [drawing_color(int(label)) for label in target.labels]
     if target.masks is not None and len(target.masks):
         masks = torch.zeros(len(target.masks), *picture.shape[-2:], dtype=torch.bool)
         masks[:, : target.size[0], : target.size[1]] = target.masks.bool()

@@ -23,7 +23,8 @@ def freeze(model: Backbone, parts: int | Sequence[str]) -> None:
     names = [name for name, _ in model.named_parameters()]
     title = model.pretrained_cfg["architecture"]
     if isinstance(parts, int):
-        stages: dict[str, Any] = group_parameters(model, model.group_matcher(coarse=True), reverse=True)  # pyright: ignore
+        grouped: Any = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+        stages: dict[str, int] = grouped
         last = stages.get("head.weight", max(stages.values()) + 1) - 1
         if not 0 < parts <= last:
             raise UsageError(f"model.freeze={parts}, but {title} has {last} stages; give 0 to {last}")
