@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm.models import group_parameters
+from torch import nn
 
 from transept.errors import UsageError, unknown
 from transept.models.backbone import Backbone
@@ -43,4 +44,11 @@ def freeze(model: Backbone, parts: int | Sequence[str]) -> None:
     for module in model.modules():
         own = list(module.parameters())
         if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
+def keep_batch_statistics(task: nn.Module) -> None:
+    """Batch norms run as in evaluation, but learn their scale and shift. Lightning keeps each module's mode."""
+    for module in task.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

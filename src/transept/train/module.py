@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from transept.errors import TranseptError, UsageError
@@ -41,13 +40,10 @@ class TaskModule(lightning.LightningModule):
         """The task that is validated and saved: itself, or its moving average."""
         return self.averaging.average.module if self.averaging else self.task
 
-    def on_fit_start(self) -> None:
-        """Lightning keeps each module's mode from here on, and brings it back after validation."""
-        self.train()
-        if self.recipe.model.norm_eval:
-            for module in self.task.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+    def configure_model(self) -> None:
+        """Called once, before the optimiser is made; only sharding strategies have a mesh of devices."""
+        if self.device_mesh is not None:
+            shard(self.task, self.job.backbones(self.task), self.device_mesh["data_parallel"])
 
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         images, targets = batch

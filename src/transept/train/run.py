@@ -33,7 +33,7 @@ from transept.train.curves import draw_curves
 from transept.train.detection import DetectJob
 from transept.train.fingerprint import DataRecord, check_same_data, fingerprint
 from transept.train.folder import BEST, CONFIG, CURVES, LAST, LOCK, METRICS, SAMPLES, STATE
-from transept.train.freezing import freeze
+from transept.train.freezing import freeze, keep_batch_statistics
 from transept.train.job import Job, Meter, Score
 from transept.train.module import TaskModule
 from transept.train.progress import ProgressBar
@@ -113,6 +113,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result
     _seed(recipe.seed, 0)
     task: Any = job.build(load=not resume)
     freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
+    if recipe.model.norm_eval:
+        keep_batch_statistics(task)
     check_hardware(recipe, world, task)
     if world.rank:
         return _fit(recipe, folder, job, task, state, state_file, None)
