@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from transept.cli.tables import print_json
 from transept.errors import TranseptError, UsageError, rank_of_environment, unknown
 from transept.train.folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
-from transept.train.recipe import Recipe, read_recipe, recipe_names, recipe_overview
+from transept.train.recipe import Recipe, plain, read_recipe, recipe_names, recipe_overview
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-bad-annotations", action="store_true", help="detectors: leave out annotations that cannot be used"
     )
     parser.add_argument("--accept-changed-data", action="store_true", help="resume although the data is not as it was")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing: print the recipe with every option, the batch, the steps and the memory they need, and "
+        "draw the first batch",
+    )
     published = [name for name in recipe_names() if "/" in name]
     parser.epilog = (
         f"Recipes of published results: {', '.join(published)}. "
@@ -62,6 +68,9 @@ def run(args: argparse.Namespace) -> None:
     if args.skip_bad_annotations:
         given += ["--skip_bad_annotations", "true"]
     recipe = parse_recipe(read_recipe(args.recipe), given)
+    if args.dry_run:
+        _dry_run(recipe, args)
+        return
     if args.out or rank_of_environment():  # only the first process has a folder
         _train(recipe, args.out or Path("runs"), args, resume=False)
         return
@@ -73,9 +82,42 @@ def run(args: argparse.Namespace) -> None:
             folder.rmdir()
 
 
+def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
+    import yaml
+
+    from transept.train.run import plan
+
+    picture = Path(f"{args.out or Path(args.recipe).stem}.first-batch.png")
+    recipe, found = plan(recipe, picture)
+    options = plain(dataclasses.asdict(recipe))
+    if args.json:
+        print_json({"recipe": options, "plan": dataclasses.asdict(found), "first_batch": str(picture)})
+        return
+    print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+    height, width = found.image
+    shares = f"{found.processes} process{'es' if found.processes > 1 else ''} x {found.accumulate} part"
+    lines = {
+        "pictures": f"{found.pictures:,} to train on",
+        "batch": f"{found.batch} = {shares}{'s' if found.accumulate > 1 else ''} of {found.part}, {height} x {width}",
+        "steps": f"{found.steps:,}, {found.steps_per_epoch:,} between evaluations",
+        "parameters": f"{found.parameters / 1e6:.2f} M, of which {found.learning / 1e6:.2f} M learn",
+        "memory": f"about {(found.weights_bytes + found.kept_bytes) / 2**20:,.0f} MiB in each process: "
+        f"{found.weights_bytes / 2**20:,.0f} for weights, gradients and optimiser, {found.kept_bytes / 2**20:,.0f} "
+        "kept by the forward pass in float32",
+        "first batch": str(picture),
+    }
+    print("\n".join(f"{name:<12} {text}" for name, text in lines.items()))
+
+
 def _resume(args: argparse.Namespace) -> None:
     options = list(args.options)
-    if args.recipe or args.data or args.out or not all(key.startswith("hardware.") for key in _given(options)):
+    if (
+        args.recipe
+        or args.data
+        or args.out
+        or args.dry_run
+        or not all(key.startswith("hardware.") for key in _given(options))
+    ):
         raise UsageError(
             "--resume RUN takes the run's own recipe and folder; give no recipe, data, folder or options, "
             "but for those of hardware"

@@ -22,6 +22,7 @@ from transept.files import write_atomically
 from transept.heads.instances import Target
 from transept.train.job import Job
 from transept.train.recipe import Recipe
+from transept.train.world import World
 
 _SHOWN = 16
 _BYTES = 4
@@ -32,11 +33,13 @@ class Plan:
     """What a recipe comes to on its data."""
 
     pictures: int
-    """Different ones in an epoch."""
+    """To train on."""
     batch: int
     """Samples of one step of the optimiser."""
     part: int
-    """Of them in memory at a time, of one process."""
+    """Of them in memory at a time, in one process."""
+    processes: int
+    accumulate: int
     image: tuple[int, int]
     """Height and width of the first batch in pixels."""
     steps_per_epoch: int
@@ -52,15 +55,17 @@ class Plan:
     the box heads. In float32: half precision takes less."""
 
 
-def make_plan(recipe: Recipe, job: Job, task: Any, images: Tensor, pictures: int, steps_per_epoch: int) -> Plan:
+def make_plan(recipe: Recipe, job: Job, task: Any, images: Tensor, *, steps_per_epoch: int, world: World) -> Plan:
     """`images` are the first part of a batch, `b c h w`."""
     parameters = sum(p.numel() for p in task.parameters())
     learning = sum(p.numel() for p in task.parameters() if p.requires_grad)
     average = parameters if recipe.ema.decay is not None else 0
     return Plan(
-        pictures=pictures,
+        pictures=len(job.splits.train),
         batch=recipe.batch_size,
         part=len(images),
+        processes=world.size,
+        accumulate=recipe.accumulate,
         image=(images.shape[-2], images.shape[-1]),
         steps_per_epoch=steps_per_epoch,
         steps=recipe.schedule.iterations or steps_per_epoch * recipe.schedule.epochs,

@@ -388,6 +388,8 @@ class Recipe:
     hardware: HardwareOptions = field(default_factory=HardwareOptions)
     checkpoint_seconds: float = 600.0
     """Between two saved states inside an epoch: what a crash costs at most. Each epoch ends with one, too."""
+    loggers: list[Literal["wandb", "mlflow"]] = field(default_factory=list)
+    """Where metrics go besides the run folder and its TensorBoard files."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -434,6 +436,13 @@ class Recipe:
     def part_size(self) -> int:
         """Samples that all processes together have in memory at a time."""
         return self.batch_size // self.accumulate
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists, for YAML and JSON."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def recipe_names() -> list[str]:

@@ -31,18 +31,21 @@ from transept.train.averaging import Averaging
 from transept.train.classification import ClassifyJob
 from transept.train.curves import draw_curves
 from transept.train.detection import DetectJob
+from transept.train.dry_run import Plan, draw_batch, make_plan
 from transept.train.fingerprint import DataRecord, check_same_data, fingerprint
 from transept.train.folder import BEST, CONFIG, CURVES, LAST, LOCK, METRICS, SAMPLES, STATE
 from transept.train.freezing import freeze, keep_batch_statistics
 from transept.train.job import Job, Meter, Score
+from transept.train.loggers import make_loggers
 from transept.train.module import TaskModule
 from transept.train.progress import ProgressBar
-from transept.train.recipe import Recipe
+from transept.train.recipe import Recipe, plain
 from transept.train.segmentation import SegmentJob
 from transept.train.states import StateFiles, position, read_state
 from transept.train.strategies import check_hardware, fit_to_hardware, make_strategy, whole_state
 from transept.train.world import (
     LostProcessError,
+    World,
     any_of,
     gather,
     kept,
@@ -100,22 +103,45 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     return _train(recipe, folder, resume, progress)
 
 
-def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result:
-    """In this process."""
+def plan(recipe: Recipe, picture: Path) -> tuple[Recipe, Plan]:
+    """What `train` would do, up to its first batch, which is drawn: the recipe as it is followed, and its size.
+
+    Raises:
+        TranseptError: as `train` does, but for what concerns the run folder.
+    """
+    if recipe.data is None:
+        raise UsageError("the recipe names no data; give --data FOLDER")
+    recipe = _scaled(recipe)
     world = wanted_world(recipe)
-    state, state_file = read_state(folder) if resume else (None, None)
+    job, task = _prepare(recipe, world, load=False)
+    loader, _ = job.loaders(task, epoch=0, batch=0)
+    images, targets = next(iter(loader))
+    draw_batch(images, targets, task, picture)
+    return recipe, make_plan(recipe, job, task, images, steps_per_epoch=_steps(recipe, len(loader)), world=world)
+
+
+def _prepare(recipe: Recipe, world: World, *, load: bool) -> tuple[Job, Any]:
+    """The job and its task, with the recipe's starting weights where `load` is set."""
     job = JOBS[recipe.task](recipe)
     if world.size > 1 and not job.distributed:
         raise UsageError(f"task={recipe.task} trains in one process, and {world.size} were started")
     job.world = world
-    if state is not None:
-        check_same_data(fingerprint(job.splits), state, str(recipe.data), accept=recipe.accept_changed_data)
     _seed(recipe.seed, 0)
-    task: Any = job.build(load=not resume)
+    task: Any = job.build(load=load)
     freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
     if recipe.model.norm_eval:
         keep_batch_statistics(task)
     check_hardware(recipe, world, task)
+    return job, task
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result:
+    """In this process."""
+    world = wanted_world(recipe)
+    state, state_file = read_state(folder) if resume else (None, None)
+    job, task = _prepare(recipe, world, load=not resume)
+    if state is not None:
+        check_same_data(fingerprint(job.splits), state, str(recipe.data), accept=recipe.accept_changed_data)
     if world.rank:
         return _fit(recipe, folder, job, task, state, state_file, None)
     # Adam keeps two numbers for each parameter; two states and two files hold weights; each is written beside its
@@ -124,7 +150,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result
     reserve(folder, 4 * numbers * sum(p.numel() for p in task.parameters()) + 2**20)
     with _claim(folder, resume=resume):
         if not resume:
-            config = yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+            config = yaml.safe_dump(plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
             write_atomically(folder / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
             job.write_samples(folder / SAMPLES)
         return _fit(recipe, folder, job, task, state, state_file, ProgressBar(job.score) if progress else None)
@@ -166,7 +192,7 @@ def _fit(
             default_root_dir=folder,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            logger=False,
+            logger=[] if world.rank else make_loggers(recipe.loggers, folder),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -305,6 +331,8 @@ class Recorder(Callback):
             write_atomically(self.folder / METRICS, self._write_metrics)
             title = f"{self.recipe.model.name} on {Path(str(self.recipe.data)).name}"
             draw_curves(self.rows, self.best, self.score, title, self.folder / CURVES)
+        for logger in trainer.loggers:
+            logger.log_metrics(self.rows[-1], step=trainer.global_step)
         if self.bar:
             self.bar.show_epoch(trainer, self.rows[-1])
 
@@ -430,13 +458,6 @@ def _seed(seed: int, step: int, rank: int = 0) -> None:
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists, so that the YAML is plain."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @contextmanager
