@@ -1,8 +1,8 @@
 """Images per second and core of the training loader beside timm's, in one run: `python benchmarks/loader.py FOLDER`.
 
 FOLDER has JPEG photographs, at any depth; without one the two of scikit-learn are used. They are copied, again and
-again in several sizes, into a class folder in a temporary place. Both loaders work in this process (no worker processes)
-on one thread, crop at random, flip, and normalise to float32; epochs alternate after one of warming up. Counted is
+again in several sizes, into a class folder in a temporary place. Both loaders work in this process (no workers), on
+one thread; they crop at random, flip, and normalise to float32; epochs alternate after one of warming up. Counted is
 processor time, which other work on the machine lengthens less than it does the time on the wall; both are written.
 """
 

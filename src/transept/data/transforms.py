@@ -62,7 +62,7 @@ class RandomResizedCrop(v2.RandomResizedCrop):
         if not isinstance(inputs[0], Undecoded):
             return super().forward(*inputs)
         full, crop = (0, 0), {}
-        height, width = self.size
+        height, width = self.size  # pyright: ignore[reportGeneralTypeIssues]
 
         def reduce(full_width: int, full_height: int) -> float:
             nonlocal full, crop
