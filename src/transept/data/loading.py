@@ -146,7 +146,7 @@ class TransformedSet(_Samples):
 
     def _drawn(self, index: int, seed: int) -> tuple[Tensor, int]:
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the GPUs, too: a tenth of the time, and a traceback kept for each call.
+            # torch.manual_seed would seed the GPUs, too, and until they are in use keep a traceback of each call.
             torch.default_generator.manual_seed(seed)
             if self.fast_decode:
                 picture: Any = Undecoded(partial(self.images.read, index))
