@@ -92,7 +92,7 @@ def test_wrong_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     good.save_to_disk(str(tmp_path / "e"))
     refused(str(tmp_path / "e"), "has no splits; save a DatasetDict")
     bad = good.cast_column("image", datasets.Image(decode=False))
-    rows = [{"bytes": b"junk", "path": None}, {"bytes": None, "path": None}]
+    rows = [{"bytes": b"junk", "path": None}, None]
     bad = bad.remove_columns("image").add_column("image", rows).cast_column("image", datasets.Image())
     refused(
         save(tmp_path / "f", train=good, test=bad),

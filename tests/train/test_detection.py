@@ -29,7 +29,7 @@ pytest.importorskip("faster_coco_eval")
 
 OPTIONS = (
     "--batch_size 2 --detect.scenes [6,3] --detect.scale [96,64] --detect.width 32 --schedule.epochs 2 "
-    "--detect.method retinanet 
+    "--detect.method retinanet "
     "--schedule.warmup_epochs 0 --model.drop_path_rate 0.2 --detect.color_jitter 0.2 "
     "--model.options.embed_dims [16,16,16,16] --model.options.depths [1,1,1,1] --model.options.num_heads [2,2]"
 ).split()

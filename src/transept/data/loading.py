@@ -161,7 +161,8 @@ def _seeded(seed: int) -> Iterator[None]:
     before = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # torch.manual_seed would seed the GPUs, too, and until they are in use keep a traceback of each call.
+            torch.default_generator.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             yield

@@ -151,7 +151,7 @@ def _scan(shard: Path) -> Samples:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 key, endings = base_plus_ext(member.name)
-                if not member.isfile() or key is None:
+                if not member.isfile() or key is None or endings is None:
                     continue
                 if key != current:
                     finish()

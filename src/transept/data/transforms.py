@@ -85,7 +85,7 @@ class RandomResizedCrop(v2.RandomResizedCrop):
         if not isinstance(inputs[0], Undecoded):
             return super().forward(*inputs)
         full, crop = (0, 0), {}
-        height, width = self.size
+        height, width = self.size  # pyright: ignore[reportGeneralTypeIssues]
 
         def reduce(full_width: int, full_height: int) -> float:
             nonlocal full, crop
@@ -99,7 +99,7 @@ class RandomResizedCrop(v2.RandomResizedCrop):
         across, down = picture.width / full[0], picture.height / full[1]
         left, top = crop["left"] * across, crop["top"] * down
         box = (left, top, left + crop["width"] * across, top + crop["height"] * down)
-        return picture.resize((width, height), Image.Resampling[self.interpolation.name], box)
+        return picture.resize((width, height), Image.Resampling[v2.InterpolationMode(self.interpolation).name], box)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
