@@ -1,7 +1,10 @@
 """`eval` and `predict` of detectors, on a COCO folder written here."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,13 @@ import torch
 from PIL import Image
 
 from transept.cli.main import main
-from transept.tasks.detect import Detector, create_detector
+from transept.data.coco import COCO_CLASSES
+from transept.data.detection_transforms import DetectionPreprocessing
+from transept.tasks.detect import METHODS, Detector, create_detector
+from transept.tasks.detect_pictures import DetectionInference
+from transept.weights.catalogue import CHECKPOINTS
+from transept.weights.download import cached
+from transept.weights.published import PUBLISHED_DETECTORS
 
 CLASSES = ["disc", "square"]
 
@@ -92,6 +101,8 @@ def test_predict(model: Path, data: Path, tmp_path: Path, capsys: pytest.Capture
     [
         (["eval", "MODEL", "--data", "DATA", "--crop", "64", "64"], "--crop is for segmenters"),
         (["eval", "MODEL", "--data", "DATA", "--classes", "disc"], "--classes is for predict"),
+        (["eval", "mask_rcnn/cait_xxs24_224", "--data", "DATA"], "no weights of mask_rcnn on cait_xxs24_224"),
+        (["eval", "fcos/cat_small.atss_1x_coco", "--data", "DATA"], "are no weights of fcos, but of atss"),
         (["predict", "MODEL", "DATA/val2017", "--score", "1.5"], "--score 1.5 is not in"),
         (["predict", "MODEL", "DATA/val2017", "--classes", "disk", "--out", "OUT"], "did you mean 'disc'"),
         (["predict", "MODEL", "DATA/val2017", "--out", "OUT.png"], "give a folder"),
@@ -103,5 +114,221 @@ def test_wrong_calls(
     places = {"MODEL": str(model), "DATA": str(data), "OUT": str(tmp_path / "out")}
     for name, place in places.items():
         words = [word.replace(name, place) for word in words]
-    assert main(words) == 2
+    assert main(words) == (1 if "no weights of mask_rcnn" in sentence else 2)
     assert sentence in capsys.readouterr().err
+
+
+def test_several_scales(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.manual_seed(0)
+    detector = create_detector(
+        "retinanet",
+        backbone="xcit_nano_12_p16",
+        num_classes=2,
+        classes=CLASSES,
+        width=32,
+        depth=2,
+        preprocessing=DetectionPreprocessing(scale=(128, 100)),
+    )
+    detector.bbox_head.retina_cls.bias.data.fill_(0.5)
+    model = str(tmp_path / "model.safetensors")
+    detector.save(Path(model))
+    reports = {}
+    for options in ("", "--multi-scale"):
+        assert main(["eval", model, "--data", str(data), "--json", *options.split()]) == 0
+        reports[options] = json.loads(capsys.readouterr().out)
+    assert reports[""]["scales"] == []
+    assert reports["--multi-scale"]["scales"] == [[128, short] for short in range(60, 101, 4)]
+    found = []
+    pattern = str(data / "val2017" / "[01].png")
+    for options in ([], ["--multi-scale", "--flip"]):
+        assert main(["predict", model, pattern, "--out", str(tmp_path / "out"), "--json", *options]) == 0
+        assert len(json.loads(capsys.readouterr().out)["images"]) == 2
+        found.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"])
+    assert found[0] != found[1]
+    scales = tuple((128, short) for short in range(60, 101, 4))
+    (objects,) = detector.predict(
+        [Image.open(data / "val2017" / "0.png")], DetectionInference(score_threshold=0.3, scales=scales, flip=True)
+    )
+    mine = [result["score"] for result in found[1] if result["image_id"].endswith("0.png")]
+    assert mine == pytest.approx(objects.scores.tolist(), abs=1e-5)
+
+
+def test_published_detectors_are_ours():
+    for name in PUBLISHED_DETECTORS:
+        method, backbone = name.partition(" ")[0].split("/")
+        assert method in METHODS
+        if not name.endswith("3x") and method != "cascade_mask_rcnn":  # of those no weights were released
+            assert any((c.model, c.method, c.task) == (backbone, method, "detection") for c in CHECKPOINTS)
+
+
+def test_coco_classes(shared_data: Path):
+    (file, *_) = sorted((shared_data / "coco_mini" / "annotations").glob("*.json"))
+    categories = sorted(json.loads(file.read_text())["categories"], key=lambda category: category["id"])
+    assert [category["name"] for category in categories] == list(COCO_CLASSES)
+
+
+def test_published_detector_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("TRANSEPT_OFFLINE", "1")
+    (checkpoint,) = (c for c in CHECKPOINTS if c.name == "xcit_tiny_12_p16.mask_rcnn_3x_coco")
+    torch.manual_seed(0)
+    random = create_detector("mask_rcnn", backbone="xcit_tiny_12_p16").eval()
+    random.roi_head.bbox_head.fc_cls.bias.data[1] = 6  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
+    file = cached(checkpoint.file)
+    file.parent.mkdir(parents=True)
+    torch.save({"state_dict": random.state_dict(), "meta": {}}, file)
+    data = tmp_path / "coco"
+    (data / "annotations").mkdir(parents=True)
+    (data / "val2017").mkdir()
+    picture = Image.effect_noise((640, 16), 90).convert("RGB")  # 1333 x 33 for the model
+    picture.save(data / "val2017" / "a.png")
+    page = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 640, "height": 16}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [8, 2, 40, 12], "segmentation": [[8, 2, 48, 2, 48, 14]]}
+        ],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(COCO_CLASSES)],
+    }
+    (data / "annotations" / "instances_val2017.json").write_text(json.dumps(page))
+    out = tmp_path / "out"
+    words = ["predict", "mask_rcnn/xcit_tiny_12_p16", str(data / "val2017" / "a.png"), "--out", str(out), "--json"]
+    assert main(words) == 0
+    capsys.readouterr()
+    written = json.loads((out / "results.json").read_text())
+    (expected,) = random.predict([picture], DetectionInference(score_threshold=0.3))
+    assert written["classes"] == list(COCO_CLASSES)
+    assert [result["score"] for result in written["results"]] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+    assert {result["category_id"] for result in written["results"]} == {1}
+    assert main(["eval", checkpoint.name, "--data", str(data), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["bbox"]["per_class"]) == set(COCO_CLASSES)
+    assert report["segm"]["map"] >= 0
+
+
+def annotation(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(page: dict[str, Any]) -> None:
+        page["annotations"][1][key] = value
+
+    return change
+
+
+def image(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(page: dict[str, Any]) -> None:
+        page["images"][1][key] = value
+
+    return change
+
+
+BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str, str]] = {  # and the sentence, and the reason counted
+    "zero area": (annotation("bbox", [30, 18, 0, 40]), "annotation 2 has the bbox [30, 18, 0, 40]", "1 boxes without"),
+    "nan": (annotation("bbox", [float("nan"), 18, 9, 9]), "annotation 2 has the bbox [nan", "1 boxes not finite"),
+    "negative": (
+        annotation("bbox", [30, 18, -9, 9]),
+        "annotation 2 has the bbox [30, 18, -9, 9]",
+        "1 boxes without area",
+    ),
+    "outside": (annotation("bbox", [200, 18, 9, 9]), "lies outside its picture of 128 x 96", "1 boxes outside"),
+    "category": (annotation("category_id", 99), "annotation 2 has the category 99", "1 of unknown categories"),
+    "no image": (annotation("image_id", 99), "annotation 2 is of image 99", "1 without an image"),
+    "twice": (annotation("id", 1), "annotation 1 has an id that another", "1 ids given twice"),
+    "image twice": (image("id", 3), "image 3 ('1.png') has an id that another", "1 images with an id given twice"),
+    "no file": (image("file_name", "no.png"), "no.png', does not exist", "1 images without a file"),
+}
+
+
+def broken(data: Path, root: Path, half: str, change: Callable[[dict[str, Any]], None]) -> tuple[Path, Path]:
+    shutil.copytree(data, root / "bad")
+    file = root / "bad" / "annotations" / f"instances_{half}2017.json"
+    page = json.loads(file.read_text())
+    change(page)
+    file.write_text(json.dumps(page))
+    return root / "bad", file
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_annotations(model: Path, data: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]):
+    change, sentence, reason = BAD[what]
+    folder, file = broken(data, tmp_path, "val", change)
+    said = fails(capsys, ["eval", str(model), "--data", str(folder)])
+    assert str(file) in said
+    assert sentence in said
+    assert said.endswith("leave them out with --skip-bad-annotations")
+    assert main(["eval", str(model), "--data", str(folder), "--skip-bad-annotations", "--json"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert len(report["skipped"]) >= 1
+    assert sentence in report["skipped"][0]["reason"]
+    (line,) = err.strip().splitlines()
+    assert f"{str(file)!r}, left out: " in line
+    assert reason in line
+    if what == "no file":
+        assert "1 annotations of images left out" in line
+        assert report["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [("[]", "is no COCO file"), ("{", "is not JSON"), ("{}", "no COCO file")]
+)
+def test_files_that_are_no_coco(
+    model: Path, data: Path, tmp_path: Path, content: str, sentence: str, capsys: pytest.CaptureFixture[str]
+):
+    folder, file = broken(data, tmp_path, "val", lambda page: None)
+    file.write_text(content)
+    said = fails(capsys, ["eval", str(model), "--data", str(folder)])
+    assert str(file) in said
+    assert sentence in said
+
+
+def test_training_says_what_it_leaves_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def change(page: dict[str, Any]) -> None:
+        for each in BAD["zero area"], BAD["category"]:
+            each[0](page)
+        page["annotations"][0]["bbox"] = [-8, 8, 40, 40]
+        page["annotations"][2]["image_id"] = 99
+
+    folder, file = broken(data, tmp_path, "train", change)
+    options = "--detect.scale [96,64] --detect.width 32 --schedule.epochs 1 --schedule.warmup_epochs 0"
+    options += " --model.options.embed_dims [16,16,16,16] --model.options.depths [1,1,1,1]"
+    options += " --model.options.num_heads [2,2]"
+    argv = ["train", "quick-det", "--data", str(folder), "--out", str(tmp_path / "run"), *options.split()]
+    said = fails(capsys, argv)
+    assert f"2 entries of {str(file)!r} cannot be used: annotation 2 has the category 99" in said
+    assert not (tmp_path / "run").exists()
+    assert main([*argv, "--skip-bad-annotations", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["skipped"] == 2
+    assert "left out: 1 of unknown categories, 1 without an image; e.g. annotation 2 has" in err
+    assert "not used as they are: 1 boxes clipped at the border, 2 pictures without objects" in err
+
+
+def test_count(capsys: pytest.CaptureFixture[str]):
+    assert main(["count", "mask_rcnn/crossformer_small", "--schedule", "3x", "--json"]) == 0
+    item = json.loads(capsys.readouterr().out)
+    assert (item["name"], item["img_size"]) == ("mask_rcnn/crossformer_small 3x", [1280, 800])
+    parts = item["modules"]
+    assert {part for part in parts if "." not in part} == {"backbone", "neck", "rpn_head", "roi_head"}
+    assert sum(parts[part]["macs"] for part in parts if "." not in part) == item["macs"]
+    assert item["published"]["macs"] == pytest.approx(item["macs_as_published"], abs=5e7)
+    assert [weights["model"] for weights in item["weights"]] == ["crossformer_small"]
+    assert main(["count", "retinanet/cat_small", "--img-size", "128", "256", "--depth", "1"]) == 0
+    table = capsys.readouterr().out
+    assert "retinanet/cat_small at 128 x 256" in table
+    assert "47 M  " in table  # published operations are for another size
+    assert "276" not in table
+    for words, sentence in (
+        (["mask_rcnn/cat_small", "--schedule", "3x"], "was published in one form"),
+        (["cat_small", "--schedule", "1x"], "--schedule is for detectors"),
+        (["retinanett/cat_small"], "did you mean 'retinanet'"),
+    ):
+        assert main(["count", *words]) == 2
+        assert sentence in capsys.readouterr().err

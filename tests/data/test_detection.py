@@ -472,6 +472,18 @@ def test_blue_first():
     assert image[:, y1 + 3, x1 + 3].tolist() == pytest.approx([0.9 * 255, -0.2 * 255, -0.3 * 255], rel=1e-5)
 
 
+def test_normalised_by_the_picture_itself():
+    """A picture taken in a third of the light comes out the same, up to the rounding of its 8 bits."""
+    own = detection_eval_transform(DetectionPreprocessing(scale=(600, 400), per_picture=True))
+    picture, target = painted()
+    bright, dark = own(picture, target)[0], own(tv_tensors.Image(picture // 3), target)[0]
+    assert float(bright.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(bright.std()) == pytest.approx(1, rel=1e-5)
+    assert float((bright - dark).abs().max()) < 0.05
+    one_colour = own(tv_tensors.Image(torch.full_like(picture, 7)), target)[0]
+    assert float(one_colour.abs().max()) < 1e-3
+
+
 def test_batches_are_padded():
     samples = [(torch.ones(3, 40, 70), {"image_id": 1}), (torch.ones(3, 65, 30), {"image_id": 2})]
     batch = collate_detections(samples)

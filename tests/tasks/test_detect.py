@@ -76,6 +76,32 @@ def test_images_without_objects(method: str):
     assert not any(located)
 
 
+SMALL = {
+    "cabvit_h_l1": dict(embed_dims=(16, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(2, 2)),
+    "cabvit_p_l0": dict(depth=2, embed_dim=32, num_heads=2),
+    "cait_xxs24_224": dict(depth=2, embed_dim=32, num_heads=2),
+    "cat_tiny": dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)),
+    "crossformer_tiny": dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [(method, "cabvit_h_l1") for method in METHODS] + [("retinanet", name) for name in list(SMALL)[1:]],
+)
+def test_what_gets_no_gradient_does_not_ask_for_one(method: str, backbone: str):
+    width = 64 if method in ("fcos", "atss") else 32
+    detector = transept.create_detector(method, backbone=backbone, num_classes=3, width=width, **SMALL[backbone])
+    for targets in ([a_target(), no_objects()], [no_objects(), no_objects()]):
+        detector.zero_grad()
+        detector.loss(detector(torch.randn(2, 3, 96, 128)), targets).backward()
+        learns = {name for name, p in detector.named_parameters() if p.requires_grad}
+        assert {name for name, p in detector.named_parameters() if p.grad is not None} == learns
+    idle = {name.rpartition(".")[0] for name, _ in detector.named_parameters()} - {n.rpartition(".")[0] for n in learns}
+    assert all(name.startswith(("backbone.out_0", "backbone.norm0", "backbone.fpn1")) for name in idle), idle
+    assert bool(idle) == (detector.neck.start_level > 0 and backbone != "crossformer_tiny")
+
+
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_a_batch_is_its_images(method: str):
@@ -207,6 +233,35 @@ def test_saving_and_loading(method: str, tmp_path: Path):
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
 
 
+@pytest.mark.parametrize("method", ["retinanet", "cascade_rcnn"])
+def test_smaller_anchors(method: str, tmp_path: Path):
+    """The same in training and in answering, and when loaded again."""
+
+    def sides(detector: Detector) -> list[float]:
+        stages = detector.stages
+        if isinstance(stages, TwoStage):
+            parts = (stages.rpn_loss, stages.train_proposals, stages.test_proposals)
+        else:
+            parts = (stages.loss, stages.decode)
+        anchors = [part.anchors([(1, 1)] * 5)[0][0] for part in parts]
+        return [float(anchor[2] - anchor[0]) for anchor in anchors]
+
+    published = transept.create_detector(method, **TINY)
+    smaller = transept.create_detector(method, **TINY, anchor_scale=0.5)
+    smaller.save(tmp_path / "detector.safetensors")
+    for detector in (smaller, Detector.load(tmp_path / "detector.safetensors")):
+        assert sides(detector) == pytest.approx([side / 2 for side in sides(published)])
+
+
+def test_fewer_regions_to_learn_from():
+    stages = tiny("mask_rcnn").stages
+    assert isinstance(stages, TwoStage)
+    few = stages.learning_from(8)
+    assert few.loss.sampler == RandomSampler(number=8, positive_fraction=0.25)
+    assert (few.train_proposals.per_level, few.train_proposals.kept) == (32, 32)
+    assert few.test_proposals == stages.test_proposals
+
+
 @pytest.mark.parametrize("method", ["atss", "cascade_mask_rcnn"])
 @torch.no_grad()
 def test_a_checkpoint_as_official_training_writes_it(method: str, tmp_path: Path):
@@ -305,6 +360,8 @@ def test_published_options(method: str, backbone: str, expected: dict):
         (dict(widht=64), "no option of a detector on .* is called 'widht'; did you mean 'width'"),
         (dict(width=40), "width=40; give a positive multiple of 32"),
         (dict(method="atss"), "width=32; atss has 32 groups of channels, give 64 or more"),
+        (dict(anchor_scale=0.0), "anchor_scale=0.0 must be greater than 0"),
+        (dict(method="fcos", width=64, anchor_scale=0.5), "anchor_scale=0.5, but fcos has no anchors"),
         (dict(num_classes=0), "there are no classes"),
         (dict(classes=["a", "b"], num_classes=4), "2 names of classes were given for num_classes=4"),
         (dict(weights="a.pth", backbone_weights="b.pth"), "give them or backbone_weights"),

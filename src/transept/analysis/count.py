@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from transept.models.backbone import native_size
+
+aten = torch.ops.aten
+# On the meta device fused attention is one of these, whichever kernel will run.
+_PRODUCTS = [packet for packet in flop_registry if "scaled_dot_product" in str(packet)] + [aten.bmm, aten.baddbmm]
+_NORMS = (aten.native_layer_norm, aten.native_group_norm)
+
+
+@dataclass(slots=True)
+class Operations:
+    """What other conventions count apart."""
+
+    attention: int = 0
+    """Multiply-accumulates, in `macs`, of products of two activations."""
+    biases: int = 0
+    """Additions of the biases of convolutions. No `macs`, as all that follows."""
+    norms: int = 0
+    """Elements of layer norms and group norms."""
+    relus: int = 0
+    """Elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +45,7 @@ class Cost:
     img_size: tuple[int, int]
     modules: dict[str, tuple[int, int]]
     """Module name to its parameters and multiply-accumulates, children included."""
+    operations: Operations = field(default_factory=Operations, compare=False)
 
 
 def count(model: nn.Module, img_size: int | Sequence[int] | None = None) -> Cost:
@@ -38,9 +58,9 @@ def count(model: nn.Module, img_size: int | Sequence[int] | None = None) -> Cost
     height, width = native_size(native if img_size is None else img_size)
     meta = _on_meta(model).eval()
     image = torch.empty(1, in_chans, height, width, device="meta")
-    counter, activations = FlopCounterMode(display=False), _ActivationCounter()
-    with torch.no_grad(), activations, counter:
-        meta(image)
+    counter, others = FlopCounterMode(display=False), _OtherCounter()
+    with torch.no_grad(), others, counter:
+        getattr(meta, "run_layers", meta)(image)  # a detector's second stage waits for proposals
     flops = counter.get_flop_counts()
     root = type(meta).__name__
     macs = {name: sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name, _ in meta.named_modules() if name}
@@ -48,19 +68,35 @@ def count(model: nn.Module, img_size: int | Sequence[int] | None = None) -> Cost
         if name:  # a part may run outside the call of the part that holds it, and lists are never called
             macs[name] = max(macs[name], sum(macs[f"{name}.{child}"] for child, _ in module.named_children()))
     modules = {name: (_parameters(module), macs[name]) for name, module in meta.named_modules() if name}
-    return Cost(_parameters(meta), counter.get_total_flops() // 2, activations.total, (height, width), modules)
+    others.operations.attention = sum(flops["Global"].get(packet, 0) for packet in _PRODUCTS) // 2
+    return Cost(
+        parameters=_parameters(meta),
+        macs=counter.get_total_flops() // 2,
+        activations=others.activations,
+        img_size=(height, width),
+        modules=modules,
+        operations=others.operations,
+    )
 
 
-class _ActivationCounter(TorchDispatchMode):
+class _OtherCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.activations = 0
+        self.operations = Operations()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            first = out[0] if isinstance(out, tuple | list) else out
-            self.total += first.numel()
+        packet = func.overloadpacket
+        first = out[0] if isinstance(out, tuple | list) else out
+        if packet in flop_registry:
+            self.activations += first.numel()
+        if packet is aten.convolution and args[2] is not None:
+            self.operations.biases += first.numel()
+        elif packet in _NORMS:
+            self.operations.norms += first.numel()
+        elif packet in (aten.relu, aten.relu_):
+            self.operations.relus += first.numel()
         return out
 
 

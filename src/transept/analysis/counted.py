@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from transept.analysis.count import Cost, count
-from transept.models.registry import build_skeleton, list_models, skeletons
-from transept.tasks.segment import create_segmenter
-from transept.weights.published import SEGMENTER_SIZE
+from transept.errors import UsageError
+from transept.models.registry import build_skeleton, find_model, list_models, skeletons
+from transept.tasks.detect import PUBLISHED_3X_OPTIONS, Detector, create_detector
+from transept.tasks.segment import Segmenter, create_segmenter
 
 _FILE = "counts.json"
 
@@ -24,14 +25,29 @@ def count_variant(name: str, img_size: int | Sequence[int] | None = None, **opti
     return count(build_skeleton(name, **options), img_size)
 
 
-def count_segmenter(method: str, backbone: str, img_size: int | Sequence[int] = SEGMENTER_SIZE) -> Cost:
-    """A fresh count of a segmenter for ADE20K, with the published options of its backbone.
-
-    An auxiliary head has parameters and no operations, because it runs in training only.
-    """
+def segmenter_skeleton(method: str, backbone: str) -> Segmenter:
+    """A segmenter for ADE20K on the meta device, with the published options of its backbone."""
     with skeletons():
-        segmenter = create_segmenter(method, backbone=backbone)
-    return count(segmenter, img_size)
+        return create_segmenter(method, backbone=backbone)
+
+
+def detector_skeleton(method: str, backbone: str, *, three: bool = False) -> Detector:
+    """A detector for COCO on the meta device, with the published options of its backbone.
+
+    With `three` those of the 3x schedule, where it was published with others.
+
+    Raises:
+        UsageError: it was not.
+    """
+    name, _ = find_model(backbone)
+    options = {}
+    if three:
+        if (method, name) not in PUBLISHED_3X_OPTIONS:
+            several = " and ".join("/".join(pair) for pair in PUBLISHED_3X_OPTIONS)
+            raise UsageError(f"{method}/{backbone} was published in one form; the 3x schedule is of {several}")
+        options = PUBLISHED_3X_OPTIONS[method, name]
+    with skeletons():
+        return create_detector(method, backbone=backbone, **options)
 
 
 def kept_counts() -> dict[str, Cost]:
@@ -46,7 +62,7 @@ def _write() -> None:
     counts = {}
     for name in list_models():
         entry = dataclasses.asdict(count_variant(name))
-        counts[name] = {key: value for key, value in entry.items() if key != "modules"}
+        counts[name] = {key: value for key, value in entry.items() if key not in ("modules", "operations")}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in counts.items())
     Path(__file__).with_name(_FILE).write_text("{\n" + lines + "\n}\n", encoding="utf-8")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from transept.analysis.count import Cost
-from transept.analysis.counted import count_segmenter, count_variant
+from transept.analysis.count import Cost, count
+from transept.analysis.counted import count_variant, detector_skeleton, segmenter_skeleton
 from transept.cli.tables import (
     billions,
     billions_as_printed,
@@ -15,17 +15,20 @@ from transept.cli.tables import (
     millions_as_printed,
     print_json,
     print_table,
-    segmenter_card,
+    system_card,
 )
 from transept.errors import UsageError, unknown
 from transept.models.registry import find_model
-from transept.tasks.segment import METHODS
-from transept.weights.published import SEGMENTER_SIZE
+from transept.tasks.detect import METHODS as DETECTION_METHODS
+from transept.tasks.segment import METHODS as SEGMENTATION_METHODS
+from transept.weights.published import DETECTOR_SIZE, SEGMENTER_SIZE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "name", help="one of 'transept models', or a whole segmenter: METHOD/MODEL, e.g. upernet/crossformer_base"
+        "name",
+        help="one of 'transept models', or a whole detector or segmenter: METHOD/MODEL, e.g. retinanet/cat_small, "
+        "upernet/crossformer_base",
     )
     parser.add_argument(
         "--img-size",
@@ -33,9 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="N",
         help=f"side of the image in pixels, or height and width (default: the model's own, {SEGMENTER_SIZE[0]} for "
-        "segmenters)",
+        f"segmenters, {DETECTOR_SIZE[0]} {DETECTOR_SIZE[1]} for detectors)",
     )
     parser.add_argument("--depth", type=int, default=2, help="how many levels of parts to show (default 2)")
+    parser.add_argument(
+        "--schedule", choices=["1x", "3x"], help="which one where a detector was published in two forms (default 1x)"
+    )
     parser.add_argument("--features-only", action="store_true", help="the pyramid of four maps, not the classifier")
 
 
@@ -44,14 +50,22 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--img-size {' '.join(map(str, args.img_size))}: give a positive side, or height and width")
     size = None if args.img_size is None else (args.img_size[0], args.img_size[-1])
     method, slash, backbone = args.name.partition("/")
+    if args.schedule and method not in DETECTION_METHODS:
+        raise UsageError(f"--schedule is for detectors, METHOD/MODEL; {args.name!r} is none")
     if slash:
-        if method not in METHODS:
-            raise unknown("segmentation method", method, METHODS)
         if args.features_only:
             raise UsageError(f"--features-only is of the backbone alone: transept count {backbone} --features-only")
-        find_model(backbone)
-        cost = count_segmenter(method, backbone, size or SEGMENTER_SIZE)
-        item, printed_size = segmenter_card(method, backbone, cost), SEGMENTER_SIZE
+        name = args.name
+        if method in DETECTION_METHODS:
+            three = args.schedule == "3x"
+            system, printed_size = detector_skeleton(method, backbone, three=three), DETECTOR_SIZE
+            name += " 3x" * three
+        elif method in SEGMENTATION_METHODS:
+            system, printed_size = segmenter_skeleton(method, backbone), SEGMENTER_SIZE
+        else:
+            raise unknown("method", method, [*DETECTION_METHODS, *SEGMENTATION_METHODS])
+        cost = count(system, size or printed_size)
+        item = system_card(name, system, cost)
     else:
         name, family = find_model(args.name)
         cost = count_variant(name, size, features_only=args.features_only)
@@ -84,9 +98,11 @@ def _print(item: dict[str, Any], cost: Cost, parts: dict[str, Any], printed_size
         table.add_row(indent + name, millions(figures["parameters"]), macs, share)
     table.add_section()
     table.add_row("total", millions(cost.parameters), billions(cost.macs), "100.0%", style="bold")
+    if item.get("macs_as_published"):
+        table.add_row("as the authors counted", "", billions(item["macs_as_published"]), "", style="dim")
     printed = item["published"]
     if printed["parameters"] and printed_size is not None:
-        macs = billions_as_printed(printed["macs"] if (height, width) == printed_size else None)
+        macs = billions_as_printed(printed["macs"] if sorted(cost.img_size) == sorted(printed_size) else None)
         table.add_row(
             f"published ({printed['source']})", millions_as_printed(printed["parameters"]), macs, "", style="dim"
         )

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from transept.files import write_together
 from transept.metrics.detection import Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.detect import Detector
-from transept.tasks.detect_pictures import DetectionInference
+from transept.tasks.detect_pictures import DetectionInference, multi_scale
 from transept.train.recipe import Recipe
 
 DETECTION_OPTIONS = ("score", "classes", "skip_bad_annotations")
@@ -41,7 +40,7 @@ def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def detection_of(args: argparse.Namespace, score: float) -> DetectionInference:
+def detection_of(task: Detector, args: argparse.Namespace, score: float) -> DetectionInference:
     """The options as `DetectionInference`; `--batch-size` counts pictures."""
     score = score if args.score is None else args.score
     if not 0 <= score < 1:
@@ -50,6 +49,7 @@ def detection_of(args: argparse.Namespace, score: float) -> DetectionInference:
     return DetectionInference(
         score_threshold=score,
         classes=classes,
+        scales=multi_scale(task.preprocessing.scale) if args.multi_scale else (),
         flip=args.flip,
         batch_size=1 if args.batch_size is None else args.batch_size,
     )
@@ -58,7 +58,7 @@ def detection_of(args: argparse.Namespace, score: float) -> DetectionInference:
 def eval_detector(task: Detector, recipe: Recipe | None, data: str, args: argparse.Namespace) -> None:
     if args.classes is not None:
         raise UsageError("--classes is for predict; average precision is given for each class")
-    inference = detection_of(args, 0.05)
+    inference = detection_of(task, args, 0.05)
     splits = load_detection_splits(
         data,
         halves="val",
@@ -86,6 +86,7 @@ def eval_detector(task: Detector, recipe: Recipe | None, data: str, args: argpar
             for kind, found in scores.items()
         }
         about = {"model": args.model, "data": data, "map": scores["bbox"].map, "images": len(splits.val)}
+        about |= {"scales": [list(scale) for scale in inference.scales], "flip": inference.flip}
         print_json(about | plain | {"seconds": round(seconds, 3), "skipped": plain_skipped(splits.skipped)})
         return
     table = Table(box=None, pad_edge=False)
@@ -101,8 +102,6 @@ def eval_detector(task: Detector, recipe: Recipe | None, data: str, args: argpar
             f"\n{what} AP {_percent(found.map)}   AP50 {_percent(found.map50)}   AP75 {_percent(found.map75)}", end=""
         )
     print(f"   ({len(splits.val)} pictures, {seconds:.1f} s)")
-    if splits.skipped:
-        print(f"{len(splits.skipped)} annotations were left out, e.g. {splits.skipped[0].reason}", file=sys.stderr)
 
 
 def write_objects(
@@ -112,7 +111,7 @@ def write_objects(
 
     `pictures` are paths, pictures, and names for the drawn files. Gives a row for each picture.
     """
-    inference = detection_of(args, _SHOWN_SCORE)
+    inference = detection_of(task, args, _SHOWN_SCORE)
     task.to(best_device())
     palette = [drawing_color(i) for i in range(len(task.classes))]
     rows, results = [], []

@@ -15,7 +15,13 @@ from torch.utils.data import DataLoader
 
 from transept.cli.detection import DETECTION_OPTIONS, add_detection_arguments, eval_detector
 from transept.cli.runs import best_device, load_run
-from transept.cli.segmentation import INFERENCE_OPTIONS, add_inference_arguments, inference_of, refuse_options
+from transept.cli.segmentation import (
+    SCALE_OPTIONS,
+    WINDOW_OPTIONS,
+    add_inference_arguments,
+    inference_of,
+    refuse_options,
+)
 from transept.cli.tables import plain_number, plain_skipped, print_json, print_table
 from transept.cli.train import parse_recipe
 from transept.data.loading import TransformedSet, make_loader
@@ -51,14 +57,15 @@ def run(args: argparse.Namespace) -> None:
     if data is None:
         raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
     if isinstance(task, Detector):
-        refuse_options(args, ("multi_scale", "crop", "stride"), of="segmenters", model="detector")
+        refuse_options(args, WINDOW_OPTIONS, of="segmenters", model="detector")
         eval_detector(task, recipe, data, args)
         return
     refuse_options(args, DETECTION_OPTIONS, of="detectors", model=type(task).__name__.lower())
     if isinstance(task, Segmenter):
         _eval_segmenter(task, recipe, data, args)
     else:
-        refuse_options(args, INFERENCE_OPTIONS, of="segmenters", model="classifier")
+        refuse_options(args, SCALE_OPTIONS, of="segmenters and detectors", model="classifier")
+        refuse_options(args, WINDOW_OPTIONS, of="segmenters", model="classifier")
         _eval_classifier(task, recipe, data, args)
 
 

@@ -24,6 +24,7 @@ VERBS = {
     "eval": "measure a trained model: accuracy, or mIoU",
     "predict": "label pictures, or each of their pixels",
     "convert": "convert a checkpoint, or say what it is",
+    "export": "write a trained model as ONNX and for torch.export, and check both",
 }
 
 

@@ -22,7 +22,13 @@ from transept.analysis.overlay import draw_overlay, label_image, shares
 from transept.analysis.sheet import Labelled, draw_sheet
 from transept.cli.detection import DETECTION_OPTIONS, DRAWN, RESULTS, add_detection_arguments, write_objects
 from transept.cli.runs import best_device, load_run
-from transept.cli.segmentation import INFERENCE_OPTIONS, add_inference_arguments, inference_of, refuse_options
+from transept.cli.segmentation import (
+    SCALE_OPTIONS,
+    WINDOW_OPTIONS,
+    add_inference_arguments,
+    inference_of,
+    refuse_options,
+)
 from transept.cli.tables import plain_skipped, print_json, print_table
 from transept.data.images import BadImageError, find_images, read_image
 from transept.data.sets import Skipped
@@ -59,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     task, _ = load_run(args.model)
     if isinstance(task, Detector):
         refuse_options(args, ("no_sheet",), of="classifiers", model="detector")
-        refuse_options(args, ("multi_scale", "crop", "stride"), of="segmenters", model="detector")
+        refuse_options(args, WINDOW_OPTIONS, of="segmenters", model="detector")
         _detect(task, paths, args)
         return
     refuse_options(args, DETECTION_OPTIONS, of="detectors", model=type(task).__name__.lower())
@@ -67,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
         refuse_options(args, ("no_sheet",), of="classifiers", model="segmenter")
         _segment(task, paths, args)
     else:
-        refuse_options(args, INFERENCE_OPTIONS, of="segmenters", model="classifier")
+        refuse_options(args, SCALE_OPTIONS, of="segmenters and detectors", model="classifier")
+        refuse_options(args, WINDOW_OPTIONS, of="segmenters", model="classifier")
         _classify(task, paths, args)
 
 

@@ -6,13 +6,16 @@ import torch
 from timm.data import ImageNetInfo
 
 from transept.data.ade20k import ADE20K_CLASSES
+from transept.data.coco import COCO_CLASSES
 from transept.data.transforms import preprocessing_of
 from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
-from transept.tasks.detect import Detector
+from transept.tasks.detect import METHODS as DETECTION_METHODS
+from transept.tasks.detect import Detector, create_detector
 from transept.tasks.saving import task_of
-from transept.tasks.segment import METHODS, Segmenter, create_segmenter
+from transept.tasks.segment import METHODS as SEGMENTATION_METHODS
+from transept.tasks.segment import Segmenter, create_segmenter
 from transept.train.folder import BEST, CONFIG
 from transept.weights.catalogue import Checkpoint, checkpoints_of
 from transept.weights.create import create_model, default_checkpoint, find_checkpoint
@@ -21,8 +24,8 @@ from transept.weights.create import create_model, default_checkpoint, find_check
 def load_run(source: str) -> tuple[Classifier | Segmenter | Detector, Path | None]:
     """The trained task, and its run folder where it has one.
 
-    Published segmenters are called `METHOD/BACKBONE` (`upernet/xcit_small_12_p16`), with a tag where there are several
-    (`semantic_fpn/cat_small.TAG`), or by the checkpoint's name (`xcit_small_12_p16.upernet_160k_ade20k`).
+    Published detectors and segmenters are called `METHOD/BACKBONE` (`mask_rcnn/xcit_small_12_p16`), with a tag where
+    there are several (`semantic_fpn/cat_small.TAG`), or by the checkpoint's name (`cat_small.retinanet_1x_coco`).
 
     Raises:
         TranseptError: the source is none of the three, or cannot be read.
@@ -36,14 +39,14 @@ def load_run(source: str) -> tuple[Classifier | Segmenter | Detector, Path | Non
     if path.suffix == ".safetensors":
         return _load(path), path.parent if (path.parent / CONFIG).is_file() else None
     method, _, backbone = source.partition("/")
-    if backbone and method in METHODS:
-        return _published_segmenter(_segmenter_checkpoint(method, backbone)), None
+    if backbone and method in (*DETECTION_METHODS, *SEGMENTATION_METHODS):
+        return _published_system(_system_checkpoint(method, backbone)), None
     if path.exists() or "/" in source:
         raise TranseptError(f"{source!r} is no run folder; give one, a .safetensors file of one, or a model's name")
     try:
         weights = find_checkpoint(source) if "." in source else default_checkpoint(source)
-        if weights.task == "segmentation":
-            return _published_segmenter(weights), None
+        if weights.task in _SYSTEMS:
+            return _published_system(weights), None
         if weights.task != "classification":
             raise TranseptError(
                 f"{source!r} are {weights.task} weights, which have no classifier; "
@@ -65,15 +68,19 @@ def _load(path: Path) -> Classifier | Segmenter | Detector:
     return tasks.get(task_of(path), Classifier).load(path)
 
 
-def _segmenter_checkpoint(method: str, backbone: str) -> Checkpoint:
+_SYSTEMS = ("detection", "segmentation")
+
+
+def _system_checkpoint(method: str, backbone: str) -> Checkpoint:
+    """No method detects as well as segments, so its name says which of the two."""
     if "." in backbone:
         checkpoint = find_checkpoint(backbone)
-        if (checkpoint.task, checkpoint.method) != ("segmentation", method):
+        if checkpoint.task not in _SYSTEMS or checkpoint.method != method:
             raise UsageError(f"{backbone!r} are no weights of {method}, but of {checkpoint.method or checkpoint.task}")
         return checkpoint
     name, _ = find_model(backbone)
     for checkpoint in checkpoints_of(name):
-        if (checkpoint.task, checkpoint.method) == ("segmentation", method):
+        if checkpoint.task in _SYSTEMS and checkpoint.method == method:
             return checkpoint
     raise TranseptError(
         f"no weights of {method} on {backbone} were published; 'transept models --weights {backbone}*' lists those of "
@@ -81,12 +88,16 @@ def _segmenter_checkpoint(method: str, backbone: str) -> Checkpoint:
     )
 
 
-def _published_segmenter(checkpoint: Checkpoint) -> Segmenter:
-    """All of them are for ADE20K."""
-    return create_segmenter(
+def _published_system(checkpoint: Checkpoint) -> Detector | Segmenter:
+    """Detectors are for COCO, segmenters for ADE20K."""
+    if checkpoint.task == "detection":
+        create, classes = create_detector, COCO_CLASSES
+    else:
+        create, classes = create_segmenter, ADE20K_CLASSES
+    return create(
         checkpoint.method,
         backbone=checkpoint.model,
-        num_classes=len(ADE20K_CLASSES),
-        classes=ADE20K_CLASSES,
+        num_classes=len(classes),
+        classes=classes,
         weights=checkpoint.name,
     ).eval()

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from transept.errors import UsageError
 from transept.tasks.segment import MULTI_SCALE, Inference
 
-INFERENCE_OPTIONS = ("multi_scale", "flip", "crop", "stride")
+SCALE_OPTIONS, WINDOW_OPTIONS = ("multi_scale", "flip"), ("crop", "stride")
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("segmenters only")
+    group = parser.add_argument_group("segmenters and detectors")
     ratios = ", ".join(f"{ratio:g}" for ratio in MULTI_SCALE)
-    group.add_argument("--multi-scale", action="store_true", help=f"mean over the scales {ratios}, as published")
-    group.add_argument("--flip", action="store_true", help="mean over the picture and its mirror image")
+    group.add_argument(
+        "--multi-scale",
+        action="store_true",
+        help=f"mean over the scales {ratios}, as published; detectors: what is found with short sides of 0.6 to 1 of "
+        "their scale, merged",
+    )
+    group.add_argument("--flip", action="store_true", help="the picture and its mirror image, too")
+    group = parser.add_argument_group("segmenters only")
     group.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="sliding windows instead of the whole")
     group.add_argument(
         "--stride", type=int, nargs=2, metavar=("H", "W"), help="from window to window (default two thirds of --crop)"

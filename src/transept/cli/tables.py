@@ -9,11 +9,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from transept.analysis.convention import count_as_published
 from transept.analysis.count import Cost
 from transept.data.sets import Skipped
 from transept.models.registry import find_model
+from transept.tasks.detect import Detector
+from transept.tasks.segment import Segmenter
 from transept.weights.catalogue import METRICS, checkpoints_of
-from transept.weights.published import PUBLISHED, PUBLISHED_SEGMENTERS, SEGMENTER_SIZE, Published
+from transept.weights.published import (
+    DETECTOR_SIZE,
+    PUBLISHED,
+    PUBLISHED_DETECTORS,
+    PUBLISHED_SEGMENTERS,
+    SEGMENTER_SIZE,
+    Published,
+)
 
 
 def print_json(value: Any) -> None:
@@ -59,15 +69,19 @@ def card(name: str, cost: Cost) -> dict[str, Any]:
     }
 
 
-def segmenter_card(method: str, backbone: str, cost: Cost) -> dict[str, Any]:
-    """The same of a segmenter; its published operations are for `SEGMENTER_SIZE`."""
-    full, _ = find_model(backbone)
-    printed = PUBLISHED_SEGMENTERS.get(f"{method}/{backbone}", Published())
-    return _figures(f"{method}/{backbone}", cost, printed, {"img_size": list(SEGMENTER_SIZE)}) | {
+def system_card(name: str, system: Detector | Segmenter, cost: Cost) -> dict[str, Any]:
+    """The same of a detector or segmenter, METHOD/BACKBONE; published operations are for one size of images."""
+    method, _, backbone = name.partition(" ")[0].partition("/")
+    detects = isinstance(system, Detector)
+    printed = (PUBLISHED_DETECTORS if detects else PUBLISHED_SEGMENTERS).get(name, Published())
+    size = DETECTOR_SIZE if detects else SEGMENTER_SIZE
+    at_size = sorted(cost.img_size) == sorted(size)
+    return _figures(name, cost, printed, {"img_size": list(size)}) | {
+        "macs_as_published": count_as_published(system, cost) if at_size else None,
         "weights": [
             weights.as_dict()
-            for weights in checkpoints_of(full)
-            if (weights.task, weights.method) == ("segmentation", method)
+            for weights in checkpoints_of(find_model(backbone)[0])
+            if (weights.task, weights.method) == ("detection" if detects else "segmentation", method)
         ],
     }
 

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="run folder to create (default: runs/RECIPE)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave unreadable files out instead of stopping")
+    parser.add_argument(
+        "--skip-bad-annotations", action="store_true", help="detectors: leave out annotations that cannot be used"
+    )
     published = [name for name in recipe_names() if "/" in name]
     parser.epilog = (
         f"Recipes of published results: {', '.join(published)}. "
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
         given += ["--data", args.data]
     if args.skip_bad_images:
         given += ["--skip_bad_images", "true"]
+    if args.skip_bad_annotations:
+        given += ["--skip_bad_annotations", "true"]
     recipe = parse_recipe(read_recipe(args.recipe), given)
     folder = args.out or _new_folder(Path("runs") / Path(args.recipe).stem)
     _refuse_existing(folder)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from transept.data.images import BadImageError, read_image, stored_form
 from transept.data.labels import Color, drawing_color
 from transept.data.scenes import DIGITS, DigitScenes, SceneOptions, scene_size
 from transept.data.sets import Skipped
-from transept.errors import TranseptError, UsageError
+from transept.errors import TranseptError, TranseptWarning, UsageError
 
 Target = dict[str, Any]
 """What is on a picture of n objects:
@@ -178,6 +179,8 @@ class CocoSet(DetectionSet):
         self.palette = [drawing_color(label) for label in range(len(self.classes))]
         self._label = {number: label for label, number in enumerate(self.category_ids)}
         self.skipped: list[Skipped] = []
+        self.reasons: Counter[str] = Counter()
+        """How much was left out for what; with the annotations of pictures that were."""
         self.left_out: Counter[str] = Counter()
         """What training does without, though nothing is wrong with it, and how many boxes were clipped."""
         pictures, bad_ids = self._pictures(content["images"], folder)
@@ -265,11 +268,17 @@ class CocoSet(DetectionSet):
             if not isinstance(number, int | str):
                 raise TranseptError(f"{str(self.file)!r}: images[{position}] has the id {number!r}; ids are numbers")
             if number in found or number in bad:
-                self._refuse(f"image {number} ({entry['file_name']!r}) has an id that another image has")
+                self._refuse(
+                    "images with an id given twice",
+                    f"image {number} ({entry['file_name']!r}) has an id that another image has",
+                )
                 continue
             size = (entry.get("height"), entry.get("width"))
             if not all(side is None or (isinstance(side, int | float) and side >= 1) for side in size):
-                self._refuse(f"image {number} ({entry['file_name']!r}) has the size {size[1]} x {size[0]}")
+                self._refuse(
+                    "images without a size",
+                    f"image {number} ({entry['file_name']!r}) has the size {size[1]} x {size[0]}",
+                )
                 bad.add(number)
                 continue
             known = (0, 0) if None in size else (int(size[0]), int(size[1]))  # pyright: ignore[reportArgumentType]
@@ -278,7 +287,8 @@ class CocoSet(DetectionSet):
             problems = pool.map(_picture_problem, found.values(), [len(found) <= _CHECK_FILES] * len(found))
             for picture, problem in zip(list(found.values()), problems, strict=True):
                 if problem:
-                    self._refuse(f"image {picture.id}, {str(picture.path)!r}, {problem}")
+                    kind = "images without a file" if problem == "does not exist" else "unusable image files"
+                    self._refuse(kind, f"image {picture.id}, {str(picture.path)!r}, {problem}")
                     bad.add(picture.id)
                     del found[picture.id]
         return found, bad
@@ -293,11 +303,13 @@ class CocoSet(DetectionSet):
                 if not isinstance(entry.get(key, 0), int | str):
                     raise TranseptError(f"{str(self.file)!r}: annotations[{position}] has the {key} {entry[key]!r}")
             if entry.get("image_id") in bad_pictures:
-                continue  # the picture is named already
+                self.reasons["annotations of images left out"] += 1  # the picture is named already
+                continue
             problem = self._problem(entry, number, pictures, ids)
             ids.add(number)
             if problem:
-                self._refuse(f"annotation {number} {problem}")
+                kind, what = problem
+                self._refuse(kind, f"annotation {number} {what}")
                 continue
             picture = pictures[entry["image_id"]]
             x, y, width, height = map(float, entry["bbox"])
@@ -307,31 +319,44 @@ class CocoSet(DetectionSet):
             picture.annotations.append(entry)
             picture.boxes.append(box)
 
-    def _problem(self, entry: dict[str, Any], number: Any, pictures: dict[Any, _Picture], ids: set[Any]) -> str | None:
-        """Why an annotation cannot be used, as the end of a sentence."""
+    def _problem(
+        self, entry: dict[str, Any], number: Any, pictures: dict[Any, _Picture], ids: set[Any]
+    ) -> tuple[str, str] | None:
+        """Why an annotation cannot be used: to be counted by, and as the end of a sentence."""
         if number in ids:
-            return "has an id that another annotation has"
+            return "ids given twice", "has an id that another annotation has"
         if "image_id" not in entry:
-            return "has no 'image_id'"
+            return "without an image", "has no 'image_id'"
         if entry["image_id"] not in pictures:
-            return f"is of image {entry['image_id']!r}, which is not in 'images'"
+            return "without an image", f"is of image {entry['image_id']!r}, which is not in 'images'"
         if entry.get("category_id") not in self._label:
-            return f"has the category {entry.get('category_id')!r}, which is not in 'categories'"
+            return (
+                "of unknown categories",
+                f"has the category {entry.get('category_id')!r}, which is not in 'categories'",
+            )
         box = entry.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
-            return f"has {'no bbox' if box is None else f'the bbox {box!r}'}; give [x, y, width, height]"
+            return (
+                "without a bbox",
+                f"has {'no bbox' if box is None else f'the bbox {box!r}'}; give [x, y, width, height]",
+            )
         if not all(map(math.isfinite, box)):
-            return f"has the bbox {box}, which is not finite"
+            return "boxes not finite", f"has the bbox {box}, which is not finite"
         x, y, width, height = box
         if width <= 0 or height <= 0:
-            return f"has the bbox {box}, which has no area"
+            return "boxes without area", f"has the bbox {box}, which has no area"
         size = pictures[entry["image_id"]].size
         x1, y1, x2, y2 = _clip((x, y, x + width, y + height), size)
         if x1 >= x2 or y1 >= y2:
-            return f"has the bbox {box}, which lies outside its picture of {size[1]} x {size[0]}"
-        return _mask_problem(entry.get("segmentation"), size) if self.masks else None
+            return (
+                "boxes outside their picture",
+                f"has the bbox {box}, which lies outside its picture of {size[1]} x {size[0]}",
+            )
+        problem = _mask_problem(entry.get("segmentation"), size) if self.masks else None
+        return ("unusable masks", problem) if problem else None
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, kind: str, reason: str) -> None:
+        self.reasons[kind] += 1
         self.skipped.append(Skipped(self.file, reason))
 
 
@@ -391,12 +416,14 @@ def load_detection_splits(
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with COCO annotations")
     read = partial(CocoSet, masks=masks, skip_bad_annotations=skip_bad_annotations, min_size=min_size)
     val = read(*_find_half(root, _VAL, "validation"))
+    _report(val)
     _want_pictures(val)
     if halves == "val":
         train: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
         train.classes, train.palette, train.category_ids = val.classes, val.palette, val.category_ids
         return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, val.skipped, {})
     train = read(*_find_half(root, _TRAIN, "training"), drop_empty=not keep_empty)
+    _report(train)
     _want_pictures(train)
     if (train.category_ids, train.classes) != (val.category_ids, val.classes):
         of_train, of_val = (dict(zip(half.category_ids, half.classes, strict=True)) for half in (train, val))
@@ -407,6 +434,15 @@ def load_detection_splits(
         )
     skipped = train.skipped + val.skipped
     return DetectionSplits(train.classes, train.palette, train.category_ids, train, val, skipped, dict(train.left_out))
+
+
+def _report(half: CocoSet) -> None:
+    """Nothing is left out or changed without a word."""
+    for what, counts in (("left out", half.reasons), ("not used as they are", half.left_out)):
+        if counts:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+            example = f"; e.g. {half.skipped[0].reason}" if counts is half.reasons else ""
+            warnings.warn(f"{str(half.file)!r}, {what}: {reasons}{example}", TranseptWarning, stacklevel=3)
 
 
 def _want_pictures(half: CocoSet) -> None:

@@ -30,6 +30,9 @@ class DetectionPreprocessing:
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     bgr: bool = False
     """Blue first, as CAT's FCOS was trained (with mean 102.9801, 115.9465, 122.7717 and std 1, each over 255)."""
+    per_picture: bool = False
+    """By the mean and deviation of all values of the picture itself, for lights and stains that vary; `mean` and `std`
+    are not read then."""
 
     def __post_init__(self) -> None:
         if min(self.scale) < 1 or self.multiple_of < 1:
@@ -114,7 +117,7 @@ def detection_train_transform(preprocessing: DetectionPreprocessing, augmentatio
         resize,
         v2.ClampBoundingBoxes(),
         v2.SanitizeBoundingBoxes(labels_getter=_labels),
-        Normalise(preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr),
+        Normalise(preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr, per_picture=preprocessing.per_picture),
         v2.ToPureTensor(),
     ]
     return v2.Compose(steps)
@@ -125,7 +128,9 @@ def detection_eval_transform(preprocessing: DetectionPreprocessing, scale: Size 
     return v2.Compose(
         [
             FitWithin([scale or preprocessing.scale], antialias=preprocessing.antialias),
-            Normalise(preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr),
+            Normalise(
+                preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr, per_picture=preprocessing.per_picture
+            ),
             v2.ToPureTensor(),
         ]
     )

@@ -68,17 +68,29 @@ def picture_size(flat_inputs: list[Any]) -> Size:
 
 
 class Normalise(v2.Transform):
-    """Pictures to floats of 0..1, then `(x - mean) / std`; optionally with blue first."""
+    """Pictures to floats of 0..1, then `(x - mean) / std`; optionally with blue first.
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], *, bgr: bool = False) -> None:
+    With `per_picture`, mean and deviation are those of all values of the picture itself, so that one taken in little
+    light looks like the others.
+    """
+
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], *, bgr: bool = False, per_picture: bool = False
+    ) -> None:
         super().__init__()
         self.bgr = bgr
-        self.steps = nn.Sequential(v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std)))
+        self.per_picture = per_picture
+        self.to_float = v2.ToDtype(torch.float32, scale=True)
+        self.by_channel = v2.Normalize(list(mean), list(std))
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not isinstance(inpt, tv_tensors.Image):
             return inpt
-        return self.steps(tv_tensors.Image(inpt.flip(-3)) if self.bgr else inpt)
+        picture = self.to_float(tv_tensors.Image(inpt.flip(-3)) if self.bgr else inpt)
+        if not self.per_picture:
+            return self.by_channel(picture)
+        # A picture of one colour has no deviation; one step of 8 bits bounds it.
+        return tv_tensors.Image((picture - picture.mean()) / picture.std().clamp(min=1 / 255))
 
 
 def pad_to(picture: Tensor, size: Size, fill: float = 0) -> Tensor:

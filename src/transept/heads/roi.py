@@ -54,11 +54,14 @@ class RoIFeatures:
     def __call__(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Maps beyond the `strides` (the pooled level) are not used."""
         levels = roi_levels(rois, len(self.strides))
-        if torch.compiler.is_compiling():  # the number of regions on a level is not known in a traced graph
+        if torch.compiler.is_compiling():
+            # The number of regions on a level is not known in a traced graph, so every level reads all of them. One
+            # that does not belong to the level is given no extent: it has no sampling points, costs nothing, reads 0.
             chosen = torch.zeros(())
             for i, (x, stride) in enumerate(zip(maps, self.strides, strict=False)):
-                here = roi_align(x, rois.to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
-                chosen = here * (levels == i)[:, None, None, None] + chosen
+                here = torch.cat((rois[:, :1], rois[:, 1:] * (levels == i)[:, None]), dim=1)
+                pooled = roi_align(x, here.to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
+                chosen = pooled + chosen
             return chosen
         indices = [(levels == i).nonzero().flatten() for i in range(len(self.strides))]
         pooled = [

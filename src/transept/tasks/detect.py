@@ -20,6 +20,7 @@ from transept.heads.fpn import FPN
 from transept.heads.instances import Detections, Size, Target
 from transept.heads.mask_rcnn import MaskRCNNDecoder, MaskRCNNHead, MaskRCNNLoss
 from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetLoss
+from transept.heads.roi import BoxHead, MaskHead
 from transept.heads.rpn import Proposals, RPNHead, RPNLoss, RPNOutputs
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, find_model
@@ -40,8 +41,14 @@ class TwoStageOutputs(NamedTuple):
 class SingleStage:
     """How a method learns and answers whose head sees every place once."""
 
-    loss: Callable[[Any, Sequence[Target]], dict[str, Tensor]]
-    decode: Callable[..., list[Detections]]
+    loss: Any
+    """`RetinaNetLoss` or its like: outputs and targets to losses by name."""
+    decode: Any
+    """`RetinaNetDecoder` or its like: outputs and sizes to detections."""
+
+    def with_anchors(self, scale: float) -> "SingleStage":
+        """With anchors of so many times the published sides."""
+        return SingleStage(loss=_scaled(self.loss, scale), decode=_scaled(self.decode, scale))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +56,32 @@ class TwoStage:
     """How a method learns and answers whose head looks again at the proposals of a region proposal network."""
 
     rpn_loss: RPNLoss
-    loss: Callable[..., dict[str, Tensor]]
+    loss: Any
+    """`MaskRCNNLoss` or `CascadeRCNNLoss`."""
     decode: Callable[..., list[Detections]]
     train_proposals: Proposals
     test_proposals: Proposals = Proposals()
+
+    def with_anchors(self, scale: float) -> "TwoStage":
+        """With anchors of so many times the published sides."""
+        parts = ("rpn_loss", "train_proposals", "test_proposals")
+        return dataclasses.replace(self, **{part: _scaled(getattr(self, part), scale) for part in parts})
+
+    def learning_from(self, rois: int) -> "TwoStage":
+        """With so many regions of each image in the loss, of at most four times as many proposals."""
+        sampler = dataclasses.replace(self.loss.sampler, number=rois)
+        kept = min(4 * rois, self.train_proposals.kept)
+        return dataclasses.replace(
+            self,
+            loss=dataclasses.replace(self.loss, sampler=sampler),
+            train_proposals=dataclasses.replace(self.train_proposals, per_level=kept, kept=kept),
+        )
+
+
+def _scaled(part: Any, scale: float) -> Any:
+    """A part that has anchors, with them scaled."""
+    anchors = dataclasses.replace(part.anchors, scales=tuple(scale * each for each in part.anchors.scales))
+    return dataclasses.replace(part, anchors=anchors)
 
 
 class Parts(NamedTuple):
@@ -152,6 +181,11 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 """Method and backbone to the options of the published detector, where they are not the classifier's."""
 
+PUBLISHED_3X_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("mask_rcnn", f"crossformer_{size}"): _LARGE_GROUPS for size in ("small", "base")
+}
+"""The same of those that were also published with three times the training, in which they differ."""
+
 PUBLISHED_PREPROCESSING: Mapping[tuple[str, str], DetectionPreprocessing] = {
     ("fcos", f"cat_{size}"): DetectionPreprocessing(
         mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True
@@ -179,6 +213,7 @@ class Detector(nn.Module):
         classes: Sequence[str],
         *,
         width: int = 256,
+        anchor_scale: float = 1.0,
         preprocessing: DetectionPreprocessing | None = None,
     ) -> None:
         super().__init__()
@@ -191,17 +226,29 @@ class Detector(nn.Module):
         if width < 64 and method in ("fcos", "atss"):
             # Of one channel a group norm cannot be taken where a level is a single cell.
             raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
+        if not anchor_scale > 0:
+            raise UsageError(f"anchor_scale={anchor_scale} must be greater than 0")
+        if anchor_scale != 1 and method == "fcos":
+            raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")
         levels = backbone.feature_info
         if list(levels.reduction()) != [4, 8, 16, 32]:
             raise UsageError(f"the backbone has levels of strides {list(levels.reduction())}; give one of 4, 8, 16, 32")
         self.method = method
         self.width = width
+        self.anchor_scale = anchor_scale
         self.classes = list(classes)
         self.preprocessing = preprocessing or DetectionPreprocessing()
         self.backbone = backbone
         self.neck, heads, self.stages, self.has_masks = METHODS[method](levels.channels(), len(classes), width)
+        if anchor_scale != 1:
+            self.stages = self.stages.with_anchors(anchor_scale)
         for name, head in heads.items():
             self.add_module(name, head)
+        # What no loss reads does not learn: training on several processes waits for every gradient there should be.
+        for level in range(self.neck.start_level):
+            name = levels.module_name(level)
+            if "." not in name:  # else a stage, which the next levels come from
+                backbone.get_submodule(name).requires_grad_(False)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -214,6 +261,17 @@ class Detector(nn.Module):
         if isinstance(self.stages, SingleStage):
             return self.bbox_head(maps)
         return TwoStageOutputs(maps, self.rpn_head(maps))
+
+    def run_layers(self, images: Tensor, *, boxes: int = 1000, masks: int = 100) -> None:
+        """Each layer once, to be counted: box heads on so many regions, mask heads on so many, whatever the image.
+
+        The numbers are those of the published costs. What the heads see is not read from the image.
+        """
+        self(images)
+        for head in self.modules():
+            if isinstance(head, BoxHead | MaskHead):
+                size = head.features.size
+                head(images.new_empty(boxes if isinstance(head, BoxHead) else masks, self.width, size, size))
 
     def losses(self, outputs: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
         """The method's losses by name, each with its weight.
@@ -264,6 +322,7 @@ class Detector(nn.Module):
         about = describe(self.backbone) | {
             "method": self.method,
             "width": self.width,
+            "anchor_scale": self.anchor_scale,
             "classes": self.classes,
             "preprocessing": dataclasses.asdict(self.preprocessing),
         }
@@ -285,6 +344,7 @@ class Detector(nn.Module):
                 backbone,
                 about["classes"],
                 width=about["width"],
+                anchor_scale=about.get("anchor_scale", 1.0),
                 preprocessing=DetectionPreprocessing(**tuples(about["preprocessing"])),
             )
             detector.load_state_dict(state)
@@ -323,6 +383,7 @@ def create_detector(
     classes: Sequence[str] | None = None,
     preprocessing: DetectionPreprocessing | None = None,
     width: int = 256,
+    anchor_scale: float = 1.0,
     in_chans: int = 3,
     img_size: int | Sequence[int] | None = None,
     drop_path_rate: float = 0.0,
@@ -344,6 +405,8 @@ def create_detector(
         preprocessing: default: the published one, pictures within 1333 x 800 pixels.
         width: channels of neck and heads, a multiple of 32 (FCOS, ATSS: from 64 on), for models smaller than the
             published; box heads have four times as many hidden units.
+        anchor_scale: factor of the anchors' sides, less than 1 where objects are smaller than those of everyday
+            photographs. FCOS has no anchors.
         in_chans: channels of the image.
         img_size: native size of the backbone in pixels, which its position table is made for. Any size can be given
             to the detector.
@@ -371,6 +434,6 @@ def create_detector(
         drop_path_rate=drop_path_rate,
     )
     preprocessing = preprocessing or PUBLISHED_PREPROCESSING.get((method, name))
-    detector = Detector(method, model, names, width=width, preprocessing=preprocessing)
+    detector = Detector(method, model, names, width=width, anchor_scale=anchor_scale, preprocessing=preprocessing)
     load_sources(detector, model, weights, backbone_weights)
     return detector

@@ -48,6 +48,15 @@ class DetectionInference:
             raise UsageError(f"scales={self.scales}; give pairs of a longest long and short side, in pixels")
 
 
+def multi_scale(scale: Size) -> tuple[Size, ...]:
+    """The scales of a multi-scale test for a model made for `scale`: 11, from three fifths of the short side to all.
+
+    Of (1333, 800) short sides of 480, 512, ... 800 pixels, those that published multi-scale training draws from.
+    """
+    long, short = scale
+    return tuple((long, round(short * part / 25)) for part in range(15, 26))
+
+
 class _Detector(Protocol):
     """What is needed of `tasks.detect.Detector`."""
 

@@ -26,7 +26,7 @@ from transept.heads.instances import Target
 from transept.metrics.detection import DetectionMeter
 from transept.metrics.loss import LossMeter
 from transept.tasks.coco_results import to_coco_results
-from transept.tasks.detect import Detector, create_detector
+from transept.tasks.detect import Detector, TwoStage, create_detector
 from transept.train.job import Job, Meter, Score
 from transept.train.recipe import Recipe
 
@@ -59,20 +59,29 @@ class DetectJob(Job):
     def build(self, *, load: bool) -> nn.Module:
         """`model.weights` are the backbone's: a classifier's, or any file that holds the backbone."""
         model, options = self.recipe.model, self.recipe.detect
-        return create_detector(
+        detector = create_detector(
             options.method,
             backbone=model.name,
             num_classes=len(self.splits.classes),
             backbone_weights=model.weights if load else None,
             classes=self.splits.classes,
             preprocessing=DetectionPreprocessing(
-                scale=options.scale, mean=options.mean, std=options.std, bgr=options.bgr
+                scale=options.scale,
+                mean=options.mean,
+                std=options.std,
+                bgr=options.bgr,
+                per_picture=options.per_picture,
             ),
             width=options.width,
+            anchor_scale=options.anchor_scale,
             img_size=model.img_size,
             drop_path_rate=model.drop_path_rate,
             **model.options,
         )
+        if options.rois is not None:
+            assert isinstance(detector.stages, TwoStage)
+            detector.stages = detector.stages.learning_from(options.rois)
+        return detector
 
     def loaders(self, task: Detector, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
         recipe, options = self.recipe, self.recipe.detect

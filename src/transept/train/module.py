@@ -2,6 +2,7 @@
 the optimiser after its last part, then validation_step for every batch, then the callbacks of `train/run.py`.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,9 +84,20 @@ class TaskModule(lightning.LightningModule):
     def _schedule(self, optimizer: torch.optim.Optimizer) -> CosineLRScheduler | LambdaLR:
         schedule, lr = self.recipe.schedule, self.recipe.optimizer.lr
         total = schedule.iterations or schedule.epochs * self.steps_per_epoch
-        warmup = schedule.warmup_iterations if schedule.iterations else schedule.warmup_epochs * self.steps_per_epoch
-        if schedule.decay == "poly":
-            return LambdaLR(optimizer, poly(total, warmup, schedule.power, schedule.warmup_ratio, schedule.min_lr / lr))
+        by_iterations = schedule.iterations or schedule.warmup_iterations
+        warmup = schedule.warmup_iterations if by_iterations else schedule.warmup_epochs * self.steps_per_epoch
+        if warmup > total:
+            raise UsageError(
+                f"schedule.warmup_iterations={warmup}, but the run has {total} ({schedule.epochs} epochs of "
+                f"{self.steps_per_epoch}); give fewer, or more epochs"
+            )
+        if schedule.decay != "cosine":
+            decayed = (
+                poly(total, schedule.power, schedule.min_lr / lr)
+                if schedule.decay == "poly"
+                else steps([epoch * self.steps_per_epoch for epoch in schedule.milestones], schedule.gamma)
+            )
+            return LambdaLR(optimizer, warmed_up(decayed, warmup, schedule.warmup_ratio))
         return CosineLRScheduler(
             optimizer,
             t_initial=max(total - (0 if schedule.cosine_from_start else warmup), 1),
@@ -106,12 +118,21 @@ class TaskModule(lightning.LightningModule):
             scheduler.step()
 
 
-def poly(total: int, warmup: int, power: float, start: float, floor: float = 0.0) -> Callable[[int], float]:
-    """Step to share of the peak learning rate, as mmsegmentation has it: the warm-up multiplies what decays already."""
+def poly(total: int, power: float, floor: float = 0.0) -> Callable[[int], float]:
+    """Step to share of the peak learning rate, from 1 at step 0 to `floor` at `total`."""
+    return lambda step: (1 - floor) * max(1 - step / total, 0.0) ** power + floor
+
+
+def steps(milestones: Sequence[int], gamma: float) -> Callable[[int], float]:
+    """Step to share of the peak learning rate, which is lower by the factor `gamma` from each milestone on."""
+    return lambda step: gamma ** bisect_right(milestones, step)
+
+
+def warmed_up(decayed: Callable[[int], float], warmup: int, start: float) -> Callable[[int], float]:
+    """Step to share, as mmdetection and mmsegmentation have it: the warm-up multiplies what decays already."""
 
     def factor(step: int) -> float:
-        decayed = (1 - floor) * max(1 - step / total, 0.0) ** power + floor
-        return decayed * (1 - (1 - step / warmup) * (1 - start) if step < warmup else 1.0)
+        return decayed(step) * (1 - (1 - step / warmup) * (1 - start) if step < warmup else 1.0)
 
     return factor
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,11 +89,16 @@ class ScheduleOptions:
     warmup_lr: float = 1e-6
     """Learning rate at the start of the warm-up to a cosine."""
     min_lr: float = 1e-5
-    """Learning rate at the end."""
-    decay: Literal["cosine", "poly"] = "cosine"
-    """After the warm-up: a cosine from its end on; or (1 - t / T) ^ power over all T steps, the warm-up's too."""
+    """Learning rate at the end, of `cosine` and `poly`."""
+    decay: Literal["cosine", "poly", "step"] = "cosine"
+    """After the warm-up: a cosine from its end on; or (1 - t / T) ^ power over all T steps, the warm-up's too; or
+    lower by the factor `gamma` after each of the `milestones`."""
     power: float = 1.0
     """Of `poly`."""
+    milestones: list[int] = field(default_factory=list)
+    """Of `step`: the epochs after which the learning rate falls."""
+    gamma: float = 0.1
+    """Of `step`."""
     cosine_from_start: bool = False
     """The cosine's time counts from the first step, so the warm-up covers its beginning (timm calls that no prefix)."""
     by_epoch: bool = False
@@ -103,16 +109,21 @@ class ScheduleOptions:
     iterations: int | None = None
     """Steps in all, instead of epochs."""
     warmup_iterations: int = 0
-    """Of linear warm-up, where the length is in iterations."""
+    """Of linear warm-up; where it is given, or the length is in iterations, in the place of warmup_epochs."""
     warmup_ratio: float = 1e-6
-    """The first step's share of the learning rate, where `poly` warms up."""
+    """The first step's share of the learning rate, where `poly` or `step` warms up."""
     evaluate_every: int | None = None
     """Iterations between evaluations; default: a tenth of all."""
 
     def __post_init__(self) -> None:
-        _positive("schedule.", epochs=self.epochs, power=self.power)
+        _positive("schedule.", epochs=self.epochs, power=self.power, gamma=self.gamma)
         if not 0 <= self.warmup_ratio <= 1:
             raise UsageError(f"schedule.warmup_ratio={self.warmup_ratio} is not in [0, 1]")
+        if self.warmup_iterations < 0:
+            raise UsageError(f"schedule.warmup_iterations={self.warmup_iterations} must not be negative")
+        rising = all(a < b for a, b in pairwise([0, *self.milestones]))
+        if not rising or (self.decay == "step" and not self.milestones):
+            raise UsageError(f"schedule.milestones={self.milestones}; give rising numbers of epochs, e.g. [8, 11]")
         if self.decay != "cosine" and (self.cosine_from_start or self.by_epoch):
             name = "cosine_from_start" if self.cosine_from_start else "by_epoch"
             raise UsageError(f"schedule.{name} is of decay: cosine, not of {self.decay}")
@@ -123,12 +134,13 @@ class ScheduleOptions:
                 raise UsageError(
                     f"schedule.warmup_epochs={self.warmup_epochs} is not in 0..{self.epochs} (schedule.epochs)"
                 )
-            if self.evaluate_every is not None or self.warmup_iterations:
-                name = "evaluate_every" if self.evaluate_every is not None else "warmup_iterations"
-                raise UsageError(f"schedule.{name} is of runs counted in iterations; give schedule.iterations, too")
+            if self.evaluate_every is not None:
+                raise UsageError(
+                    "schedule.evaluate_every is of runs counted in iterations; give schedule.iterations, too"
+                )
             return
         _positive("schedule.", iterations=self.iterations)
-        if not 0 <= self.warmup_iterations <= self.iterations:
+        if self.warmup_iterations > self.iterations:
             raise UsageError(
                 f"schedule.warmup_iterations={self.warmup_iterations} is not in 0..{self.iterations} "
                 "(schedule.iterations)"
@@ -255,6 +267,10 @@ class DetectOptions:
     """Those with a mask in their name learn from masks, and answer with them."""
     width: int = 256
     """Channels of neck and heads."""
+    anchor_scale: float = 1.0
+    """Factor of the anchors' sides: less than 1 for objects that are small in the resized picture."""
+    rois: int | None = None
+    """Of two-stage methods: regions of each picture that the box heads learn from; default: 512, as published."""
     scale: tuple[int, int] = (1333, 800)
     """Longest long and short side that a picture is resized to fit."""
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
@@ -262,6 +278,8 @@ class DetectOptions:
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     bgr: bool = False
     """Blue first."""
+    per_picture: bool = False
+    """Normalise by the mean and deviation of the picture itself instead, for lights and stains that vary."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     flip_vertical: float = 0.0
@@ -280,6 +298,12 @@ class DetectOptions:
     """Train on pictures without objects, too."""
     scenes: tuple[int, int] = (2000, 200)
     """Training and validation pictures of `digits-scenes`."""
+
+    def __post_init__(self) -> None:
+        if self.rois is not None:
+            _positive("detect.", rois=self.rois)
+            if "rcnn" not in self.method:
+                raise UsageError(f"detect.rois={self.rois}, but {self.method} has no regions; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,8 @@ _CLASS_LAYERS = tuple(
     )
 )
 """Layers of detectors and segmenters whose first axis counts classes."""
+_HEAD_TABLE = "relative_position_bias_table"
+"""CAT's: cells x heads."""
 _COUNTER = "a counter of training steps, which evaluation does not read"
 
 
@@ -120,6 +122,12 @@ def _fit_backbone(entries: Entries, model: Backbone, family: Any, dropped: list[
             _drop(entries, name, "the model was built without a classifier", dropped)
         elif any_match(DINO_HEAD, name):
             _drop(entries, name, "the projection of self-supervised training, which only that needs", dropped)
+    if pyramid and not any(any_match(_PYRAMID_PARTS, name) for name in entries):
+        # Detectors of CAT-B were published with other heads than the classifier that they start from.
+        for name in [name for name in entries if name in own and name.endswith(_HEAD_TABLE)]:
+            (given_cells, given), (cells, wanted) = entries[name].tensor.shape, own[name].shape
+            if given_cells == cells and given != wanted:
+                _drop(entries, name, f"for {given} heads; the model has {wanted}", dropped)
     for name in ("head.weight", "head.bias"):
         if name in entries and name in own and entries[name].tensor.shape[:1] != own[name].shape[:1]:
             given, wanted = entries[name].tensor.shape[0], own[name].shape[0]
@@ -221,6 +229,8 @@ def _harmless(name: str, own: Mapping[str, Any], entries: Entries, dropped: list
         return "the file is for other classes: starts fresh"
     if any_match(("head.{}",), inner):
         return "the file has no classifier: starts fresh"
+    if inner.endswith(_HEAD_TABLE) and any("heads; the model has" in key.why for key in dropped):
+        return "the file is for other heads: starts fresh"
     classifier = not any(any_match(_PYRAMID_PARTS, other.removeprefix(BACKBONE)) for other in entries)
     if any_match(_PYRAMID_PARTS, inner) and classifier and hasattr(getattr(model, "backbone", model), "out_indices"):
         return "the file has no pyramid: starts fresh, as in the authors' code"

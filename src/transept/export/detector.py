@@ -1,0 +1,194 @@
+"""Detectors as graphs, decoding and non-maximum suppression included.
+
+ExportedDetector    a padded picture and its sizes to boxes, scores, labels and masks, all plain tensors
+prepare             a picture to what the graph takes
+export_detector     the files, each compared with eager on a photograph
+
+A graph takes one picture at a time: how many objects are found differs from picture to picture, and neither
+torchvision's `nms` nor what follows ONNX's NonMaxSuppression gives a batch of such lists. Its height and width are
+fixed when it is made; smaller and differently shaped pictures are padded.
+"""
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from transept.data.detection_transforms import DetectionPreprocessing
+from transept.data.resizing import Normalise, Size, fit_within, pad_to, resize_jointly
+from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.export.onnx import FILES, Axis, Exported, Format, Run, sample_picture, write_graphs
+from transept.heads.instances import Detections
+from transept.tasks.detect import Detector
+
+BOX_TOLERANCE = 1e-2
+"""In pixels of the picture."""
+SCORE_TOLERANCE = 1e-4
+MASK_TOLERANCE = 1e-3
+
+
+class DetectorInputs(NamedTuple):
+    """What the graph takes, under these names."""
+
+    images: Tensor
+    """`1 3 H W`: normalised, zero on the right and at the bottom where the picture is smaller."""
+    sizes: Tensor
+    """`1 2` int64: height and width of the resized picture, without padding."""
+    original_sizes: Tensor
+    """`1 2` int64: those of the picture as it was, in whose pixels boxes come back."""
+
+
+class ExportedDetector(nn.Module):
+    """A detector with its decoding, one picture at a time; what is written by `export_detector`."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    @property
+    def outputs(self) -> list[str]:
+        return ["boxes", "scores", "labels"] + (["masks"] if self.detector.has_masks else [])
+
+    def forward(self, images: Tensor, sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, ...]:
+        """`DetectorInputs` to boxes `n 4`, scores ` n`, labels ` n` (int64) and, where the method has them, masks.
+
+        Best first, n up to 100. Masks are probabilities `n 28 28` on a grid over each box, not drawn into the
+        picture, whose size the graph does not fix: `transept.ops.masks.paste_masks` draws them.
+        """
+        (found,) = self.detector.decode(self.detector(images), sizes, original_sizes)
+        return tuple(part for part in found if part is not None)
+
+
+def prepare(picture: Image.Image, preprocessing: DetectionPreprocessing, img_size: Size) -> DetectorInputs:
+    """A picture, resized to the preprocessing's scale and to fit `img_size` (height, width), normalised and padded."""
+    pixels = tv_tensors.Image(v2.functional.pil_to_tensor(picture.convert("RGB")))
+    original = (picture.height, picture.width)
+    size = fit_within(original, preprocessing.scale)
+    if any(side > limit for side, limit in zip(size, img_size, strict=True)):
+        factor = min(limit / side for side, limit in zip(original, img_size, strict=True))
+        size = (max(int(original[0] * factor + 0.5), 1), max(int(original[1] * factor + 0.5), 1))
+    resized = resize_jointly(pixels, size, antialias=preprocessing.antialias)
+    image = Normalise(preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr)(resized).as_subclass(Tensor)
+    return DetectorInputs(pad_to(image, img_size)[None], torch.tensor([size]), torch.tensor([original]))
+
+
+def default_size(preprocessing: DetectionPreprocessing) -> Size:
+    """Height and width that hold every wide picture of the preprocessing's scale; 800 x 1344 for the published one."""
+    multiple = preprocessing.multiple_of
+    height, width = (-(-side // multiple) * multiple for side in sorted(preprocessing.scale))
+    return height, width
+
+
+def export_detector(
+    detector: Detector,
+    folder: str | PathLike[str],
+    *,
+    img_size: Size | None = None,
+    formats: Sequence[str] = tuple(FILES),
+    picture: Image.Image | None = None,
+) -> Exported:
+    """Write `model.onnx` and `model.pt2` to `folder`, in float32, once they agree with eager on a picture.
+
+    The detector is left as it is, on its device and in its mode.
+
+    Args:
+        img_size: height and width of the graph's pictures, padding included; default: `default_size`.
+        formats: which of the two files.
+        picture: what to compare on, best one with objects that the detector knows; default: `sample_picture`.
+
+    Returns:
+        Files and differences: the number of `detections`, and largest differences of `boxes` (pixels of the picture),
+        `scores` and `masks` (probabilities).
+
+    Raises:
+        UsageError: a size that is no multiple of what the preprocessing pads to, an unknown format, or packages that
+            are not installed.
+        TranseptError: a graph differs from eager by more than 0.01 pixels, a score of 1e-4, or a mask's probability of
+            1e-3; or the folder cannot be written to.
+    """
+    img_size = img_size or default_size(detector.preprocessing)
+    _check_size(img_size, detector.preprocessing.multiple_of)
+    whole = ExportedDetector(copy.deepcopy(detector).cpu().float().eval())
+    inputs = prepare(picture or sample_picture(), detector.preprocessing, img_size)
+    with torch.no_grad():
+        expected = Detections(*whole(*inputs))
+    if not len(expected.boxes):
+        warnings.warn(
+            "the detector finds nothing in the picture, so the check compares nothing; give a picture with objects",
+            TranseptWarning,
+            stacklevel=2,
+        )
+
+    def compare(kind: Format, run: Run) -> dict[str, float]:
+        return compare_detections(expected, Detections(*run(inputs)), FILES[kind])
+
+    about = {
+        "task": "detect",
+        "method": detector.method,
+        "architecture": detector.pretrained_cfg["architecture"],
+        "classes": detector.classes,
+        "img_size": list(img_size),
+        **dataclasses.asdict(detector.preprocessing),
+    }
+    outputs = [Axis(name, "detections") for name in whole.outputs]
+    return write_graphs(whole, inputs._asdict(), outputs, Path(folder), formats, about, compare)
+
+
+def compare_detections(expected: Detections, found: Detections, name: str) -> dict[str, float]:
+    """The largest differences between the same objects in two lists, whose order may differ where scores tie.
+
+    Raises:
+        TranseptError: the numbers differ, an object lacks its like, or its mask differs; `name` is what it is found in.
+    """
+    number = len(expected.boxes)
+    if len(found.boxes) != number:
+        raise TranseptError(
+            f"{name} finds {len(found.boxes)} objects in the picture and the detector {number}; nothing was written"
+        )
+    if not number:
+        return dict.fromkeys(("detections", "boxes", "scores"), 0.0)
+    boxes = (expected.boxes[:, None] - found.boxes).abs().amax(dim=2)
+    scores = (expected.scores[:, None] - found.scores).abs()
+    alike = (boxes / BOX_TOLERANCE).maximum(scores / SCORE_TOLERANCE)
+    alike = alike.masked_fill(expected.labels[:, None] != found.labels, torch.inf)
+    distance, partner = alike.min(dim=1)
+    worst = int(distance.nan_to_num(nan=torch.inf).argmax())
+    if not distance[worst] <= 1 or len(partner.unique()) < number:
+        corners = ", ".join(f"{side:.2f}" for side in expected.boxes[worst].tolist())
+        raise TranseptError(
+            f"{name} differs from the detector on the picture: the object {worst + 1} of {number} at ({corners}), class"
+            f" {int(expected.labels[worst])}, score {float(expected.scores[worst]):.5f}, has no like within"
+            f" {BOX_TOLERANCE} pixels and a score of {SCORE_TOLERANCE}; nothing was written"
+        )
+    pairs = torch.arange(number), partner
+    errors = {
+        "detections": float(number),
+        "boxes": float(boxes[pairs].max()),
+        "scores": float(scores[pairs].max()),
+    }
+    if expected.masks is not None and found.masks is not None:
+        errors["masks"] = float((expected.masks - found.masks[partner]).abs().max())
+        if not errors["masks"] <= MASK_TOLERANCE:
+            raise TranseptError(
+                f"{name} differs from the detector on the picture: a mask by {errors['masks']:.2g}, where"
+                f" {MASK_TOLERANCE} is allowed; nothing was written"
+            )
+    return errors
+
+
+def _check_size(img_size: Size, multiple_of: int) -> None:
+    if min(img_size) < 1 or any(side % multiple_of for side in img_size):
+        height, width = (max(-(-side // multiple_of), 1) * multiple_of for side in img_size)
+        raise UsageError(
+            f"img_size={img_size[0]} x {img_size[1]}: this detector pads to multiples of {multiple_of}; "
+            f"give {height} x {width}"
+        )

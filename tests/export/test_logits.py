@@ -1,0 +1,77 @@
+"""Exported classifiers and segmenters give the model's logits for any number of pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tasks.test_segment import FAMILIES
+from transept.cli.main import main
+from transept.data.segmentation_transforms import SegmentationPreprocessing
+from transept.data.transforms import Preprocessing
+from transept.errors import TranseptError, UsageError
+from transept.export.logits import export_logits
+from transept.export.onnx import onnx_runner
+from transept.models.registry import build_model
+from transept.tasks.classify import Classifier
+from transept.tasks.segment import METHODS, create_segmenter
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def a_classifier() -> Classifier:
+    model = build_model("xcit_nano_12_p16", num_classes=3, depth=1, embed_dim=32, num_heads=2)
+    return Classifier(model, ["a", "b", "c"], Preprocessing(img_size=(64, 64))).eval()
+
+
+@torch.no_grad()
+def test_a_classifier_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    classifier = a_classifier()
+    classifier.save(tmp_path / "best.safetensors")
+    words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path), "--format", "onnx"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "logits" in out
+    assert "Takes any number of pictures at once, all of 64 x 64 and of no other size." in out
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, 64, 64)
+        (logits,) = onnx_runner(tmp_path / "model.onnx")([images])
+        torch.testing.assert_close(logits, classifier(images), rtol=0, atol=1e-4)
+    assert main([*words, "--img-size", "96", "64"]) == 2
+    assert "img_size=96 x 64: a classifier is exported at the size it was made for, 64 x 64" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path / "file")]) == 1
+    assert "is a file; give a folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_a_segmenter(method: str, tmp_path: Path):
+    options = FAMILIES["xcit_nano_12_p16"]
+    segmenter = create_segmenter(method, backbone="xcit_nano_12_p16", num_classes=5, width=16, **options).eval()
+    exported = export_logits(segmenter, tmp_path, img_size=(96, 160))
+    assert set(exported.errors) == {"onnx", "pt2"}
+    images = torch.randn(1, 3, 96, 160)
+    (logits,) = onnx_runner(exported.files["onnx"])([images])
+    expected = segmenter(images)
+    np.testing.assert_allclose(logits.numpy(), expected.numpy(), rtol=0, atol=1e-4 * float(expected.std()))
+    print(method, json.dumps(exported.errors))
+
+
+def test_calls_that_are_wrong(tmp_path: Path):
+    segmenter = create_segmenter("semantic_fpn", backbone="xcit_nano_12_p16", width=16, num_classes=5, depth=1)
+    with pytest.raises(UsageError, match="img_size=0 x 64: give a positive height and width"):
+        export_logits(segmenter, tmp_path, img_size=(0, 64))
+    segmenter.preprocessing = SegmentationPreprocessing(scale=None)
+    with pytest.raises(UsageError, match="give the size of the exported graph"):
+        export_logits(segmenter, tmp_path)
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path):
+    (tmp_path / "out").touch()
+    with pytest.raises(TranseptError, match="cannot write to"):
+        export_logits(a_classifier(), tmp_path / "out")
