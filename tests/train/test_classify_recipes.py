@@ -416,7 +416,7 @@ def test_mixing_reaches_the_loss(pictures: Path, teacher: Path):
         ({"teacher": "regnety_160", "weights": "regnety_160.fb_in1k"}, "has not been downloaded yet and TRANSEPT_OFFL"),
         ({"teacher": "cait_xxs24_224"}, "has not been downloaded yet and TRANSEPT_OFFLINE forbids to"),
         (
-            {"teacher": "regnety_160.sw_in12k", "num_classes": 11821},
+            {"teacher": "resnet18.a1_in1k", "num_classes": 1000},
             "could not be downloaded .*; give a file with --dis",
         ),
         ({"teacher": "test_vit", "weights": "FILE"}, r"teacher.pth' do not fit test_vit"),
@@ -463,8 +463,8 @@ def test_layer_decay_is_timms(pictures: Path, teacher: Path):
 
 
 def test_frozen_stages_keep_weights_and_statistics(pictures: Path, teacher: Path, tmp_path: Path):
-    recipe = tiny("cabvit_h_l1", pictures, teacher, "--model.freeze 3 --ema.decay null --schedule.epochs 1 "
-                  f"--schedule.warmup_epochs 0 --model.weights {tmp_path / 'start.pth'}")  # fmt: skip
+    recipe = tiny("cabvit_h_l1", pictures, teacher, "--model.freeze 3 --ema.decay null "
+                  f"--model.weights {tmp_path / 'start.pth'}")  # fmt: skip
     start = create_model("cabvit_h_l1", num_classes=3, img_size=32, **recipe.model.options).state_dict()
     torch.save(start, tmp_path / "start.pth")
     train(recipe, tmp_path / "run", progress=False)
@@ -551,3 +551,13 @@ def test_another_batch_size_is_another_recipe(pictures: Path, tmp_path: Path, ca
 def test_wrong_options(options: str, message: str):
     with pytest.raises(TranseptError, match=message):
         page("xcit_nano_12_p16_224_dist", options)
+
+
+def test_the_guides_own_recipe():
+    """What docs/recipes.md tells the reader to write is a recipe, in YAML and in Python alike."""
+    text = DOCS.read_text(encoding="utf-8")
+    recipe = parse_recipe(yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0]), ["--data", "FOLDER"])
+    code = text.partition("```python\n")[2].partition("```")[0].partition("result =")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert page_with(names["recipe"], "augmentation", recipe.augmentation) == recipe

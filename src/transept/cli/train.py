@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -176,15 +177,14 @@ def parse_recipe(page: dict[str, Any], options: list[str]) -> Recipe:
     Raises:
         UsageError: an unknown or ill-typed option, with the nearest match.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, Namespace
+    from jsonargparse import ArgumentError, Namespace
 
     known = _options()
     for where, keys in (("recipe", _flat(page)), ("option", _given(options))):
         for key in keys:
             if key not in known and not key.startswith("model.options."):
                 raise unknown("recipe option" if where == "recipe" else where, key, known)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, nested_key=None)
+    parser = _parser()
     argv = [_dashless(word) for word in options]
     try:
         config: Namespace = parser.parse_args(argv, namespace=parser.parse_object(page))
@@ -193,6 +193,15 @@ def parse_recipe(page: dict[str, Any], options: list[str]) -> Recipe:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(_first_line(error)) from error
+
+
+@cache
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, nested_key=None)
+    return parser
 
 
 def _options() -> list[str]:

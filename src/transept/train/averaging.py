@@ -48,6 +48,6 @@ class Averaging(Callback):
             self.average.update(pl_module.task)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if not self.evaluate:
+        if not self.evaluate and trainer.is_global_zero:
             task: Any = self.average.module
             task.save(self.folder / AVERAGE)

@@ -1,7 +1,6 @@
 """Parts of a model that keep their weights."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from timm.models import group_parameters
 from torch import nn
@@ -24,8 +23,7 @@ def freeze(model: Backbone, parts: int | Sequence[str]) -> None:
     names = [name for name, _ in model.named_parameters()]
     title = model.pretrained_cfg["architecture"]
     if isinstance(parts, int):
-        grouped: Any = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
-        stages: dict[str, int] = grouped
+        stages: Any = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
         last = stages.get("head.weight", max(stages.values()) + 1) - 1
         if not 0 < parts <= last:
             raise UsageError(f"model.freeze={parts}, but {title} has {last} stages; give 0 to {last}")
@@ -38,7 +36,7 @@ def freeze(model: Backbone, parts: int | Sequence[str]) -> None:
                 raise unknown(f"part of {title}", part, {name for name, _ in model.named_modules() if name})
             frozen |= inside
     if len(frozen) == len(names):
-        raise UsageError(f"model.freeze={list(parts) if not isinstance(parts, int) else parts} leaves nothing to train")
+        raise UsageError(f"model.freeze={parts} leaves nothing to train")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     for module in model.modules():
