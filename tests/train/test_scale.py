@@ -112,6 +112,7 @@ def test_a_killed_process_ends_a_sharded_run_which_one_process_finishes(whole_ru
     assert difference(folder, whole_run) < 1e-6
 
 
+@pytest.mark.slow
 def test_sharded_processes_equal_one_and_go_on_from_it(whole_run: Path, tmp_path: Path):
     """The first epoch in one process, the second in two, each with a share of the model and of the momenta."""
     folder = tmp_path / "run"
