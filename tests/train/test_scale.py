@@ -100,7 +100,7 @@ def test_two_processes_equal_one(whole_run: Path, tmp_path: Path):
 
 def test_a_killed_process_ends_a_sharded_run_which_one_process_finishes(whole_run: Path, tmp_path: Path):
     folder = tmp_path / "run"
-    killer = kill_one_when((folder / "last.ckpt").exists)
+    killer = kill_one_when((folder / "metrics.csv").exists)
     with pytest.raises(TranseptError, match=r"process 1 of 0..1 was killed \(SIGKILL\); .* transept train --resume"):
         train(recipe(*FSDP), folder, progress=False)
     killer.join()
@@ -112,6 +112,7 @@ def test_a_killed_process_ends_a_sharded_run_which_one_process_finishes(whole_ru
     assert difference(folder, whole_run) < 1e-6
 
 
+@pytest.mark.slow
 def test_sharded_processes_equal_one_and_go_on_from_it(whole_run: Path, tmp_path: Path):
     """The first epoch in one process, the second in two, each with a share of the model and of the momenta."""
     folder = tmp_path / "run"
@@ -226,7 +227,7 @@ def test_two_runs_never_share_a_folder(whole_run: Path, tmp_path: Path):
 
 def train_with_little_memory(folder: Path) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
     options = ["--out", str(folder), *OPTIONS, "--model.img_size", "512", "--accumulate", "1"]
     sys.stderr = (folder.parent / "errors").open("w")
     sys.exit(main(["train", "digits", *options]))
@@ -237,9 +238,9 @@ def test_out_of_memory_is_said_in_words(tmp_path: Path):
     process.join()
     errors = (tmp_path / "errors").read_text()
     assert process.exitcode == 1
-    assert errors == (
+    assert errors.strip() == (
         "transept: out of memory with a batch of 32 images of 512 x 512 pixels; try --accumulate 2 (the same batch in "
-        "more parts), --hardware.grad_checkpointing true or --precision bf16-mixed\n"
+        "more parts), --hardware.grad_checkpointing true or --precision bf16-mixed"
     )
 
 

@@ -38,6 +38,7 @@ class DetectJob(Job):
 
     score = Score("map", "AP", "average precision of boxes")
     distributed = True
+    unused_parameters = True  # a part of a batch may have no object for the heads of a second stage
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)

@@ -413,7 +413,8 @@ def _out_of_memory(error: Exception, recorder: Recorder) -> str | None:
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
         return None
     recipe, images = recorder.recipe, recorder.images
-    what = f"a batch of {images[0]} images of {images[-2]} x {images[-1]} pixels" if images else "the model"
+    count = images[0] if images else recipe.part_size // recorder.world.size
+    what = f"a batch of {count} images" + (f" of {images[-2]} x {images[-1]} pixels" if images else "")
     remedies = [f"--accumulate {2 * recipe.accumulate} (the same batch in more parts)"]
     if not recipe.hardware.grad_checkpointing:
         remedies.append("--hardware.grad_checkpointing true")
