@@ -1,6 +1,7 @@
 """Parts of a model that keep their weights."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from timm.models import group_parameters
 from torch import nn
