@@ -1,8 +1,8 @@
 """What a detector of ours must beat on small data: torchvision's, from scratch, in the very same run.
 
 torchvision's RetinaNet or Mask R-CNN, on a ResNet-18 or MobileNetV3 pyramid, takes the place of our detector: data,
-augmentation, batches, schedule, optimiser, moving average, seed and validation are the recipe's; choose `--schedule.epochs`
-so that it has the recipe's time. Usage:
+augmentation, batches, schedule, optimiser, moving average, seed and validation are the recipe's. Choose
+`--schedule.epochs` so that it has the recipe's time. Usage:
 
     uv run python benchmarks/detection_baseline.py quick-det --data ../shared/data/bccd --out runs/torchvision
 """
@@ -60,6 +60,10 @@ class TorchvisionDetector(nn.Module):
         else:
             self.net = RetinaNet(pyramid, len(self.classes), **common)
         self.first = 1 if masks else 0  # label 0 is the background in torchvision's two-stage detectors
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.net.backbone
 
     def forward(self, images: Tensor) -> Tensor:
         return images
