@@ -157,7 +157,7 @@ def test_no_room_is_reported_before_training(tmp_path: Path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-        with pytest.raises(TranseptError, match=r"cannot write to .*run' \(File too large\); it needs 3 MB of room"):
+        with pytest.raises(TranseptError, match=r"cannot write to .*run' \(File too large\); it needs 4 MB of room"):
             train(recipe(), tmp_path / "run", progress=False)
         (tmp_path / "kept.txt").write_text("before")
         with pytest.raises(
