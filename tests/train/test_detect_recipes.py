@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -107,14 +106,6 @@ SMALL = (
     "--detect.scale [96,64] --schedule.epochs 2 --schedule.milestones [1] --schedule.warmup_iterations 3"
 )
 MULTI_SCALE = "--detect.short_sides [48,64] --detect.crop_short_sides [48] --detect.crop_sides [40,60]"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def parts(name: str) -> tuple[str, str, str, bool]:

@@ -32,15 +32,6 @@ OPTIONS = (
 WEIGHTS = ("best.safetensors", "last.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums in another order differ in the last bit; the runs compared must use as many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def recipe(*options: str) -> Recipe:
     return parse_recipe(read_recipe("digits"), [*OPTIONS, *options])
 
