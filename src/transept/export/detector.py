@@ -178,7 +178,9 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
     apart = (boxes / BOX_TOLERANCE).maximum(scores / SCORE_TOLERANCE).nan_to_num(nan=torch.inf)
     apart[expected.labels[:, None] != found.labels] = torch.inf
     alike = apart <= 1
-    ours, theirs = (torch.from_numpy(index) for index in linear_sum_assignment(apart.where(alike, number + 1.0)))
+    ours, theirs = (
+        torch.from_numpy(index) for index in linear_sum_assignment(apart.where(alike, number + 1.0).numpy())
+    )
     same = alike[ours, theirs]
     lowest = expected.scores.min() + (SCORE_TOLERANCE if number == most else -torch.inf)
     for objects, index, what, other in (
