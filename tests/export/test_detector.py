@@ -224,9 +224,7 @@ def test_the_code_of_the_page(
         (expected,) = detector.decode(detector(inputs.images), inputs.sizes, inputs.original_sizes)
         found = Detections(*(torch.from_numpy(names[name]) for name in ("boxes", "scores", "labels")), *names["masks"])
         assert len(expected.boxes) > 20
-        assert torch.equal(found.labels, expected.labels)
-        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
-        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+        assert compare_detections(expected, found, "the page", max_detections(detector))["detections"] > 20
         assert len(capsys.readouterr().out.splitlines()) == len(found.boxes)
 
 
