@@ -27,7 +27,7 @@ NUCLEI = ("quick-inst",)
 ROWS: dict[str, tuple[str, ...]] = {
     "atss": CELLS,
     "retinanet": (*CELLS, "--detect.method", "retinanet"),
-    "fcos": (*CELLS, "--detect.method", "fcos", "--optimizer.lr", "3e-3"),
+    "fcos": (*CELLS, "--detect.method", "fcos", "--optimizer.lr", "2e-3"),
     "torchvision RetinaNet, MobileNetV3-small": (
         BASELINE, *CELLS, "--detect.method", "retinanet", "--schedule.epochs", "9",
         "--backbone", "mobilenet_v3_small", "--width", "64",

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from transept.cli.main import main
 from transept.cli.train import parse_recipe
 from transept.data.detection import load_detection_splits
 from transept.errors import TranseptError, UsageError
@@ -54,6 +55,13 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert 0 <= result.metrics["map"] <= result.metrics["map50"] <= 1
     assert not any(math.isnan(value) for value in result.metrics.values())
     return folder
+
+
+def test_a_run_is_evaluated_on_its_own_scenes(whole_run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["eval", str(whole_run), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["images"] == 3
+    assert report["map"] == pytest.approx(max(float(row["val_map"]) for row in rows(whole_run)), abs=1e-6)
 
 
 def test_the_run_folder(whole_run: Path):

@@ -1,6 +1,7 @@
 """Runs of several processes, and runs that die: two real processes on the CPU, real kills, real lack of memory."""
 
 import csv
+import json
 import multiprocessing
 import os
 import random
@@ -88,6 +89,41 @@ def test_two_processes_equal_one(whole_run: Path, tmp_path: Path):
             assert ours[name] == theirs[name], name  # counted over both processes, and no picture twice
         assert float(ours["val_loss"]) == pytest.approx(float(theirs["val_loss"]), rel=1e-5)
     assert result.metrics["top1"] == pytest.approx(max(float(row["val_top1"]) for row in rows(whole_run)), abs=1e-5)
+
+
+DENSE = (
+    "--schedule.warmup_epochs 0 --model.options.embed_dims [16,24,32,32] "
+    "--model.options.depths [1,1,1,1] --model.options.num_heads [2,2]"
+).split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("quick-det", "--batch_size 8 --detect.scenes [96,11] --detect.scale [160,120] --schedule.epochs 12"),
+        ("quick-inst", "--batch_size 8 --detect.scenes [96,11] --detect.scale [160,120] --schedule.epochs 12"),
+        (
+            "quick-seg",
+            "--batch_size 8 --segment.scale [128,96] --segment.crop [96,128] "
+            "--schedule.iterations 80 --schedule.evaluate_every 40",
+        ),
+    ],
+)
+def test_dense_tasks_in_two_processes(
+    name: str, options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They learn, and the scores counted over both processes are those that one measures."""
+    page = parse_recipe(read_recipe(name), [*DENSE, *options.split(), *TWO])
+    result = train(page, tmp_path / "run", progress=False)
+    table = rows(tmp_path / "run")
+    assert float(table[-1]["train_loss"]) < 0.95 * float(table[0]["train_loss"])
+    assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out.splitlines()[-1])
+    same = {key: value for key, value in result.metrics.items() if key in alone and key != "loss"}
+    assert result.score.key in same
+    assert result.metrics[result.score.key] > 0
+    assert same == pytest.approx({key: alone[key] for key in same}, abs=1e-6)
 
 
 def test_a_killed_process_ends_a_sharded_run_which_one_process_finishes(whole_run: Path, tmp_path: Path):

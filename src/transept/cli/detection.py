@@ -24,7 +24,7 @@ from transept.metrics.detection import Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.detect import Detector
 from transept.tasks.detect_pictures import DetectionInference, multi_scale
-from transept.train.recipe import Recipe
+from transept.train.recipe import DetectOptions, Recipe
 
 DETECTION_OPTIONS = ("score", "classes", "skip_bad_annotations")
 DRAWN, RESULTS = ".objects.png", "results.json"
@@ -33,7 +33,7 @@ _SHOWN_SCORE = 0.3
 
 def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("detectors only")
-    group.add_argument("--score", type=float, help=f"least score of an object (predict: {_SHOWN_SCORE}, eval: 0.05)")
+    group.add_argument("--score", type=float, help=f"least score of an object (predict: {_SHOWN_SCORE}, eval: none)")
     group.add_argument("--classes", nargs="+", metavar="CLASS", help="only objects of these classes")
     group.add_argument(
         "--skip-bad-annotations", action="store_true", help="leave out annotations that cannot be used, and count them"
@@ -58,12 +58,13 @@ def detection_of(task: Detector, args: argparse.Namespace, score: float) -> Dete
 def eval_detector(task: Detector, recipe: Recipe | None, data: str, args: argparse.Namespace) -> None:
     if args.classes is not None:
         raise UsageError("--classes is for predict; average precision is given for each class")
-    inference = detection_of(task, args, 0.05)
+    inference = detection_of(task, args, 0.0)
     splits = load_detection_splits(
         data,
         halves="val",
         masks=task.has_masks,
         skip_bad_annotations=args.skip_bad_annotations or bool(recipe and recipe.skip_bad_annotations),
+        scenes=(recipe.detect if recipe else DetectOptions()).scenes,
     )
     if splits.classes != task.classes:
         odd = sorted(set(splits.classes) ^ set(task.classes))

@@ -99,7 +99,10 @@ def _print(exported: Exported) -> None:
     for kind, path in exported.files.items():
         errors: dict[str, Any] = dict(exported.errors[kind])
         number = errors.pop("detections", None)
+        flipped = errors.pop("flipped", 0)
         name = f"{path}" if number is None else f"{path} ({number:.0f} objects compared)"
+        if flipped:
+            name = f"{name[:-1]}, {flipped:.0f} found by one of the two only)"
         for output, error in errors.items():
             table.add_row(name, output, f"{error:.1e} {_UNITS[output]}")
             name = ""

@@ -37,6 +37,8 @@ BOX_TOLERANCE = 1e-2
 """In pixels of the picture."""
 SCORE_TOLERANCE = 1e-4
 MASK_TOLERANCE = 1e-3
+FLIPPED = 50
+"""Among so many objects one may differ."""
 
 
 class DetectorInputs(NamedTuple):
@@ -161,18 +163,21 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
     """The largest differences between the same objects in two lists, whose order may differ where scores tie.
 
     Where the lists hold `most` objects, as many as they can, either may end with others of the same score: an object
-    without its like is then passed over if its score is within the tolerance of the lowest.
+    without its like is then passed over if its score is within the tolerance of the lowest. Of every 50 objects one may
+    be another: suppression and the choice of proposals compare numbers, and where two are all but equal rounding decides.
+    `flipped` counts them.
 
     Raises:
         TranseptError: the numbers differ, an object lacks its like, or its mask differs; `name` is what it is found in.
     """
-    number = len(expected.boxes)
-    if len(found.boxes) != number:
+    number, others = len(expected.boxes), len(found.boxes)
+    allowed = max(number, others) // FLIPPED
+    if abs(number - others) > allowed:
         raise TranseptError(
-            f"{name} finds {len(found.boxes)} objects in the picture and the detector {number}; nothing was written"
+            f"{name} finds {others} objects in the picture and the detector {number}; nothing was written"
         )
-    if not number:
-        return dict.fromkeys(("detections", "boxes", "scores"), 0.0)
+    if not number or not others:
+        return dict.fromkeys(("detections", "flipped", "boxes", "scores"), 0.0)
     boxes = (expected.boxes[:, None] - found.boxes).abs().amax(dim=2)
     scores = (expected.scores[:, None] - found.scores).abs()
     apart = (boxes / BOX_TOLERANCE).maximum(scores / SCORE_TOLERANCE).nan_to_num(nan=torch.inf)
@@ -182,25 +187,29 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
         torch.from_numpy(index) for index in linear_sum_assignment(apart.where(alike, number + 1.0).numpy())
     )
     same = alike[ours, theirs]
-    lowest = expected.scores.min() + (SCORE_TOLERANCE if number == most else -torch.inf)
+    lowest = expected.scores.min() + (SCORE_TOLERANCE if max(number, others) == most else -torch.inf)
+    flipped = 0
     for objects, index, what, other in (
-        (expected, ours, "the detector", name),
-        (found, theirs, name, "the detector"),
+        (expected, ours[same], "the detector", name),
+        (found, theirs[same], name, "the detector"),
     ):
         cut = (objects.scores <= lowest) & (objects.scores >= lowest - 2 * SCORE_TOLERANCE)
-        alone = index[~(same | cut[index])]
-        if len(alone) or not same.any():
-            first = int(alone.min()) if len(alone) else 0
+        cut[index] = True
+        alone = (~cut).nonzero()[:, 0]
+        if len(alone) > allowed or not same.any():
+            first = int(alone[0]) if len(alone) else 0
             corners = ", ".join(f"{side:.2f}" for side in objects.boxes[first].tolist())
             raise TranseptError(
-                f"{name} differs from the detector on the picture: what {what} finds as object {first + 1} of {number}"
-                f" at ({corners}), class {int(objects.labels[first])}, score {float(objects.scores[first]):.5f}, has no"
-                f" like within {BOX_TOLERANCE} pixels and a score of {SCORE_TOLERANCE} in what {other} finds;"
-                " nothing was written"
+                f"{name} differs from the detector on the picture: what {what} finds as object {first + 1} of"
+                f" {len(objects.boxes)} at ({corners}), class {int(objects.labels[first])}, score"
+                f" {float(objects.scores[first]):.5f}, has no like within {BOX_TOLERANCE} pixels and a score of"
+                f" {SCORE_TOLERANCE} in what {other} finds; nothing was written"
             )
+        flipped = max(flipped, len(alone))
     pairs = ours[same], theirs[same]
     errors = {
         "detections": float(same.sum()),
+        "flipped": float(flipped),
         "boxes": float(boxes[pairs].max()),
         "scores": float(scores[pairs].max()),
     }

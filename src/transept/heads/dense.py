@@ -81,8 +81,12 @@ def focal_loss(logits: Tensor, assignment: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_over_processes(count: Tensor) -> Tensor:
-    """The mean of a number over all training processes; itself where there is one."""
-    if not (is_available() and is_initialized()):
+    """The mean of a number over all processes while they train; itself where there is one.
+
+    Without gradients the number itself, too: in a validation processes may have batches more or less than others, and
+    would wait for them for ever.
+    """
+    if not (is_available() and is_initialized() and torch.is_grad_enabled()):
         return count
     count = count.clone()
     all_reduce(count, op=ReduceOp.SUM)

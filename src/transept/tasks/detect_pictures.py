@@ -20,8 +20,9 @@ from transept.ops.boxes import nms_by_label
 class DetectionInference:
     """How objects are read from pictures. The default is what all published single-scale figures were taken with."""
 
-    score_threshold: float = 0.05
-    """Objects must score above it. The methods themselves drop those of 0.05 and less."""
+    score_threshold: float = 0.0
+    """Objects must score above it. The methods themselves drop classes of a probability of 0.05 and less; the score may
+    be lower, for FCOS and ATSS multiply the two."""
     classes: tuple[str, ...] | None = None
     """The classes wanted; None: all."""
     max_detections: int = 100

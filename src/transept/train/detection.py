@@ -112,7 +112,7 @@ class DetectJob(Job):
             make_joint_loader(train, self.part_size, sampler=sampler, workers=recipe.workers, collate=collate),
             make_joint_loader(
                 val,
-                self.part_size,
+                1,  # as the published systems test: beside others a picture is padded more, and its boxes move a little
                 workers=recipe.workers,
                 collate=collate,
                 rank=self.world.rank,

@@ -35,7 +35,11 @@ def make_strategy(recipe: Recipe, world: World, *, unused_parameters: bool) -> S
         strategy = ShardedStrategy(world.size)
         strategy.cluster_environment = environment
         return strategy
-    return DDPStrategy(cluster_environment=environment, find_unused_parameters=unused_parameters)
+    # Buffers are made the same before each validation. DDP would do so in every forward pass of it, too, of which
+    # processes may have different numbers.
+    return DDPStrategy(
+        cluster_environment=environment, find_unused_parameters=unused_parameters, broadcast_buffers=False
+    )
 
 
 def check_hardware(recipe: Recipe, world: World, task: nn.Module) -> None:
