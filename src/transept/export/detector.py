@@ -164,8 +164,8 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
 
     Where the lists hold `most` objects, as many as they can, either may end with others of the same score: an object
     without its like is then passed over if its score is within the tolerance of the lowest. Of every 50 objects one may
-    be another: suppression and the choice of proposals compare numbers, and where two are all but equal rounding decides.
-    `flipped` counts them.
+    be another, and `flipped` counts them: suppression and the choice of proposals compare numbers, and where two are
+    all but equal rounding decides.
 
     Raises:
         TranseptError: the numbers differ, an object lacks its like, or its mask differs; `name` is what it is found in.
