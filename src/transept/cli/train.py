@@ -77,7 +77,7 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
         error.args = (f"{error}; go on with: transept train --resume {folder}",)
         error.exit_code = 130  # pyright: ignore[reportAttributeAccessIssue]
         raise
-    best = f"{result.score.title} {result.metrics[result.score.key]:.2%}"
+    best = f"{result.score.title} {result.score.text(result.metrics[result.score.key], 2)}"
     lines = [
         f"{best} on the validation pictures (epoch {result.epoch}) after {result.seconds:.0f} s",
         "",

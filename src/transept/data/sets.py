@@ -68,7 +68,9 @@ class Splits:
     skipped: list[Skipped]
 
 
-def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool = False) -> Splits:
+def load_splits(
+    data: str, *, val_fraction: float = 0.2, skip_bad_images: bool = False, labelled: bool = True
+) -> Splits:
     """The data set behind a name or folder.
 
     Args:
@@ -77,6 +79,7 @@ def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool =
             on every machine, and a file added later moves few others.
         val_fraction: see above.
         skip_bad_images: leave unreadable files out; they are in `skipped`.
+        labelled: False takes a folder without class subfolders, or with one, as pictures of a single class.
 
     Raises:
         TranseptError: no such data, a class without pictures, fewer than two classes, classes that differ between
@@ -87,7 +90,7 @@ def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool =
     root = Path(data).expanduser()
     if not root.is_dir():
         raise TranseptError(f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class")
-    halves = _halves(root)
+    halves = _halves(root, labelled)
     skipped = _unreadable([file for files in halves.values() for found in files.values() for file in found])
     if skipped and not skip_bad_images:
         names = "; ".join(f"{str(skip.path)!r} {skip.reason}" for skip in skipped[:3])
@@ -109,14 +112,14 @@ def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool =
     return Splits(list(train), _to_set(train), _to_set(val), skipped)
 
 
-def _halves(root: Path) -> dict[str, dict[str, list[Path]]]:
+def _halves(root: Path, labelled: bool = True) -> dict[str, dict[str, list[Path]]]:
     """Folder name (`train` and `val`, or one empty name where the root is to be split) to class to files."""
     if not (root / "train").is_dir():
-        return {"": _class_files(root)}
+        return {"": _class_files(root, labelled)}
     val = next((name for name in ("val", "validation", "valid", "test") if (root / name).is_dir()), None)
     if val is None:
         raise TranseptError(f"{str(root)!r} has a folder train/ but no val/ beside it; add one, or give {root}/train")
-    halves = {name: _class_files(root / name) for name in ("train", val)}
+    halves = {name: _class_files(root / name, labelled) for name in ("train", val)}
     odd = sorted(set(halves["train"]) ^ set(halves[val]))
     if odd:
         where = "train" if odd[0] in halves["train"] else val
@@ -155,9 +158,14 @@ def _digits() -> Splits:
     return Splits([str(digit) for digit in range(10)], train, ArraySet(arrays[cut:], labels[cut:], names[cut:]), [])
 
 
-def _class_files(root: Path) -> dict[str, list[Path]]:
+def _class_files(root: Path, labelled: bool = True) -> dict[str, list[Path]]:
     """Class name (the subfolder) to its files, both sorted."""
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    if len(folders) < 2 and not labelled:
+        files = {"pictures": _files(root)}
+        if not files["pictures"]:
+            raise TranseptError(f"there are no pictures in {str(root)!r}")
+        return files
     if not folders:
         raise TranseptError(f"{str(root)!r} has no subfolders; pictures go into one subfolder for each class")
     if len(folders) == 1:

@@ -32,11 +32,17 @@ from transept.train.detection import DetectJob
 from transept.train.folder import BEST, CONFIG, CURVES, LAST, METRICS, SAMPLES, STATE
 from transept.train.job import Job, Score
 from transept.train.module import TaskModule
+from transept.train.pretraining import PretrainJob
 from transept.train.progress import ProgressBar
 from transept.train.recipe import Recipe
 from transept.train.segmentation import SegmentJob
 
-JOBS: dict[str, type[Job]] = {"classify": ClassifyJob, "detect": DetectJob, "segment": SegmentJob}
+JOBS: dict[str, type[Job]] = {
+    "classify": ClassifyJob,
+    "detect": DetectJob,
+    "segment": SegmentJob,
+    "pretrain": PretrainJob,
+}
 _SAVE_SECONDS = 600
 
 
@@ -93,7 +99,7 @@ def _fit(
     epoch, batch = _position(state)
     train_loader, val_loader = job.loaders(task, epoch=epoch, batch=batch)
     steps = _steps(recipe, len(train_loader))
-    module = TaskModule(task, job, recipe, steps_per_epoch=steps)
+    module = (job.module or TaskModule)(task, job, recipe, steps_per_epoch=steps)
     bar = ProgressBar(job.score) if progress else None
     recorder = Recorder(folder, recipe, job.score, bar)
     with _quiet_lightning():
@@ -152,7 +158,7 @@ class Recorder(Callback):
     @property
     def best(self) -> dict[str, float]:
         """The row of the best epoch; of equals, the one with the lower loss."""
-        return max(self.rows, key=lambda row: (row[f"val_{self.score.key}"], -row["val_loss"]))
+        return max(self.rows, key=lambda row: (row[f"val_{self.score.key}"], -row.get("val_loss", 0.0)))
 
     def state_dict(self) -> dict[str, Any]:
         meter = self.module.train_meter
@@ -200,7 +206,7 @@ class Recorder(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.epoch_samples += len(batch[0])
+        self.epoch_samples += len(batch[1])
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.epoch_seconds = time.monotonic() - self.clock
