@@ -159,8 +159,8 @@ class Pretrainer(nn.Module):
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """Each parameter of the teacher to `momentum` times itself plus `1 - momentum` times the student's."""
-        ours, theirs = list(self.teacher.parameters()), [p.detach() for p in self.student.parameters()]
-        torch._foreach_lerp_(ours, theirs, 1 - momentum)
+        for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - momentum)
 
     def cancel_last_layer_gradients(self, epoch: int) -> None:
         """In the first epochs, counted from 0, the prototypes do not learn."""

@@ -144,7 +144,7 @@ class PretrainJob(Job):
         model = self.recipe.model
         name, family = find_model(model.name)
         # Crops are of sizes that CAT and CrossFormer take only so.
-        pad = {"pad": True} if hasattr(family.variants[name], "pad") else {}
+        pad: dict[str, Any] = {"pad": True} if hasattr(family.variants[name], "pad") else {}
         return create_model(
             name, num_classes=0, img_size=model.img_size, drop_path_rate=drop_path_rate, **pad | model.options
         )
