@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import transept
 from transept.cli.main import main
+from transept.cli.runs import load_features
 from transept.cli.train import parse_recipe
 from transept.errors import TranseptError, UsageError
 from transept.tasks.pretrain import FeatureExtractor, Pretrainer
@@ -23,6 +25,8 @@ from transept.train.pretraining import PretrainJob, PretrainModule
 from transept.train.recipe import Recipe, read_recipe, recipe_names
 from transept.train.run import JOBS, RunInterruptedError, train
 from transept.train.run import _read_state as read_state
+from transept.weights.create import find_checkpoint
+from transept.weights.download import cached
 
 pytest.importorskip("lightly")
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")  # lightly's
@@ -198,6 +202,23 @@ def test_pictures_without_classes(pictures: Path, tmp_path: Path, capsys: pytest
     assert isinstance(FeatureExtractor.load(Path(out) / "best.safetensors"), FeatureExtractor)
     assert main(["eval", out, "--knn"]) == 1
     assert "has no subfolders" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_released_backbones_have_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    name = "xcit_small_12_p16_224"
+    model = transept.create_model(name, num_classes=0).eval()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("TRANSEPT_OFFLINE", "1")
+    path = cached(find_checkpoint(f"{name}.fb_dino_in1k").file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"teacher": {f"module.backbone.{key}": value for key, value in model.state_dict().items()}}, path)
+    task, folder = load_features(f"{name}.fb_dino_in1k")
+    assert folder is None
+    assert task.preprocessing.img_size == (224, 224)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(task(images), model(images))
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("pretrain/")])

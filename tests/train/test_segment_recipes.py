@@ -467,7 +467,9 @@ def test_the_command_line(ade20k: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert main(["train", "segment/upernet_cat_small_160k"]) == 2
     assert "no recipe is called 'segment/upernet_cat_small_160k'; did you mean 'segment/" in capsys.readouterr().err
     assert main(["train"]) == 2
-    assert "digits, quick, quick-det, quick-seg, segment/... (26 published ones)" in capsys.readouterr().err
+    overview = capsys.readouterr().err
+    assert "digits, quick, quick-det, " in overview
+    assert "segment/... (26 published ones)" in overview
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert all(f"segment/{name}" in re.sub(r"\s+", "", capsys.readouterr().out) for name in REPRESENTATIVES[:1])

@@ -74,8 +74,11 @@ def eval_features(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"model": args.model, "data": data} | result)
         return
-    scores = [f"k-NN top-1 {result['knn_top1']:.2%}   top-5 {result['knn_top5']:.2%}   k {result['k']}"] * args.knn
-    scores += [f"linear top-1 {result['linear_top1']:.2%}"] * args.linear
+    scores = []
+    if args.knn:
+        scores.append(f"k-NN top-1 {result['knn_top1']:.2%}   top-5 {result['knn_top5']:.2%}   k {result['k']}")
+    if args.linear:
+        scores.append(f"linear top-1 {result['linear_top1']:.2%}")
     pictures = f"({len(splits.val)} pictures beside {len(splits.train)} to learn from, {result['seconds']:.1f} s)"
     print("   ".join([*scores, pictures]))
     if splits.skipped:

@@ -46,9 +46,10 @@ def load_run(source: str) -> tuple[Classifier | Segmenter | Detector, Path | Non
         if weights.task == "segmentation":
             return _published_segmenter(weights), None
         if weights.task != "classification":
+            features = ", and --knn or --linear measures features" if weights.task == "self-supervised" else ""
             raise TranseptError(
                 f"{source!r} are {weights.task} weights, which have no classifier; "
-                f"'transept models --weights {weights.model}*' lists those that do"
+                f"'transept models --weights {weights.model}*' lists those that do{features}"
             )
         model = create_model(source, pretrained=True)
     except UsageError as error:

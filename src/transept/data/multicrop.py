@@ -66,7 +66,8 @@ def multicrop_transform(preprocessing: Preprocessing, crops: MultiCrop) -> Calla
         if crops.rotation:
             steps.append(v2.RandomRotation(crops.rotation, v2.InterpolationMode.BILINEAR))  # pyright: ignore
         steps.append(v2.RandomResizedCrop(size, scale, interpolation=v2.InterpolationMode.BICUBIC))
-        steps.append(v2.RandomHorizontalFlip(crops.flip))
+        if crops.flip:
+            steps.append(v2.RandomHorizontalFlip(crops.flip))
         if any(crops.color_jitter):
             steps.append(v2.RandomApply([v2.ColorJitter(*crops.color_jitter)], _JITTERED))
             steps.append(v2.RandomGrayscale(_GREY))
