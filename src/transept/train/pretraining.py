@@ -41,7 +41,8 @@ class PretrainModule(TaskModule):
 
     def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
         options = self.recipe.pretrain
-        done = self.global_step / max(options.teacher_temp_warmup_epochs * self.steps_per_epoch, 1)
+        warmup = options.teacher_temp_warmup_epochs * self.steps_per_epoch
+        done = self.global_step / warmup if warmup else 1.0
         self.task.teacher_temp = linear(done, options.teacher_temp_start, options.teacher_temp)
         return super().training_step(batch, batch_idx)
 
