@@ -189,7 +189,8 @@ def test_resuming_needs_a_whole_checkpoint(tmp_path: Path):
 @pytest.mark.parametrize("name", recipe_names())
 def test_built_in_recipes_are_complete(name: str):
     page = parse_recipe(read_recipe(name), [])
-    assert page.task == ("segment" if "seg" in name else "detect" if "det" in name else "classify")
+    tasks = {"seg": "segment", "det": "detect", "dino": "pretrain"}
+    assert page.task == next((task for part, task in tasks.items() if part in name), "classify")
     assert find_model(page.model.name)
     assert parse_recipe(dataclasses.asdict(page), []) == page
 
