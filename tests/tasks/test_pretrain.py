@@ -55,7 +55,7 @@ def test_the_loss_is_equation_3():
     center = [0.02, -0.01, 0.05]
     task.criterion.center.copy_(torch.tensor(center))
     task.teacher_temp = 0.05
-    by_hand = 0.0
+    by_hand = entropy = 0.0
     for number, view in enumerate(teacher):
         for other, crop in enumerate(student):
             if other == number:  # a crop is not compared with itself
@@ -64,8 +64,10 @@ def test_the_loss_is_equation_3():
                 target = softmax([(value - c) / 0.05 for value, c in zip(t, center, strict=True)])
                 guess = softmax([value / 0.1 for value in s])
                 by_hand -= sum(p * math.log(q) for p, q in zip(target, guess, strict=True))
-    by_hand /= 2 * 3 * 2  # two views with three crops each, two pictures
+                entropy -= sum(p * math.log(p) for p in target)
+    by_hand, entropy = by_hand / 12, entropy / 12  # two views with three crops each, two pictures
     outputs = Projections(teacher, student)
+    assert float(task.teacher_entropy(outputs)) == pytest.approx(entropy, rel=1e-5)
     assert float(task.eval().loss(outputs)) == pytest.approx(by_hand, rel=1e-5)
     assert task.criterion.center.flatten().tolist() == pytest.approx(center)  # evaluation does not move it
     assert float(task.train().loss(outputs)) == pytest.approx(by_hand, rel=1e-5)

@@ -148,6 +148,45 @@ def test_the_schedules_are_dinos(pictures: Path, tmp_path: Path, monkeypatch: py
     assert not torch.equal(prototypes[4], prototypes[3])
 
 
+def test_the_loss_is_told_in_two_parts(whole_run: Path):
+    for row in rows(whole_run):
+        loss, entropy, divergence = (float(row[f"train_{name}"]) for name in ("loss", "teacher_entropy", "divergence"))
+        assert loss == pytest.approx(entropy + divergence, rel=1e-4)
+        assert 0 < entropy < math.log(16)
+        assert divergence > 0
+
+
+def test_a_dry_run_draws_the_crops(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = str(tmp_path / "run")
+    assert main(["train", "quick-dino", *OPTIONS, "--data", str(pictures), "--out", out, "--dry-run", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    plan = said["plan"]
+    assert (plan["pictures"], plan["part"], plan["image"], plan["steps"]) == (32, 8, [16, 16], 12)
+    assert 0 < plan["learning"] < plan["parameters"] / 2  # the student without the prototypes' lengths
+    assert plan["kept_bytes"] > 0
+    drawn = np.asarray(Image.open(said["first_batch"]).convert("RGB")).astype(int)
+    redness = drawn[..., 0] - drawn[..., 2]
+    assert redness.max() > 30
+    assert redness.min() < -30
+    assert list(tmp_path.iterdir()) == [Path(said["first_batch"])]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(pictures: Path, tmp_path: Path):
+    """Without batch norm, which sees only a process' own part of a batch, and without drop path, which draws for it."""
+    options = "--model.name cait_xxs24_224 --model.drop_path_rate 0 --optimizer.name sgd --optimizer.lr 0.05".split()
+    for name, devices in (("one", "1"), ("two", "2")):
+        train(recipe(pictures, *options, "--hardware.devices", devices), tmp_path / name, progress=False)
+    ours, theirs = (read_state(tmp_path / name)[0]["state_dict"] for name in ("two", "one"))
+    for key, value in theirs.items():
+        assert torch.allclose(ours[key], value, atol=1e-6), key
+    assert theirs["task.criterion.center"].any()
+    ours, theirs = rows(tmp_path / "two"), rows(tmp_path / "one")
+    assert [row["val_knn_top1"] for row in ours] == [row["val_knn_top1"] for row in theirs]
+    for row, other in zip(ours, theirs, strict=True):
+        assert float(row["train_divergence"]) == pytest.approx(float(other["train_divergence"]), rel=1e-4)
+
+
 def test_eval_finds_the_score_of_the_run(whole_run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["eval", str(whole_run), "--knn", "--linear", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -229,6 +268,7 @@ def test_published_recipes(name: str):
     rates = {"small_12_p16": (1024, 2e-3, 8), "medium_24_p16": (1024, 1e-3, 8), "medium_24_p8": (960, 9.375e-4, 6)}
     published = rates[page.model.name.removeprefix("xcit_")]
     assert (page.batch_size, page.optimizer.lr, page.pretrain.local_crops) == published
+    assert page.optimizer.lr_batch == page.batch_size
     assert page.optimizer.clip_grad is None
 
 
@@ -239,6 +279,9 @@ def test_published_recipes(name: str):
         ("--pretrain.knn_k 0", "pretrain.knn_k=0 must be greater than 0"),
         ("--pretrain.freeze_last_layer=-1", "pretrain.freeze_last_layer=-1 must not be negative"),
         ("--pretrain.local_scale [0.5,0.1]", "local_scale=.* give .low, high."),
+        ("--model.freeze 1", "model.freeze does not go with task: pretrain"),
+        ("--ema.decay 0.9", "ema.decay does not go with task: pretrain"),
+        ("--hardware.strategy fsdp", "hardware.strategy=fsdp does not go with task: pretrain"),
         ("--pretrain.knn 3", "no option is called 'pretrain.knn'; did you mean 'pretrain.knn_k'"),
     ],
 )

@@ -189,7 +189,7 @@ def test_resuming_needs_a_whole_checkpoint(tmp_path: Path):
 @pytest.mark.parametrize("name", recipe_names())
 def test_built_in_recipes_are_complete(name: str):
     page = parse_recipe(read_recipe(name), [])
-    tasks = {"seg": "segment", "det": "detect", "dino": "pretrain"}
+    tasks = {"seg": "segment", "det": "detect", "inst": "detect", "dino": "pretrain"}
     assert page.task == next((task for part, task in tasks.items() if part in name), "classify")
     assert find_model(page.model.name)
     assert parse_recipe(dataclasses.asdict(page), []) == page

@@ -124,7 +124,8 @@ class Pretrainer(nn.Module):
             )
             return Projected(backbone, head)
 
-        self.student, self.teacher = projected(student), projected(teacher)
+        with torch.no_grad():  # a prototype is direction times length: with gradients the product could not be copied
+            self.student, self.teacher = projected(student), projected(teacher)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.preprocessing = preprocessing
@@ -160,6 +161,17 @@ class Pretrainer(nn.Module):
         if not self.training:
             self.criterion.center.copy_(center)
         return loss
+
+    @torch.no_grad()
+    def teacher_entropy(self, outputs: Projections) -> Tensor:
+        """Of the teacher's answers, in nats, the mean over pictures: to be asked before the loss moves the centre.
+
+        It is ln(out_dim) where the teacher says nothing and 0 where it always names one prototype. The loss is this
+        plus the divergence of the student from the teacher: both answers collapsed if that divergence vanishes.
+        """
+        scores = (torch.stack(outputs.teacher).float() - self.criterion.center) / self.teacher_temp
+        logs = scores.log_softmax(-1)
+        return -(logs.exp() * logs).sum(-1).mean()
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

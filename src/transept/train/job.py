@@ -108,7 +108,7 @@ class Job(ABC):
     def meters(self) -> tuple[Meter, Meter]:
         """Of training and of validation."""
 
-    def step(self, task: Any, images: Tensor, targets: Any) -> tuple[Any, Tensor]:
+    def step(self, task: Any, images: Any, targets: Any) -> tuple[Any, Tensor]:
         """Outputs and loss of a training batch."""
         outputs = task(images)
         return outputs, task.loss(outputs, targets)

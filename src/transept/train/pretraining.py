@@ -109,6 +109,7 @@ class PretrainJob(Job):
 
     module = PretrainModule
     score = Score("knn_top1", "k-NN", "k-NN accuracy")
+    distributed = True
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -180,8 +181,17 @@ class PretrainJob(Job):
         pictures = TransformedSet(self.splits.train, eval_transform(task.preprocessing))
         return make_loader(pictures, self.part_size, workers=self.recipe.workers)
 
+    def backbones(self, task: Pretrainer) -> list[nn.Module]:
+        return [task.student.backbone, task.teacher.backbone]
+
+    def step(self, task: Pretrainer, images: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's entropy stands for the outputs: no meter asks for more of them."""
+        outputs = task(images)
+        entropy = task.teacher_entropy(outputs)
+        return entropy, task.loss(outputs, targets)
+
     def meters(self) -> tuple[Meter, Meter]:
-        return LossMeter(), KNNMeter() if self.labelled else _NegativeLossMeter()
+        return _EntropyMeter(), KNNMeter() if self.labelled else _NegativeLossMeter()
 
     def write_samples(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -196,6 +206,22 @@ class _AlwaysTheSame(TransformedSet):
 
     def __getitem__(self, key: int | Draw) -> tuple[Tensor, int]:
         return super().__getitem__(Draw(key, key) if isinstance(key, int) else key)
+
+
+class _EntropyMeter(LossMeter):
+    """The loss in its two parts: see `Pretrainer.teacher_entropy`."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.sums["teacher_entropy"] = 0.0
+
+    def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        super().update(loss, outputs, targets)
+        self.sums["teacher_entropy"] += outputs * len(targets)
+
+    def means(self) -> dict[str, float]:
+        means = super().means()
+        return means | {"divergence": means["loss"] - means["teacher_entropy"]}
 
 
 class _NegativeLossMeter(LossMeter):

@@ -467,6 +467,17 @@ class Recipe:
             }.items():
                 if given:
                     raise UsageError(f"{name} is of task: classify, not of {self.task}")
+        if self.task == "pretrain":
+            for name, given in {
+                "model.freeze": bool(self.model.freeze),
+                "ema.decay": self.ema.decay is not None,
+                "hardware.strategy=fsdp": self.hardware.strategy == "fsdp",
+            }.items():
+                if given:
+                    raise UsageError(
+                        f"{name} does not go with task: pretrain, whose teacher is a moving average of the whole "
+                        "student; leave it out"
+                    )
 
     def scaled(self) -> "Recipe":
         """With the learning rate for its own batch size; the recipe itself where that is the published one."""
