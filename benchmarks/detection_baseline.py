@@ -1,8 +1,8 @@
 """What a detector of ours must beat on small data: torchvision's, from scratch, in the very same run.
 
 torchvision's RetinaNet or Mask R-CNN, on a ResNet-18 or MobileNetV3 pyramid, takes the place of our detector: data,
-augmentation, batches, schedule, optimiser, seed and validation are the recipe's. Its time is the recipe's, too, where
-`--schedule.epochs` is chosen so; the report has the processor's seconds. Usage:
+augmentation, batches, schedule, optimiser, moving average, seed and validation are the recipe's. Choose
+`--schedule.epochs` so that it has the recipe's time. Usage:
 
     uv run python benchmarks/detection_baseline.py quick-det --data ../shared/data/bccd --out runs/torchvision
 """
@@ -46,12 +46,24 @@ class TorchvisionDetector(nn.Module):
         masks = detector.has_masks
         pyramid = _pyramid(backbone, width, masks)
         if masks:
-            # Anchors of 8 cells, as ours, instead of 32 to 512 pixels at any resolution.
-            anchors = AnchorGenerator(tuple((8 * 2**k,) for k in range(2, 7)), ((0.5, 1.0, 2.0),) * 5)
-            self.net: Any = MaskRCNN(pyramid, len(self.classes) + 1, rpn_anchor_generator=anchors, **common)
+            # The recipe's anchors and numbers of regions.
+            sides = tuple((options.anchor_scale * 8 * 2**k,) for k in range(2, 7))
+            rois = options.rois or 512
+            self.net: Any = MaskRCNN(
+                pyramid,
+                len(self.classes) + 1,
+                rpn_anchor_generator=AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * 5),
+                box_batch_size_per_image=rois,
+                rpn_post_nms_top_n_train=min(4 * rois, 2000),
+                **common,
+            )
         else:
             self.net = RetinaNet(pyramid, len(self.classes), **common)
         self.first = 1 if masks else 0  # label 0 is the background in torchvision's two-stage detectors
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.net.backbone
 
     def forward(self, images: Tensor) -> Tensor:
         return images

@@ -313,6 +313,20 @@ def test_box_decoder_keeps_images_and_classes_apart():
     assert all(torch.equal(a.boxes, b.boxes) for a, b in zip(agnostic, found, strict=True))
 
 
+def test_regions_without_extent():
+    """Proposals without extent find nothing; a region that a stage moved out of its image still has its score."""
+    rois = to_rois([torch.tensor([[0.0, 0, 0, 0], [40, 40, 60, 60]])])
+    assert rois[:, 0].tolist() == [-1, 0]
+    maps = [torch.randn(1, 5, 16 // 2**i, 16 // 2**i) for i in range(4)]
+    assert not RoIFeatures(size=3)(maps, rois)[0].any()
+    sizes = torch.tensor([[64.0, 64]])
+    outputs = BoxOutputs(torch.tensor([[2.0, 0]] * 2), torch.tensor([[40.0, 0, 0, 0]] * 2))
+    moved = refine_rois(rois, outputs, STD, sizes)
+    assert moved.tolist() == [[-1, 0, 0, 0, 0], [0, 64, 40, 64, 60]]
+    (found,) = BoxDecoder()(moved, BoxOutputs(outputs.logits, torch.zeros(2, 4)), sizes)
+    assert found.boxes.tolist() == [[64, 40, 64, 60]]
+
+
 @torch.no_grad()
 def test_masks_are_read_where_the_boxes_were_and_averaged():
     head = CascadeRCNNHead(8, 3, with_masks=True, hidden=16, mask_channels=8)

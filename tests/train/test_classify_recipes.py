@@ -3,7 +3,6 @@
 import math
 import re
 import warnings
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,14 +150,6 @@ SMALL = (
     "--workers 0 --batch_size 4 --optimizer.lr_batch 4 --precision 32-true --schedule.epochs 2 "
     "--schedule.warmup_epochs 1 --model.img_size 32 --model.weights null"
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -35,15 +35,6 @@ OPTIONS = (
 ).split()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums in another order differ in the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def recipe(*options: str) -> Recipe:
     return parse_recipe(read_recipe("quick-det"), [*OPTIONS, *options])
 

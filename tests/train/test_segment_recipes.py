@@ -118,14 +118,6 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six training and two validation pictures in ADE20K's layout, with its 150 classes and its unlabelled 0."""

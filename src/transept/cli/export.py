@@ -99,7 +99,7 @@ def _print(exported: Exported) -> None:
     for kind, path in exported.files.items():
         errors: dict[str, Any] = dict(exported.errors[kind])
         number = errors.pop("detections", None)
-        name = f"{path}" if number is None else f"{path} ({number:.0f} objects in the picture)"
+        name = f"{path}" if number is None else f"{path} ({number:.0f} objects compared)"
         for output, error in errors.items():
             table.add_row(name, output, f"{error:.1e} {_UNITS[output]}")
             name = ""

@@ -15,10 +15,11 @@ import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -27,8 +28,10 @@ from transept.data.detection_transforms import DetectionPreprocessing
 from transept.data.resizing import Normalise, Size, fit_within, pad_to, resize_jointly
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import FILES, Axis, Exported, Format, Run, sample_picture, write_graphs
+from transept.heads.dense import Selection
 from transept.heads.instances import Detections
-from transept.tasks.detect import Detector
+from transept.heads.roi import BoxDecoder
+from transept.tasks.detect import Detector, SingleStage
 
 BOX_TOLERANCE = 1e-2
 """In pixels of the picture."""
@@ -77,7 +80,10 @@ def prepare(picture: Image.Image, preprocessing: DetectionPreprocessing, img_siz
         factor = min(limit / side for side, limit in zip(original, img_size, strict=True))
         size = (max(int(original[0] * factor + 0.5), 1), max(int(original[1] * factor + 0.5), 1))
     resized = resize_jointly(pixels, size, antialias=preprocessing.antialias)
-    image = Normalise(preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr)(resized).as_subclass(Tensor)
+    normalise = Normalise(
+        preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr, per_picture=preprocessing.per_picture
+    )
+    image = normalise(resized).as_subclass(Tensor)
     return DetectorInputs(pad_to(image, img_size)[None], torch.tensor([size]), torch.tensor([original]))
 
 
@@ -106,8 +112,8 @@ def export_detector(
         picture: what to compare on, best one with objects that the detector knows; default: `sample_picture`.
 
     Returns:
-        Files and differences: the number of `detections`, and largest differences of `boxes` (pixels of the picture),
-        `scores` and `masks` (probabilities).
+        Files and differences: the number of `detections` compared, and largest differences of `boxes` (pixels of the
+        picture), `scores` and `masks` (probabilities).
 
     Raises:
         UsageError: a size that is no multiple of what the preprocessing pads to, an unknown format, or packages that
@@ -119,6 +125,7 @@ def export_detector(
     _check_size(img_size, detector.preprocessing.multiple_of)
     whole = ExportedDetector(copy.deepcopy(detector).cpu().float().eval())
     inputs = prepare(picture or sample_picture(), detector.preprocessing, img_size)
+    most = max_detections(detector)
     with torch.no_grad():
         expected = Detections(*whole(*inputs))
     if not len(expected.boxes):
@@ -129,7 +136,7 @@ def export_detector(
         )
 
     def compare(kind: Format, run: Run) -> dict[str, float]:
-        return compare_detections(expected, Detections(*run(inputs)), FILES[kind])
+        return compare_detections(expected, Detections(*run(inputs)), FILES[kind], most)
 
     about = {
         "task": "detect",
@@ -143,8 +150,18 @@ def export_detector(
     return write_graphs(whole, inputs._asdict(), outputs, Path(folder), formats, about, compare)
 
 
-def compare_detections(expected: Detections, found: Detections, name: str) -> dict[str, float]:
+def max_detections(detector: Detector) -> int:
+    """How many objects the detector's list holds at most."""
+    decode: Any = detector.stages.decode
+    part: Selection | BoxDecoder = decode.select if isinstance(detector.stages, SingleStage) else decode.boxes
+    return part.max_detections
+
+
+def compare_detections(expected: Detections, found: Detections, name: str, most: int) -> dict[str, float]:
     """The largest differences between the same objects in two lists, whose order may differ where scores tie.
+
+    Where the lists hold `most` objects, as many as they can, either may end with others of the same score: an object
+    without its like is then passed over if its score is within the tolerance of the lowest.
 
     Raises:
         TranseptError: the numbers differ, an object lacks its like, or its mask differs; `name` is what it is found in.
@@ -158,25 +175,37 @@ def compare_detections(expected: Detections, found: Detections, name: str) -> di
         return dict.fromkeys(("detections", "boxes", "scores"), 0.0)
     boxes = (expected.boxes[:, None] - found.boxes).abs().amax(dim=2)
     scores = (expected.scores[:, None] - found.scores).abs()
-    alike = (boxes / BOX_TOLERANCE).maximum(scores / SCORE_TOLERANCE)
-    alike = alike.masked_fill(expected.labels[:, None] != found.labels, torch.inf)
-    distance, partner = alike.min(dim=1)
-    worst = int(distance.nan_to_num(nan=torch.inf).argmax())
-    if not distance[worst] <= 1 or len(partner.unique()) < number:
-        corners = ", ".join(f"{side:.2f}" for side in expected.boxes[worst].tolist())
-        raise TranseptError(
-            f"{name} differs from the detector on the picture: the object {worst + 1} of {number} at ({corners}), class"
-            f" {int(expected.labels[worst])}, score {float(expected.scores[worst]):.5f}, has no like within"
-            f" {BOX_TOLERANCE} pixels and a score of {SCORE_TOLERANCE}; nothing was written"
-        )
-    pairs = torch.arange(number), partner
+    apart = (boxes / BOX_TOLERANCE).maximum(scores / SCORE_TOLERANCE).nan_to_num(nan=torch.inf)
+    apart[expected.labels[:, None] != found.labels] = torch.inf
+    alike = apart <= 1
+    ours, theirs = (
+        torch.from_numpy(index) for index in linear_sum_assignment(apart.where(alike, number + 1.0).numpy())
+    )
+    same = alike[ours, theirs]
+    lowest = expected.scores.min() + (SCORE_TOLERANCE if number == most else -torch.inf)
+    for objects, index, what, other in (
+        (expected, ours, "the detector", name),
+        (found, theirs, name, "the detector"),
+    ):
+        cut = (objects.scores <= lowest) & (objects.scores >= lowest - 2 * SCORE_TOLERANCE)
+        alone = index[~(same | cut[index])]
+        if len(alone) or not same.any():
+            first = int(alone.min()) if len(alone) else 0
+            corners = ", ".join(f"{side:.2f}" for side in objects.boxes[first].tolist())
+            raise TranseptError(
+                f"{name} differs from the detector on the picture: what {what} finds as object {first + 1} of {number}"
+                f" at ({corners}), class {int(objects.labels[first])}, score {float(objects.scores[first]):.5f}, has no"
+                f" like within {BOX_TOLERANCE} pixels and a score of {SCORE_TOLERANCE} in what {other} finds;"
+                " nothing was written"
+            )
+    pairs = ours[same], theirs[same]
     errors = {
-        "detections": float(number),
+        "detections": float(same.sum()),
         "boxes": float(boxes[pairs].max()),
         "scores": float(scores[pairs].max()),
     }
     if expected.masks is not None and found.masks is not None:
-        errors["masks"] = float((expected.masks - found.masks[partner]).abs().max())
+        errors["masks"] = float((expected.masks[pairs[0]] - found.masks[pairs[1]]).abs().max())
         if not errors["masks"] <= MASK_TOLERANCE:
             raise TranseptError(
                 f"{name} differs from the detector on the picture: a mask by {errors['masks']:.2g}, where"

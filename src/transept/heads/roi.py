@@ -7,7 +7,7 @@ sample_rois         which proposals a stage learns from
 BoxLoss, MaskLoss   what it learns
 BoxDecoder          what it says
 
-Regions are `k 5`: number of the image in the batch, x1, y1, x2, y2 in pixels of the resized image.
+Regions are `k 5`: number of the image in the batch, x1, y1, x2, y2 in pixels of the resized image. Number -1 is none.
 The background is class number `num_classes`, the last.
 """
 
@@ -34,8 +34,12 @@ MASK_SIZE = 28
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes `n 4` of each image as one `k 5`."""
-    return torch.cat([torch.cat((torch.full_like(b[:, :1], i), b), dim=1) for i, b in enumerate(boxes)])
+    """Boxes `n 4` of each image as one `k 5`.
+
+    A box without extent is no image's: traced graphs, which want a known number of proposals, fill up with such.
+    """
+    numbers = [torch.where((b[:, 2:] > b[:, :2]).all(dim=1, keepdim=True), i, -1) for i, b in enumerate(boxes)]
+    return torch.cat([torch.cat((number.to(b), b), dim=1) for number, b in zip(numbers, boxes, strict=True)])
 
 
 def roi_levels(rois: Tensor, num_levels: int = 4) -> Tensor:
@@ -54,6 +58,7 @@ class RoIFeatures:
     def __call__(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Maps beyond the `strides` (the pooled level) are not used."""
         levels = roi_levels(rois, len(self.strides))
+        rois = torch.cat((rois[:, :1].clamp(min=0), rois[:, 1:]), dim=1)  # without extent, those of no image read 0
         if torch.compiler.is_compiling():
             # The number of regions on a level is not known in a traced graph, so every level reads all of them. One
             # that does not belong to the level is given no extent: it has no sampling points, costs nothing, reads 0.
@@ -282,8 +287,6 @@ class BoxDecoder:
         """Regions `k 5`, and height and width of each resized image without padding."""
         limits = size_tensor(sizes, rois.device)
         scores = outputs.logits.softmax(dim=1)[:, :-1]
-        if torch.compiler.is_compiling():  # see Proposals
-            scores = scores * (rois[:, 3:] > rois[:, 1:3]).all(dim=1, keepdim=True)
         boxes = self.boxes(rois, outputs, limits).expand(-1, scores.shape[1], 4)
         factors = resize_factors(limits, original_sizes)
         found = []

@@ -146,7 +146,7 @@ class Proposals:
 def _emptied(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
     """Suppression for traced graphs, which want a known number: what is suppressed stays, without extent or score.
 
-    `BoxDecoder` leaves regions without extent out.
+    `to_rois` knows it by that.
     """
     kept = torch.zeros_like(scores).index_fill(0, suppress(boxes, scores, iou_threshold), 1.0)
     kept = kept * (scores > 0)

@@ -69,10 +69,15 @@ def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: f
     """Indices of the boxes `n 4` that no better box of their own label overlaps by more, best first."""
     if not torch.compiler.is_compiling():
         return batched_nms(boxes, scores, labels, iou_threshold)
-    # batched_nms chooses its way by the number of boxes, which a traced graph does not know. This is the way it
-    # takes for few: labels far apart in space. The appended zero stands for no boxes at all.
+    # batched_nms chooses its way by the number of boxes, which a traced graph does not know. Here labels are moved
+    # far apart, to the cells of a square rather than in a row: the smaller the coordinates, the less of their digits
+    # is lost. The appended zeros stand for no boxes at all.
     reach = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max() + 1
-    return suppress(boxes + (labels.to(boxes) * reach)[:, None], scores, iou_threshold)
+    labels = labels.to(boxes)
+    side = (torch.cat((labels, labels.new_zeros(1))).max() + 1).sqrt().ceil()
+    row = ((labels + 0.5) / side).floor()
+    cells = torch.stack((labels - row * side, row), dim=1).repeat(1, 2)
+    return suppress(boxes + cells * reach, scores, iou_threshold)
 
 
 def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

@@ -103,6 +103,8 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
+        if not optimizer.state:  # before the first step; torch would make one up, with a step that decays the weights
+            return optimizer.state_dict()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         named: Any = get_optimizer_state_dict(self.model, optimizer, options=options)
         if not self.is_global_zero:
@@ -119,6 +121,9 @@ class ShardedStrategy(ModelParallelStrategy):
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         known = {parameter: name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            if not state["state"]:
+                optimizer.load_state_dict(state)
+                continue
             names = [known[parameter] for group in optimizer.param_groups for parameter in group["params"]]
             named: Any = {
                 "state": {names[number]: value for number, value in state["state"].items()},
