@@ -47,6 +47,19 @@ def softmax(values: list[float]) -> list[float]:
     return [math.exp(value) / total for value in values]
 
 
+@torch.no_grad()
+def test_batch_norm_in_the_projection_tells_near_twins_apart():
+    """The features of an untrained backbone: one direction, and a hundredth of it that depends on the picture."""
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(32, generator=generator) + 0.01 * torch.randn(64, 32, generator=generator)
+    spread = {}
+    for bn_in_head in (False, True):
+        head = pretrainer(bn_in_head=bn_in_head).train().teacher.head
+        spread[bn_in_head] = float(head(features).std(dim=0).mean())
+    assert spread[False] < 0.02  # before the sharpening of teacher_temp=0.04, hardly a preference
+    assert spread[True] > 0.1
+
+
 def test_the_loss_is_equation_3():
     task = pretrainer(out_dim=3, student_temp=0.1, center_momentum=0.9)
     generator = torch.Generator().manual_seed(0)

@@ -37,6 +37,7 @@ OPTIONS = (
     "--model.options.depth 1 --model.options.embed_dim 16 --model.options.num_heads 2 --pretrain.local_crops 2 "
     "--pretrain.out_dim 16 --pretrain.hidden_dim 16 --pretrain.bottleneck_dim 8 --pretrain.weight_decay_end 0.4 "
     "--pretrain.teacher_temp_warmup_epochs 2 --pretrain.teacher_temp 0.07 --pretrain.momentum 0.9 "
+    "--pretrain.bn_in_head false --pretrain.freeze_last_layer 1 "
     "--pretrain.color_jitter [0.4,0.4,0.4,0.1] --pretrain.blur [1,0.1,0.5] --pretrain.solarize 0.2"
 ).split()
 

@@ -86,6 +86,8 @@ class Pretrainer(nn.Module):
         teacher: another of the same kind, without drop path; it starts as a copy of the student.
         preprocessing: goes with the weights that `save` writes.
         out_dim: prototypes.
+        bn_in_head: the projection normalises its layers over the batch, which keeps pictures apart that the backbone
+            hardly tells from each other yet.
         norm_last_layer: all prototypes keep length 1; without, they learn it.
         freeze_last_layer: epochs in which the prototypes stay as they are.
 
@@ -104,6 +106,7 @@ class Pretrainer(nn.Module):
         out_dim: int = 65536,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        bn_in_head: bool = False,
         norm_last_layer: bool = True,
         freeze_last_layer: int = 1,
         student_temp: float = 0.1,
@@ -119,6 +122,7 @@ class Pretrainer(nn.Module):
                 hidden_dim,
                 bottleneck_dim,
                 out_dim,
+                batch_norm=bn_in_head,
                 freeze_last_layer=freeze_last_layer,
                 norm_last_layer=norm_last_layer,
             )

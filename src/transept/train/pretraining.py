@@ -136,6 +136,7 @@ class PretrainJob(Job):
             out_dim=options.out_dim,
             hidden_dim=options.hidden_dim,
             bottleneck_dim=options.bottleneck_dim,
+            bn_in_head=options.bn_in_head,
             norm_last_layer=options.norm_last_layer,
             freeze_last_layer=options.freeze_last_layer,
             student_temp=options.student_temp,

@@ -346,6 +346,8 @@ class PretrainOptions(MultiCrop):
     """Width of the projection."""
     bottleneck_dim: int = 256
     """Width before the prototypes."""
+    bn_in_head: bool = False
+    """Batch norm in the projection: for small models and batches, whose features of all pictures begin almost alike."""
     norm_last_layer: bool = True
     """Prototypes keep length 1; without, they learn it."""
     freeze_last_layer: int = 1
