@@ -19,7 +19,10 @@ import transept
 from transept.cli.main import main
 from transept.cli.runs import load_features
 from transept.cli.train import parse_recipe
+from transept.data.loading import TransformedSet, make_loader
+from transept.data.transforms import eval_transform
 from transept.errors import TranseptError, UsageError
+from transept.metrics.knn import NearestNeighbours
 from transept.tasks.pretrain import FeatureExtractor, Pretrainer
 from transept.train.pretraining import PretrainJob, PretrainModule
 from transept.train.recipe import Recipe, read_recipe, recipe_names
@@ -40,15 +43,6 @@ OPTIONS = (
     "--pretrain.bn_in_head false --pretrain.freeze_last_layer 1 "
     "--pretrain.color_jitter [0.4,0.4,0.4,0.1] --pretrain.blur [1,0.1,0.5] --pretrain.solarize 0.2"
 ).split()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums in another order differ in the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +180,27 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path):
     assert [row["val_knn_top1"] for row in ours] == [row["val_knn_top1"] for row in theirs]
     for row, other in zip(ours, theirs, strict=True):
         assert float(row["train_divergence"]) == pytest.approx(float(other["train_divergence"]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_features_become_better_than_untrained_ones(tmp_path: Path):
+    """`quick-dino` on the built-in digits, a sixth of its length."""
+    page = parse_recipe(read_recipe("quick-dino"), ["--schedule.epochs", "15"])
+    job = PretrainJob(page)
+    torch.manual_seed(page.seed)
+    extractor = job.build(load=False).eval().features
+    features, labels = [], []
+    with torch.inference_mode():
+        for half in (job.splits.train, job.splits.val):
+            loader = make_loader(TransformedSet(half, eval_transform(extractor.preprocessing)), 64)
+            parts = [(extractor(images), numbers) for images, numbers in loader]
+            features.append(torch.cat([part for part, _ in parts]))
+            labels.append(torch.cat([numbers for _, numbers in parts]))
+    votes = NearestNeighbours(features[0], labels[0], 10, k=20)(features[1])
+    untrained = float((votes.argmax(1) == labels[1]).float().mean())
+    result = train(page, tmp_path / "run", progress=False)
+    assert result.metrics["knn_top1"] > untrained + 0.05
+    assert float(rows(tmp_path / "run")[-1]["train_divergence"]) > 0.1  # no collapse
 
 
 def test_eval_finds_the_score_of_the_run(whole_run: Path, capsys: pytest.CaptureFixture[str]):
