@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -31,8 +32,8 @@ BACKBONE = (
 def test_what_the_forward_pass_keeps():
     """The first layer's input, and what the activation gives, which the second layer keeps, too."""
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
-    assert kept_bytes(model, (11, 5)) == 4 * 11 * (5 + 7)
-    assert kept_bytes(model.requires_grad_(False), (11, 5)) == 0
+    assert kept_bytes(model, torch.rand(11, 5)) == 4 * 11 * (5 + 7)
+    assert kept_bytes(model.requires_grad_(False), torch.rand(11, 5)) == 0
     assert next(model.parameters()).device.type == "cpu"
 
 

@@ -460,7 +460,7 @@ def test_the_command_line(ade20k: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "no recipe is called 'segment/upernet_cat_small_160k'; did you mean 'segment/" in capsys.readouterr().err
     assert main(["train"]) == 2
     known = capsys.readouterr().err
-    assert "digits, quick, quick-det, quick-inst, quick-seg, " in known
+    assert "digits, quick, quick-det, quick-dino, quick-inst, quick-seg, " in known
     assert ", segment/... (26 published ones)" in known
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from transept.cli.detection import DETECTION_OPTIONS, add_detection_arguments, eval_detector
+from transept.cli.features import add_feature_arguments, eval_features
 from transept.cli.runs import best_device, load_run
 from transept.cli.segmentation import (
     SCALE_OPTIONS,
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="pictures (default 64), or sliding windows (default 4), at once")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave unreadable files out instead of stopping")
+    add_feature_arguments(parser)
     add_inference_arguments(parser)
     add_detection_arguments(parser)
 
@@ -51,6 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.batch_size is not None and args.batch_size < 1:
         raise UsageError("--batch-size must be at least 1")
+    if args.knn or args.linear:
+        refuse_options(args, SCALE_OPTIONS, of="segmenters and detectors", model="source of features")
+        refuse_options(args, WINDOW_OPTIONS, of="segmenters", model="source of features")
+        refuse_options(args, DETECTION_OPTIONS, of="detectors", model="source of features")
+        eval_features(args)
+        return
+    if args.k is not None:
+        raise UsageError("--k counts the neighbours of --knn; give that, too")
     task, folder = load_run(args.model)
     recipe = parse_recipe(read_recipe(str(folder / CONFIG)), []) if folder else None
     data = args.data or (recipe.data if recipe else None)

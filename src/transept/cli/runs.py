@@ -13,6 +13,7 @@ from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
 from transept.tasks.detect import METHODS as DETECTION_METHODS
 from transept.tasks.detect import Detector, create_detector
+from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.saving import task_of
 from transept.tasks.segment import METHODS as SEGMENTATION_METHODS
 from transept.tasks.segment import Segmenter, create_segmenter
@@ -48,9 +49,10 @@ def load_run(source: str) -> tuple[Classifier | Segmenter | Detector, Path | Non
         if weights.task in _SYSTEMS:
             return _published_system(weights), None
         if weights.task != "classification":
+            features = ", and --knn or --linear measures features" if weights.task == "self-supervised" else ""
             raise TranseptError(
                 f"{source!r} are {weights.task} weights, which have no classifier; "
-                f"'transept models --weights {weights.model}*' lists those that do"
+                f"'transept models --weights {weights.model}*' lists those that do{features}"
             )
         model = create_model(source, pretrained=True)
     except UsageError as error:
@@ -59,11 +61,37 @@ def load_run(source: str) -> tuple[Classifier | Segmenter | Detector, Path | Non
     return Classifier(model, classes, preprocessing_of(model)).eval(), None
 
 
+def load_features(source: str) -> tuple[FeatureExtractor, Path | None]:
+    """The backbone of a classifier or of a pretraining run, without any head, and the run folder where it has one.
+
+    Raises:
+        TranseptError: the source is no such model, or cannot be read.
+    """
+    path = Path(source)
+    file = path / BEST if path.is_dir() else path
+    if file.is_file() and task_of(file) == "pretrain":
+        return FeatureExtractor.load(file), file.parent if (file.parent / CONFIG).is_file() else None
+    if not path.exists() and "/" not in source and path.suffix != ".safetensors":
+        weights = find_checkpoint(source) if "." in source else default_checkpoint(source)
+        if weights.task in ("classification", "self-supervised"):
+            model = create_model(source, pretrained=True, num_classes=0)
+            return FeatureExtractor(model, preprocessing_of(model)).eval(), None
+    task, folder = load_run(source)
+    if not isinstance(task, Classifier):
+        raise TranseptError(f"{source!r} is a {type(task).__name__.lower()}; --knn and --linear are for classifiers")
+    return FeatureExtractor(task.model, task.preprocessing).eval(), folder
+
+
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _load(path: Path) -> Classifier | Segmenter | Detector:
+    if task_of(path) == "pretrain":
+        raise TranseptError(
+            f"{str(path)!r} was pretrained without classes; measure its features with 'transept eval --knn' or "
+            "'--linear', or train a classifier from it with --model.weights"
+        )
     tasks = {"segment": Segmenter, "detect": Detector}
     return tasks.get(task_of(path), Classifier).load(path)
 

@@ -145,7 +145,7 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
         raise
     if rank_of_environment():
         return
-    best = f"{result.score.title} {result.metrics[result.score.key]:.2%}"
+    best = f"{result.score.title} {result.score.text(result.metrics[result.score.key], 2)}"
     lines = [
         f"{best} on the validation pictures (epoch {result.epoch}) after {result.seconds:.0f} s",
         "",
@@ -153,10 +153,9 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
         f"  {folder / CURVES}, {folder / METRICS}",
         "",
         "next:",
-        f"  transept eval {folder}",
-        f"  transept predict {folder} {folder / SAMPLES}   (or your own pictures)",
+        *_next(recipe, folder),
     ]
-    if result.skipped and recipe.task == "classify":  # a segmenter's data names them when it is loaded
+    if result.skipped and recipe.task in ("classify", "pretrain"):  # a segmenter's data names them when it is loaded
         lines.insert(1, f"{result.skipped} unreadable files were left out")
     print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)
     if args.json:
@@ -169,6 +168,19 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
                 "skipped": result.skipped,
             }
         )
+
+
+def _next(recipe: Recipe, folder: Path) -> list[str]:
+    """What can be done with the run, a command each."""
+    if recipe.task == "pretrain":
+        return [
+            f"  transept eval {folder} --knn --linear   (needs labels)",
+            f"  --model.weights {folder / BEST}   starts a recipe with the same model from it",
+        ]
+    return [
+        f"  transept eval {folder}",
+        f"  transept predict {folder} {folder / SAMPLES}   (or your own pictures)",
+    ]
 
 
 def parse_recipe(page: dict[str, Any], options: list[str]) -> Recipe:

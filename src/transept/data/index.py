@@ -33,11 +33,11 @@ class File(NamedTuple):
     """In bytes."""
 
 
-def list_files(root: Path) -> dict[str, list[File]]:
+def list_files(root: Path, *, loose: bool = False) -> dict[str, list[File]]:
     """Each subfolder of `root` with the files in it, those in its own subfolders too, sorted.
 
-    Subfolders may be links; links to folders further down are not followed. Files that lie in `root` itself and its
-    hidden subfolders are left out.
+    Subfolders may be links; links to folders further down are not followed. Hidden subfolders of `root` are
+    left out, and the files that lie in it itself, unless `loose`: then they are under the empty name.
     """
     key = f"files of {root.resolve()}"
     known = recall(key) or {}
@@ -54,10 +54,13 @@ def list_files(root: Path) -> dict[str, list[File]]:
     if (changed or len(found) < len(known)) and sum(len(entry[2]) for entry in found.values()) >= WORTH_KEEPING:
         remember(key, found)
     by_class: dict[str, list[File]] = {name: [] for name in sorted(found[""][1]) if not name.startswith(".")}
+    if loose:
+        by_class = {"": []} | by_class
     for folder in sorted(found):
         name = folder.partition("/")[0]
         if name in by_class:
-            by_class[name] += [File(f"{folder}/{file}", size) for file, size in zip(*found[folder][2:], strict=True)]
+            inside = f"{folder}/" if folder else ""
+            by_class[name] += [File(inside + file, size) for file, size in zip(*found[folder][2:], strict=True)]
     for files in by_class.values():
         files.sort(key=lambda file: file.name.split("/"))
     return by_class

@@ -149,7 +149,9 @@ class Splits:
     skipped: list[Skipped]
 
 
-def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool = False) -> Splits:
+def load_splits(
+    data: str, *, val_fraction: float = 0.2, skip_bad_images: bool = False, labelled: bool = True
+) -> Splits:
     """The data set behind a name or folder.
 
     Args:
@@ -165,6 +167,7 @@ def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool =
         skip_bad_images: leave unreadable files out; they are in `skipped`. Of sets too large to be decoded
             beforehand, only empty files are found here; an unreadable training picture is then replaced by the next
             one when it is met.
+        labelled: False takes a folder without class subfolders, or with one, as pictures of a single class.
 
     Raises:
         TranseptError: no such data, a class without pictures, fewer than two classes, classes that differ between
@@ -182,7 +185,7 @@ def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool =
 
         classes, halves = load_shards(data.removeprefix(SHARDS))
     elif root.is_dir():
-        classes, halves = _folder_halves(root)
+        classes, halves = _folder_halves(root, labelled)
     else:
         raise TranseptError(
             f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class, "
@@ -203,8 +206,8 @@ def load_splits(data: str, *, val_fraction: float = 0.2, skip_bad_images: bool =
     return Splits(classes, train, val, skipped)
 
 
-def _folder_halves(root: Path) -> tuple[list[str], list[ImageSet]]:
-    halves = _halves(root)
+def _folder_halves(root: Path, labelled: bool) -> tuple[list[str], list[ImageSet]]:
+    halves = _halves(root, labelled)
     sets = []
     for half, by_class in halves.items():
         pairs = [(file, number) for number, files in enumerate(by_class.values()) for file in files]
@@ -214,14 +217,14 @@ def _folder_halves(root: Path) -> tuple[list[str], list[ImageSet]]:
     return list(next(iter(halves.values()))), sets
 
 
-def _halves(root: Path) -> dict[str, dict[str, list[File]]]:
+def _halves(root: Path, labelled: bool) -> dict[str, dict[str, list[File]]]:
     """Folder name (`train` and `val`, or one empty name where the root is to be split) to class to files."""
     if not (root / "train").is_dir():
-        return {"": _class_files(root)}
+        return {"": _class_files(root, labelled)}
     val = next((name for name in ("val", "validation", "valid", "test") if (root / name).is_dir()), None)
     if val is None:
         raise TranseptError(f"{str(root)!r} has a folder train/ but no val/ beside it; add one, or give {root}/train")
-    halves = {name: _class_files(root / name) for name in ("train", val)}
+    halves = {name: _class_files(root / name, labelled) for name in ("train", val)}
     odd = sorted(set(halves["train"]) ^ set(halves[val]))
     if odd:
         where = "train" if odd[0] in halves["train"] else val
@@ -276,9 +279,16 @@ def _digits() -> Splits:
     return Splits([str(digit) for digit in range(10)], train, ArraySet(arrays[cut:], labels[cut:], names[cut:]), [])
 
 
-def _class_files(root: Path) -> dict[str, list[File]]:
+def _class_files(root: Path, labelled: bool) -> dict[str, list[File]]:
     """Class name (the subfolder) to its files, both sorted."""
-    listed = list_files(root)
+    listed = list_files(root, loose=not labelled)
+    if not labelled:
+        loose = listed.pop("")
+        if len(listed) < 2:
+            files = [file for found in (loose, *listed.values()) for file in found if _is_meant(file.name)]
+            if not files:
+                raise TranseptError(f"there are no pictures in {str(root)!r}")
+            return {"pictures": files}
     if not listed:
         raise TranseptError(f"{str(root)!r} has no subfolders; pictures go into one subfolder for each class")
     if len(listed) == 1:

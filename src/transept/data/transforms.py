@@ -146,7 +146,7 @@ def eval_transform(preprocessing: Preprocessing) -> v2.Compose:
     proportional = preprocessing.crop_mode == "center" and height == width
     size: Sequence[int] = resized[:1] if proportional else resized
     return v2.Compose(
-        [v2.Resize(size, mode), v2.CenterCrop([height, width]), *_to_normalised(preprocessing)],
+        [v2.Resize(size, mode), v2.CenterCrop([height, width]), *to_normalised(preprocessing)],
     )
 
 
@@ -223,13 +223,14 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         steps.append(rand_augment_transform(augmentation.randaugment, looks))
     if augmentation.color_jitter:
         steps.append(v2.ColorJitter(*(augmentation.color_jitter,) * 3))
-    steps += _to_normalised(preprocessing)
+    steps += to_normalised(preprocessing)
     if augmentation.erasing:
         steps.append(RandomErasing(augmentation.erasing, mode=augmentation.erasing_mode, device="cpu"))
     return v2.Compose(steps)
 
 
-def _to_normalised(preprocessing: Preprocessing) -> list[Callable[..., Any]]:
+def to_normalised(preprocessing: Preprocessing) -> list[Callable[..., Any]]:
+    """The last steps of every transform: RGB picture to normalised floats `3 H W`."""
     return [
         # Divides by 255 as the official evaluations do; v2.ToDtype multiplies by the inverse, which rounds otherwise.
         ToTensor(),

@@ -18,7 +18,7 @@ from transept.weights.reading import StateDict, read_state_dict
 
 _METADATA_KEY = "transept"
 
-Task = Literal["classify", "detect", "segment"]
+Task = Literal["classify", "detect", "segment", "pretrain"]
 
 
 def describe(model: Backbone) -> dict[str, Any]:
@@ -66,6 +66,7 @@ def loading_task(path: Path, task: Task) -> Iterator[tuple[StateDict, dict[str, 
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         creator = {
             "classify": "create_model(name, ",
+            "pretrain": "create_model(name, num_classes=0, ",
             "detect": "create_detector(method, backbone=name, ",
             "segment": "create_segmenter(method, backbone=name, ",
         }[task]

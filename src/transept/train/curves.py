@@ -28,9 +28,12 @@ def draw_curves(
     right.set_ylabel(score.axis)
     right.plot(best["epoch"], best_score, "o", color=_VAL, markersize=6)
     right.axhline(best_score, color=_VAL, linewidth=0.8, linestyle=":")
-    right.set_title(f"best {best_score:.2%} in epoch {best['epoch']:.0f}", loc="right", fontsize=10, color=_VAL)
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_ylim(top=min(right.get_ylim()[1], 1.005) if best_score < 0.9 else 1.005)
+    right.set_title(
+        f"best {score.text(best_score, 2)} in epoch {best['epoch']:.0f}", loc="right", fontsize=10, color=_VAL
+    )
+    if score.percent:
+        right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        right.set_ylim(top=min(right.get_ylim()[1], 1.005) if best_score < 0.9 else 1.005)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     write_atomically(path, figure.savefig)
 

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_map
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -25,6 +27,7 @@ from transept.train.recipe import Recipe
 from transept.train.world import World
 
 _SHOWN = 16
+_ROWS = 8
 _BYTES = 4
 
 
@@ -55,29 +58,32 @@ class Plan:
     the box heads. In float32: half precision takes less."""
 
 
-def make_plan(recipe: Recipe, job: Job, task: Any, images: Tensor, *, steps_per_epoch: int, world: World) -> Plan:
-    """`images` are the first part of a batch, `b c h w`."""
+def make_plan(
+    recipe: Recipe, job: Job, task: Any, images: Tensor | Sequence[Tensor], *, steps_per_epoch: int, world: World
+) -> Plan:
+    """`images` are the first part of a batch, `b c h w`, or so many crops of its pictures, the largest first."""
+    shape = (images if isinstance(images, Tensor) else images[0]).shape
     parameters = sum(p.numel() for p in task.parameters())
     learning = sum(p.numel() for p in task.parameters() if p.requires_grad)
     average = parameters if recipe.ema.decay is not None else 0
     return Plan(
         pictures=len(job.splits.train),
         batch=recipe.batch_size,
-        part=len(images),
+        part=shape[0],
         processes=world.size,
         accumulate=recipe.accumulate,
-        image=(images.shape[-2], images.shape[-1]),
+        image=(shape[-2], shape[-1]),
         steps_per_epoch=steps_per_epoch,
         steps=recipe.schedule.iterations or steps_per_epoch * recipe.schedule.epochs,
         parameters=parameters,
         learning=learning,
         weights_bytes=_BYTES * (parameters + 3 * learning + average),
-        kept_bytes=kept_bytes(task, images.shape),
+        kept_bytes=kept_bytes(task, images),
     )
 
 
-def kept_bytes(task: nn.Module, shape: Sequence[int]) -> int:
-    """Bytes that the forward pass of `shape` keeps for the backward pass, weights not counted.
+def kept_bytes(task: nn.Module, images: Tensor | Sequence[Tensor]) -> int:
+    """Bytes that the forward pass of these images keeps for the backward pass, weights not counted.
 
     They are read off a forward pass on the meta device, which computes nothing.
     """
@@ -91,19 +97,22 @@ def kept_bytes(task: nn.Module, shape: Sequence[int]) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = skeleton(torch.empty(tuple(shape), device="meta"))  # noqa: F841  what is kept lives as long as they do
+        outputs = skeleton(tree_map(partial(torch.empty_like, device="meta"), images))  # noqa: F841  what is kept lives as long as they do
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def draw_batch(images: Tensor, targets: Any, task: Any, path: Path) -> None:
+def draw_batch(images: Tensor | Sequence[Tensor], targets: Any, task: Any, path: Path) -> None:
     """The first pictures of a batch as the model sees them, normalisation undone, with what is to be learnt of them.
 
     Args:
-        images: `b 3 h w`, normalised.
+        images: `b 3 h w`, normalised, or so many crops of each picture: then each picture is a row of crops.
         targets: class numbers `b`, class numbers of pixels `b h w`, or a `Target` for each picture.
         task: its `classes` and `preprocessing` are read.
         path: a PNG file to write.
     """
+    if not isinstance(images, Tensor):
+        _draw_crops(images, task.preprocessing, path)
+        return
     count = min(len(images), _SHOWN)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -120,8 +129,26 @@ def draw_batch(images: Tensor, targets: Any, task: Any, path: Path) -> None:
             picture = torch.from_numpy(np.array(marked)).permute(2, 0, 1)
         else:
             picture = _with_objects(picture, targets[i], task.classes)
-        axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest" if max(height, width) < 64 else None)
+        _show(picture, axes)
     write_atomically(path, figure.savefig)
+
+
+def _draw_crops(crops: Sequence[Tensor], preprocessing: Any, path: Path) -> None:
+    rows, columns = min(len(crops[0]), _ROWS), len(crops)
+    figure = Figure(figsize=(1.2 * columns, 1.2 * rows + 0.25), dpi=144, layout="constrained")
+    for i in range(rows):
+        for j, crop in enumerate(crops):
+            axes = figure.add_subplot(rows, columns, i * columns + j + 1)
+            axes.set_axis_off()
+            if i == 0:
+                axes.set_title(f"{crop.shape[-2]} x {crop.shape[-1]}", fontsize=7)
+            _show(_as_taken(crop[i], preprocessing), axes)
+    write_atomically(path, figure.savefig)
+
+
+def _show(picture: Tensor, axes: Any) -> None:
+    """8 bits, `3 h w`."""
+    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest" if max(picture.shape) < 64 else None)
 
 
 def _as_taken(image: Tensor, preprocessing: Any) -> Tensor:

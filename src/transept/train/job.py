@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader
 from transept.data.sets import Skipped
 from transept.train.recipe import Recipe
 from transept.train.world import World
+
+if TYPE_CHECKING:
+    from transept.train.module import TaskModule
 
 
 class Meter(Protocol):
@@ -46,14 +49,22 @@ class Score:
     """As people write it, e.g. `top-1`."""
     axis: str
     """The label of its curve."""
+    percent: bool = True
+    """In 0..1, and shown so."""
+
+    def text(self, value: float, digits: int = 1) -> str:
+        """As people read it."""
+        return f"{value:.{digits}%}" if self.percent else f"{value:.{digits + 2}f}"
 
 
 class Job(ABC):
     """Data, model, batches and meters of one recipe."""
 
-    score: ClassVar[Score]
+    score: Score
     splits: Any
     """Has `train`, `val` and `classes`."""
+    module: "ClassVar[type[TaskModule] | None]" = None
+    """What Lightning trains, where that is no plain `TaskModule`."""
     unused_parameters: ClassVar[bool] = False
     """Some parameters take no part in the loss; processes that share gradients must look for them."""
 
@@ -97,7 +108,7 @@ class Job(ABC):
     def meters(self) -> tuple[Meter, Meter]:
         """Of training and of validation."""
 
-    def step(self, task: Any, images: Tensor, targets: Any) -> tuple[Any, Tensor]:
+    def step(self, task: Any, images: Any, targets: Any) -> tuple[Any, Tensor]:
         """Outputs and loss of a training batch."""
         outputs = task(images)
         return outputs, task.loss(outputs, targets)

@@ -39,7 +39,7 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.started, self.first_step = time.monotonic(), trainer.global_step
-        self.shown, self.best, self.text = 0.0, 0.0, "-"
+        self.shown, self.best, self.text = 0.0, float("-inf"), "-"
         if self.live:
             total = int(trainer.estimated_stepping_batches)
             self.task = self.bar.add_task("train", total=total, completed=trainer.global_step, **self._fields(trainer))
@@ -54,7 +54,7 @@ class ProgressBar(Callback):
         """Called with the finished epoch's row of metrics."""
         value = row[f"val_{self.score.key}"]
         self.best = max(self.best, value)
-        self.text = f"{value:.1%} (best {self.best:.1%})"
+        self.text = f"{self.score.text(value)} (best {self.score.text(self.best)})"
         if self.live:
             self.bar.update(self.task, completed=trainer.global_step, **self._fields(trainer))
         else:

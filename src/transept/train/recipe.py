@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from transept.data.multicrop import MultiCrop
 from transept.data.transforms import Augmentation
 from transept.errors import TranseptError, UsageError, unknown
 
@@ -336,6 +337,53 @@ class HardwareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainOptions(MultiCrop):
+    """What only `task: pretrain` reads."""
+
+    out_dim: int = 65536
+    """Prototypes that teacher and student compare pictures with."""
+    hidden_dim: int = 2048
+    """Width of the projection."""
+    bottleneck_dim: int = 256
+    """Width before the prototypes."""
+    bn_in_head: bool = False
+    """Batch norm in the projection: for small models and batches, whose features of all pictures begin almost alike."""
+    norm_last_layer: bool = True
+    """Prototypes keep length 1; without, they learn it."""
+    freeze_last_layer: int = 1
+    """Epochs in which the prototypes do not learn."""
+    momentum: float = 0.996
+    """Of the teacher; it rises to 1 along a cosine."""
+    student_temp: float = 0.1
+    teacher_temp: float = 0.07
+    """After the warm-up."""
+    teacher_temp_start: float = 0.04
+    """Before it."""
+    teacher_temp_warmup_epochs: int = 30
+    """Of linear change from step to step."""
+    center_momentum: float = 0.9
+    weight_decay_end: float | None = None
+    """Weight decay follows a cosine from `optimizer.weight_decay` to this; default: constant."""
+    knn_k: int = 20
+    """Neighbours that vote in validation."""
+    knn_temperature: float = 0.07
+    """Their votes are exp(similarity / temperature)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = (
+            "out_dim hidden_dim bottleneck_dim student_temp teacher_temp teacher_temp_start knn_k knn_temperature"
+        )
+        _positive("pretrain.", **{name: getattr(self, name) for name in positive.split()})
+        for name in ("momentum", "center_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"pretrain.{name}={getattr(self, name)} is not in [0, 1]")
+        if self.teacher_temp_warmup_epochs < 0 or self.freeze_last_layer < 0:
+            name = "teacher_temp_warmup_epochs" if self.teacher_temp_warmup_epochs < 0 else "freeze_last_layer"
+            raise UsageError(f"pretrain.{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A training run.
 
@@ -347,14 +395,16 @@ class Recipe:
     """
 
     model: ModelOptions
-    task: Literal["classify", "detect", "segment"] = "classify"
+    task: Literal["classify", "detect", "segment", "pretrain"] = "classify"
     data: str | None = None
     """classify: `digits`; a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split; `hf:NAME` of the Hugging
     Face hub; `wds:TRAIN,VAL`, patterns of tar shards.
     detect: `digits-scenes`, or a folder as COCO's: annotations/instances_train2017.json, train2017/*, and for val.
-    segment: `digits-scenes`, or a folder of pictures and masks."""
+    segment: `digits-scenes`, or a folder of pictures and masks.
+    pretrain: as classify, or a folder of pictures without classes."""
     detect: DetectOptions = field(default_factory=DetectOptions)
     segment: SegmentOptions = field(default_factory=SegmentOptions)
+    pretrain: PretrainOptions = field(default_factory=PretrainOptions)
     val_fraction: float = 0.2
     """Share held out where the folder is one."""
     skip_bad_images: bool = False
@@ -419,6 +469,17 @@ class Recipe:
             }.items():
                 if given:
                     raise UsageError(f"{name} is of task: classify, not of {self.task}")
+        if self.task == "pretrain":
+            for name, given in {
+                "model.freeze": bool(self.model.freeze),
+                "ema.decay": self.ema.decay is not None,
+                "hardware.strategy=fsdp": self.hardware.strategy == "fsdp",
+            }.items():
+                if given:
+                    raise UsageError(
+                        f"{name} does not go with task: pretrain, whose teacher is a moving average of the whole "
+                        "student; leave it out"
+                    )
 
     def scaled(self) -> "Recipe":
         """With the learning rate for its own batch size; the recipe itself where that is the published one."""

@@ -38,6 +38,7 @@ from transept.train.freezing import freeze, keep_batch_statistics
 from transept.train.job import Job, Meter, Score
 from transept.train.loggers import make_loggers
 from transept.train.module import TaskModule
+from transept.train.pretraining import PretrainJob
 from transept.train.progress import ProgressBar
 from transept.train.recipe import Recipe, plain
 from transept.train.segmentation import SegmentJob
@@ -56,7 +57,12 @@ from transept.train.world import (
     wanted_world,
 )
 
-JOBS: dict[str, type[Job]] = {"classify": ClassifyJob, "detect": DetectJob, "segment": SegmentJob}
+JOBS: dict[str, type[Job]] = {
+    "classify": ClassifyJob,
+    "detect": DetectJob,
+    "segment": SegmentJob,
+    "pretrain": PretrainJob,
+}
 _LOCK_SECONDS = 10
 """A run that was killed may hold its folder until its loading processes have noticed."""
 
@@ -174,7 +180,7 @@ def _fit(
     sharded = world.size > 1 and recipe.hardware.strategy == "fsdp"
     recorder = Recorder(folder, recipe, job, bar, copy.deepcopy(task) if sharded else None)
     fit_to_hardware(recipe, world, task, job.backbones(task))
-    module = TaskModule(task, job, recipe, steps_per_epoch=steps)
+    module = (job.module or TaskModule)(task, job, recipe, steps_per_epoch=steps)
     averaging = [Averaging(recipe.ema, folder, recipe.accumulate)] if recipe.ema.decay else []
     with _quiet_lightning():
         trainer = lightning.Trainer(
@@ -234,7 +240,7 @@ class Recorder(Callback):
     @property
     def best(self) -> dict[str, float]:
         """The row of the best epoch; of equals, the one with the lower loss."""
-        return max(self.rows, key=lambda row: (row[f"val_{self.score.key}"], -row["val_loss"]))
+        return max(self.rows, key=lambda row: (row[f"val_{self.score.key}"], -row.get("val_loss", 0.0)))
 
     def state_dict(self) -> dict[str, Any]:
         """Called by all processes, when a state is saved."""
@@ -264,7 +270,7 @@ class Recorder(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.images = tuple(batch[0].shape)
+        self.images = _shape(batch[0])
         part = batch_idx % self.recipe.accumulate
         if part == 0:
             due = time.monotonic() - self.saved > self.recipe.checkpoint_seconds
@@ -288,7 +294,7 @@ class Recorder(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.epoch_samples += len(batch[0]) * self.world.size
+        self.epoch_samples += len(batch[1]) * self.world.size
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.epoch_seconds = time.monotonic() - self.clock
@@ -299,7 +305,7 @@ class Recorder(Callback):
     def on_validation_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
-        self.images = tuple(batch[0].shape)
+        self.images = _shape(batch[0])
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         for meter in (self.module.train_meter, self.module.val_meter):
@@ -451,6 +457,11 @@ def _steps(recipe: Recipe, parts: int) -> int:
             f"lower accumulate or batch_size={recipe.batch_size}"
         )
     return parts // recipe.accumulate
+
+
+def _shape(images: Any) -> tuple[int, ...]:
+    """Of the largest, where a batch has several crops of each picture."""
+    return tuple((images[0] if isinstance(images, list | tuple) else images).shape)
 
 
 def _seed(seed: int, step: int, rank: int = 0) -> None:

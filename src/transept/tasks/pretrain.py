@@ -1,0 +1,207 @@
+"""Self-supervised pretraining with DINO (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers",
+arXiv 2104.14294). Loss and projection are lightly's.
+
+Figure 2, Section 3.1   Pretrainer    student and momentum teacher on crops of the same pictures
+Section 3.2             Projected     a backbone under its projection
+                        FeatureExtractor    what a run leaves behind: the teacher's backbone
+
+As in the authors' code the teacher has no drop path, and its batch norms see batches of their own: only parameters
+are averaged.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from transept.data.transforms import Preprocessing
+from transept.errors import TranseptError
+from transept.models.backbone import Backbone
+from transept.models.registry import build_model
+from transept.tasks.saving import describe, loading_task, save_task, tuples
+
+
+class Projections(NamedTuple):
+    """Scores of prototypes, `b out_dim` for each crop."""
+
+    teacher: list[Tensor]
+    """Of the global crops."""
+    student: list[Tensor]
+    """Of all crops, the global ones first."""
+
+
+class FeatureExtractor(nn.Module):
+    """A backbone without a classifier, and the preprocessing that it was trained for."""
+
+    def __init__(self, model: Backbone, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocessing = preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images `b 3 H W` to what a classifier would read, `b c`."""
+        return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+
+    def save(self, path: Path) -> None:
+        """Weights, architecture and preprocessing in one safetensors file, which `load_weights` reads, too."""
+        about = describe(self.model) | {"preprocessing": dataclasses.asdict(self.preprocessing)}
+        save_task(path, "pretrain", self.model, about)
+
+    @staticmethod
+    def load(path: Path) -> "FeatureExtractor":
+        """What `save` wrote.
+
+        Raises:
+            TranseptError: the file is missing, damaged, or was not written by `save`.
+        """
+        with loading_task(path, "pretrain") as (state, about):
+            model = build_model(about["architecture"], num_classes=0, in_chans=about["in_chans"], **about["options"])
+            model.load_state_dict(state)
+            return FeatureExtractor(model, Preprocessing(**tuples(about["preprocessing"]))).eval()
+
+
+class Projected(nn.Module):
+    """A backbone under its projection, under the parameter names of the authors' files."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
+        """Crops `b 3 H W` to `b out_dim` each. Neighbours of one size go through the backbone in one batch."""
+        features = [self.backbone(torch.cat(list(same))) for _, same in groupby(crops, lambda crop: crop.shape[-2:])]
+        return list(self.head(torch.cat(features)).chunk(len(crops)))
+
+
+class Pretrainer(nn.Module):
+    """Student and teacher. The trainer calls `update_teacher` after each step, and sets `teacher_temp` before it.
+
+    Args:
+        student: a backbone without classifier; it takes crops of every size.
+        teacher: another of the same kind, without drop path; it starts as a copy of the student.
+        preprocessing: goes with the weights that `save` writes.
+        out_dim: prototypes.
+        bn_in_head: the projection normalises its layers over the batch, which keeps pictures apart that the backbone
+            hardly tells from each other yet.
+        norm_last_layer: all prototypes keep length 1; without, they learn it.
+        freeze_last_layer: epochs in which the prototypes stay as they are.
+
+    Raises:
+        TranseptError: lightly is not installed.
+    """
+
+    global_crops = 2
+
+    def __init__(
+        self,
+        student: Backbone,
+        teacher: Backbone,
+        preprocessing: Preprocessing,
+        *,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        bn_in_head: bool = False,
+        norm_last_layer: bool = True,
+        freeze_last_layer: int = 1,
+        student_temp: float = 0.1,
+        teacher_temp: float = 0.07,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        loss, projection = _lightly()
+
+        def projected(backbone: Backbone) -> Projected:
+            head = projection(
+                backbone.num_features,
+                hidden_dim,
+                bottleneck_dim,
+                out_dim,
+                batch_norm=bn_in_head,
+                freeze_last_layer=freeze_last_layer,
+                norm_last_layer=norm_last_layer,
+            )
+            return Projected(backbone, head)
+
+        with torch.no_grad():  # a prototype is direction times length: with gradients the product could not be copied
+            self.student, self.teacher = projected(student), projected(teacher)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.preprocessing = preprocessing
+        self.teacher_temp = teacher_temp
+        self.criterion = loss(out_dim, student_temp=student_temp, center_momentum=center_momentum)
+
+    @property
+    def model(self) -> Projected:
+        """What the optimiser trains. It lists no exemptions from weight decay, so only biases and vectors are exempt,
+        as in the authors' code."""
+        return self.student
+
+    @property
+    def backbone(self) -> Backbone:
+        """The student's."""
+        return self.student.backbone
+
+    def forward(self, crops: Sequence[Tensor]) -> Projections:
+        """Crops `b 3 H W`, two global ones before all local ones, to the projections that the loss compares."""
+        with torch.no_grad():
+            teacher = self.teacher(crops[: self.global_crops])
+        return Projections(teacher, self.student(crops))
+
+    def loss(self, outputs: Projections, targets: Any = None) -> Tensor:
+        """Cross-entropy between the teacher's view of each global crop and the student's of every other crop.
+
+        The mean over pictures and pairs of crops (Equation 3), in float32. In training mode the centre moves.
+        """
+        center = self.criterion.center.clone()
+        with torch.autocast(center.device.type, enabled=False):
+            teacher, student = ([each.float() for each in half] for half in outputs)
+            loss = self.criterion(teacher, student, teacher_temp=self.teacher_temp)
+        if not self.training:
+            self.criterion.center.copy_(center)
+        return loss
+
+    @torch.no_grad()
+    def teacher_entropy(self, outputs: Projections) -> Tensor:
+        """Of the teacher's answers, in nats, the mean over pictures: to be asked before the loss moves the centre.
+
+        It is ln(out_dim) where the teacher says nothing and 0 where it always names one prototype. The loss is this
+        plus the divergence of the student from the teacher: both answers collapsed if that divergence vanishes.
+        """
+        scores = (torch.stack(outputs.teacher).float() - self.criterion.center) / self.teacher_temp
+        logs = scores.log_softmax(-1)
+        return -(logs.exp() * logs).sum(-1).mean()
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Each parameter of the teacher to `momentum` times itself plus `1 - momentum` times the student's."""
+        for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - momentum)
+
+    def cancel_last_layer_gradients(self, epoch: int) -> None:
+        """In the first epochs, counted from 0, the prototypes do not learn."""
+        self.student.head.cancel_last_layer_gradients(epoch)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def features(self) -> FeatureExtractor:
+        """The teacher without its projection: better than the student all through training (Section 5.1)."""
+        return FeatureExtractor(self.teacher.backbone, self.preprocessing)
+
+    def save(self, path: Path) -> None:
+        """The teacher's backbone, as `FeatureExtractor` does."""
+        self.features.save(path)
+
+
+def _lightly() -> tuple[Any, Any]:
+    """Loss and projection, imported when needed: that takes seconds."""
+    try:
+        from lightly.loss import DINOLoss
+        from lightly.models.modules import DINOProjectionHead
+    except ModuleNotFoundError as error:
+        raise TranseptError("pretraining needs the package 'lightly': pip install 'transept[ssl]'") from error
+    return DINOLoss, DINOProjectionHead
