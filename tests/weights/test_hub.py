@@ -329,7 +329,6 @@ attempt("absent", pull, "them/absent", token={TOKEN!r})
 attempt("hidden", pull, "them/hidden")
 attempt("gated", pull, "them/gated", token={TOKEN!r})
 attempt("bad token", pull, "them/odd", token="hf_bad")
-attempt("down", pull, "them/down")
 attempt("empty", pull, "them/hidden", token={TOKEN!r})
 attempt("pickled", pull, "them/pickled")
 attempt("cut", pull, "them/cut")
@@ -351,7 +350,6 @@ attempt("no branch", transept.push_to_hub, make(), "me/branch", token={TOKEN!r},
         "hidden": f"{hub.url} shows us no model 'them/hidden'; check the name, or if it is private {log_in}",
         "gated": f"'them/gated' is gated: ask for access at {hub.url}/them/gated, then {log_in}",
         "bad token": f"{hub.url} does not accept our token for 'them/odd'; {log_in}",
-        "down": f"{hub.url} answered 503 for 'config.json' of 'them/down'; try again later",
         "empty": "'them/hidden' has no file 'config.json' at revision 'main'",
         "revision": "'them/odd' has no branch, tag or commit 'v1'",
         "not ours": f"our token does not allow this for 'them/new' on {hub.url}; {log_in} one with the permission",
@@ -368,6 +366,12 @@ attempt("no branch", transept.push_to_hub, make(), "me/branch", token={TOKEN!r},
         assert found[name].startswith("TranseptError: our token does not allow this for "), found[name]
     assert not [line for line in found.values() if "\n" in line]
     assert not any("pytorch_model.bin" in line for line in hub.log)
+
+
+@pytest.mark.slow  # huggingface-hub tries again and again
+def test_a_hub_that_is_down(hub: Hub, tmp_path: Path):
+    found = client('attempt("down", transept.from_pretrained, "them/down")', tmp_path, hub.url)
+    assert found["down"] == (f"TranseptError: {hub.url} answered 503 for 'config.json' of 'them/down'; try again later")
 
 
 @pytest.mark.slow  # huggingface-hub tries again and again
