@@ -18,7 +18,8 @@ from transept.models.registry import family_of
 from transept.ops.tokens import to_map
 
 ROLLOUT, GRAD_CAM = "rollout", "grad-cam"
-_OF_A_TOKEN = ("talking-heads", "self", "inner-patch", "cross-patch", "short-distance", "long-distance", "cross-block")
+TOKEN_KINDS = ("talking-heads", "self", "inner-patch", "cross-patch", "short-distance", "long-distance", "cross-block")
+"""Of these each token has a map of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,12 +83,12 @@ def attention_maps(
 
     - "class" (CaiT, XCiT, CabViT-P): of the class token to the patches.
     - "talking-heads" (CaiT), "self" (the released CabViT-P), "short-distance" and "long-distance" (CrossFormer),
-      "inner-patch" (CAT), "cross-block" (CabViT; also one map for each earlier block's digest): of a token to the others.
+      "inner-patch" (CAT): of a token to the others. "cross-block" (CabViT): also one map for each earlier digest.
     - "cross-patch" (CAT): of the patch that holds the token to the patches, in each channel.
     - "cross-covariance" (XCiT): of channels to channels, `b heads d d`, whose rows sum to one.
     - "rollout" (CaiT, the released CabViT-P): of the class token to the patches through all layers, the product of
-      (A + I) / 2 with A the mean over the heads (Abnar and Zuidema, arXiv 2005.00928). Elsewhere tokens do not attend to
-      tokens (XCiT), are merged in between (CAT, CrossFormer, CabViT-H) or convolved into digests (CabViT across blocks).
+      (A + I) / 2 with A the mean over the heads (Abnar and Zuidema, arXiv 2005.00928). Elsewhere tokens do not attend
+      to tokens (XCiT), are merged (CAT, CrossFormer, CabViT-H) or convolved into digests (CabViT across blocks).
     - "grad-cam" (every classifier): the feature maps of a layer, by default the last that the logits depend on,
       weighted by the mean gradient of the target's logit, above zero (Selvaraju et al., arXiv 1610.02391). Not shares.
 
@@ -96,7 +97,8 @@ def attention_maps(
         images: `b 3 H W`, normalised.
         kind: one of `attention_kinds(model)`; None: all of the family's own, without rollout and Grad-CAM.
         token: `(x, y)` in pixels of the images; None: the mean over all tokens, that is, how much each is looked at.
-        blocks: numbers of layers among those of the kind, from 0, negative from the end; None: all, of Grad-CAM the last.
+        blocks: numbers of layers among those of the kind, from 0, negative from the end; None: all, for Grad-CAM the
+            last.
         target: class number, of all images or each, whose logit Grad-CAM explains; None: the most probable.
 
     Raises:
@@ -169,8 +171,8 @@ def _maps_of(
         if kind == "class":
             weights = class_row(weights)
         number = None
-        if token is not None and kind in _OF_A_TOKEN:
-            stride = backbone.stride if hasattr(backbone, "stride") else 4 * 2**layer.stage
+        if token is not None and kind in TOKEN_KINDS:
+            stride = int(getattr(backbone, "stride", 4 * 2**layer.stage))
             number = _number(token, stride * weights.cell, weights.queries.grid)
         sizes = [keys.numbers.shape[1] for keys in weights.keys]
         parts = weights.weights.float().split(sizes, dim=-1)
@@ -344,7 +346,7 @@ def _check_images(backbone: Backbone, images: Tensor) -> None:
 def _check_token(token: tuple[int, int] | None, kind: str | None, images: Tensor) -> None:
     if token is None:
         return
-    if kind is not None and kind not in _OF_A_TOKEN:
+    if kind is not None and kind not in TOKEN_KINDS:
         raise UsageError(f"{kind} asks for no token; leave out token={token}")
     height, width = images.shape[-2:]
     if not (0 <= token[0] < width and 0 <= token[1] < height):
