@@ -5,6 +5,7 @@ own map show one token's: that in the middle of the picture, or at --token.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -118,11 +119,15 @@ class _Explained:
         self.view = picture.resize(
             (max(round(right - left), 1), max(round(bottom - top), 1)), Image.Resampling.BICUBIC, box
         )
-        x, y = token or ((left + right) / 2, (top + bottom) / 2)
-        if not (left <= x < right and top <= y < bottom):
+        x, y = ((left + right) / 2, (top + bottom) / 2) if token is None else (token[0] + 0.5, token[1] + 0.5)
+        if token and not (left <= x < right and top <= y < bottom):
+            first, last = (
+                (math.ceil(left - 0.5), math.ceil(top - 0.5)),
+                (math.ceil(right - 1.5), math.ceil(bottom - 1.5)),
+            )
             raise UsageError(
-                f"--token {x} {y} lies outside of what the model sees of the picture, "
-                f"x from {left:.0f} to {right - 1:.0f} and y from {top:.0f} to {bottom - 1:.0f}"
+                f"--token {token[0]} {token[1]} lies outside of what the model sees of the picture, "
+                f"x from {first[0]} to {last[0]} and y from {first[1]} to {last[1]}"
             )
         self.mark = (x - left) / (right - left), (y - top) / (bottom - top)
         self.token = int(self.mark[0] * self.image.shape[-1]), int(self.mark[1] * self.image.shape[-2])
@@ -141,7 +146,7 @@ class _Explained:
                 continue
             layers = self._layers(kind, None)
             fine = [layer for layer in layers if min(layer[0].grid) >= _FINE]
-            rows.append(self._row(fine[-1] if fine else max(layers, key=lambda layer: layer[0].grid)))
+            rows.append(self._row(fine[-1] if fine else max(reversed(layers), key=lambda layer: layer[0].grid)))
         return [*rows, Row("Through the whole model", last)]
 
     def rows_of(self, kind: str, blocks: Sequence[int] | None = None, head: int | None = None) -> list[Row]:
@@ -171,7 +176,7 @@ class _Explained:
     def _row(self, layer: list[AttentionMap]) -> Row:
         first = layer[0]
         title = f"{_TITLES[first.kind]}, {_where(first)}"
-        if len(layer) > 1:
+        if len(layer) > 1 or first.kind == "cross-block":
             return Row(
                 f"{title}, mean of {first.heads} heads", [self._panel(found, None, _source(found)) for found in layer]
             )
