@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: give a name that ends in .png, .jpg, .pdf, .svg or .webp")
     if args.kind is None and (args.block is not None or args.head is not None):
         raise UsageError("--block and --head choose among the layers of one kind; give --kind, too")
+    if args.token is not None and args.kind in _TITLES and args.kind not in TOKEN_KINDS:
+        raise UsageError(f"{args.kind} asks for no token; leave out --token")
     picture = read_image(args.image)
     task, _ = load_run(args.model)
     if not isinstance(task, Classifier):
