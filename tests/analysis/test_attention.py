@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 
 import transept
-from tests.models.test_contract import _lively, image
+from tests.models.test_contract import image
+from tests.small import NAMES, SMALL, build
 from transept.analysis.attention import _layers, _reading, attention_kinds, attention_maps
 from transept.analysis.attention_weights import KINDS, Weights
 from transept.errors import UsageError
@@ -19,22 +20,7 @@ from transept.models import cabvit, cait, cat, crossformer, xcit
 from transept.ops.tokens import merge_heads, split_heads
 from transept.ops.windows import crop_map, from_channel_windows, from_windows, pad_map, pad_to_multiple, to_windows
 
-SMALL: dict[str, dict[str, Any]] = {
-    "cabvit_h_l1": dict(depths=(1, 1, 3, 2), embed_dims=(8, 16, 32, 48), num_heads=(2, 3), pyramid_dims=None),
-    "cabvit_p_l0": dict(depth=4, embed_dim=24),
-    "cabvit_p_l0_cross": dict(depth=4, embed_dim=24),
-    "cait_xxs24_224": dict(depth=2, embed_dim=48),
-    "cat_tiny": dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
-    "crossformer_tiny": dict(depths=(2, 2, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
-    "xcit_nano_12_p8_224": dict(depth=3, embed_dim=32),
-}
-NAMES = tuple(SMALL)
 ODD = (75, 53)
-
-
-def build(name: str, features_only: bool = False) -> Any:
-    options = dict(features_only=True) if features_only else dict(num_classes=7)
-    return _lively(transept.create_model(name, img_size=64, **SMALL[name], **options)).eval()
 
 
 @cache
