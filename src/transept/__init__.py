@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transept.analysis.attention import AttentionMap, attention_kinds, attention_maps
     from transept.analysis.count import count
     from transept.data.transforms import transforms_for
     from transept.errors import TranseptError
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 __version__ = version("transept")
 
 _HOMES = {
+    "AttentionMap": "transept.analysis.attention",
+    "attention_kinds": "transept.analysis.attention",
+    "attention_maps": "transept.analysis.attention",
     "count": "transept.analysis.count",
     "create_detector": "transept.tasks.detect",
     "create_model": "transept.weights.create",
@@ -39,8 +43,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttentionMap",
     "TranseptError",
     "__version__",
+    "attention_kinds",
+    "attention_maps",
     "count",
     "create_detector",
     "create_model",

@@ -150,7 +150,8 @@ def test_importing_is_quick_and_needs_no_extra():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(out.stdout) < 2
     assert sorted(transept.__all__) == [
-        "TranseptError", "__version__", "count", "create_detector", "create_model", "create_segmenter",
+        "AttentionMap", "TranseptError", "__version__", "attention_kinds", "attention_maps",
+        "count", "create_detector", "create_model", "create_segmenter",
         "from_pretrained", "list_models", "load_weights", "push_to_hub", "save_pretrained", "transforms_for",
     ]  # fmt: skip
     assert all(callable(getattr(transept, name)) for name in transept.__all__ if name != "__version__")

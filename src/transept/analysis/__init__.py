@@ -1,1 +1,1 @@
-"""What a model costs."""
+"""What a model costs, and where it looks."""

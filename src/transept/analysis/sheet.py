@@ -34,7 +34,7 @@ def draw_sheet(items: Sequence[Labelled], path: Path) -> None:
     for i, item in enumerate(items):
         cell = grid[i // columns, i % columns].subgridspec(2, 1, height_ratios=[1.8, 0.2 * (bars + 1)], hspace=0.02)
         _draw_picture(figure.add_subplot(cell[0]), item)
-        _draw_bars(figure.add_subplot(cell[1]), item, bars)
+        draw_bars(figure.add_subplot(cell[1]), item.best, bars)
     write_atomically(path, figure.savefig)
 
 
@@ -45,11 +45,12 @@ def _draw_picture(axes: Axes, item: Labelled) -> None:
     axes.set_title(shorten(item.name, 26), fontsize=6.5, color="#777777", pad=2)
 
 
-def _draw_bars(axes: Axes, item: Labelled, bars: int) -> None:
+def draw_bars(axes: Axes, best: Sequence[tuple[str, float]], bars: int) -> None:
+    """A bar for each class with its probability, with room for so many."""
     axes.set_xlim(0, 1)
     axes.set_ylim(bars - 0.4, -0.6)
     axes.set_axis_off()
-    for rank, (label, score) in enumerate(item.best):
+    for rank, (label, score) in enumerate(best):
         axes.barh(rank, score, height=0.86, color=_BEST if rank == 0 else _OTHER, alpha=0.35 if rank == 0 else 0.8)
         weight = "bold" if rank == 0 else "normal"
         axes.text(0.02, rank, shorten(label, 20), va="center", fontsize=7.5, color=_TEXT, fontweight=weight)
