@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureInfo
@@ -54,6 +54,8 @@ class Backbone(nn.Module, ABC):
         self.global_pool: GlobalPool = "avg"
         self.num_features = self.head_hidden_size = num_features
         self.grad_checkpointing = False
+        self.fused = False
+        """Made by `transept.fuse`: for inference only."""
         self.pretrained_cfg: dict[str, Any] = {
             "input_size": (in_chans, *config.img_size),
             "fixed_input_size": False,
@@ -154,6 +156,13 @@ class Backbone(nn.Module, ABC):
             self.head.to(next(self.parameters()))
 
     global_pools: tuple[GlobalPool, ...] = ("avg", "")
+
+    def train(self, mode: bool = True) -> Self:
+        if mode and self.fused:
+            raise UsageError(
+                "a fused model is for inference; train the model that it was made from, then fuse it again"
+            )
+        return super().train(mode)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass: less memory, the same gradients."""

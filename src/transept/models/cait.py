@@ -22,6 +22,7 @@ from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
+from transept.layers.residual import add_branch
 from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
@@ -120,12 +121,14 @@ class TalkingHeadsBlock(nn.Module):
         self.attn = TalkingHeadsAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
+        self.gamma_1: Tensor | None
+        self.gamma_2: Tensor | None
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), init_scale)) for _ in range(2))
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
-        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
-        return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
+        x = add_branch(x, self.attn(self.norm1(x)), self.gamma_1, self.drop_path)
+        return add_branch(x, self.mlp(self.norm2(x)), self.gamma_2, self.drop_path)
 
 
 class ClassAttention(nn.Module):
@@ -152,11 +155,13 @@ class ClassAttentionBlock(nn.Module):
         self.attn = ClassAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
+        self.gamma_1: Tensor | None
+        self.gamma_2: Tensor | None
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), init_scale)) for _ in range(2))
 
     def forward(self, cls_token: Tensor, x: Tensor) -> Tensor:  # b 1 c, b n c -> b 1 c
-        cls_token = cls_token + self.gamma_1 * self.attn(self.norm1(torch.cat([cls_token, x], dim=1)))
-        return cls_token + self.gamma_2 * self.mlp(self.norm2(cls_token))
+        cls_token = add_branch(cls_token, self.attn(self.norm1(torch.cat([cls_token, x], dim=1))), self.gamma_1)
+        return add_branch(cls_token, self.mlp(self.norm2(cls_token)), self.gamma_2)
 
 
 class CaiTTrunk(IsotropicBackbone):

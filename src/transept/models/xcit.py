@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from transept.layers.checkpointing import run_block
+from transept.layers.position_bias import KeepsBias
+from transept.layers.residual import add_branch
 from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
@@ -136,13 +138,16 @@ class XCABlock(nn.Module):
         self.local_mp = LocalPatchInteraction(dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
+        self.gamma1: Tensor | None
+        self.gamma2: Tensor | None
+        self.gamma3: Tensor | None
         self.gamma1, self.gamma2, self.gamma3 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(3))
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # b n c -> b n c
-        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), grid))
-        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
+        x = add_branch(x, self.attn(self.norm1(x)), self.gamma1, self.drop_path)
+        x = add_branch(x, self.local_mp(self.norm3(x), grid), self.gamma3, self.drop_path)
+        return add_branch(x, self.mlp(self.norm2(x)), self.gamma2, self.drop_path)
 
 
 class ClassAttention(nn.Module):
@@ -174,18 +179,19 @@ class ClassAttentionBlock(nn.Module):
         self.attn = ClassAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
-        self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(2))
+        self.gamma1 = nn.Parameter(torch.full((dim,), eta))
+        self.gamma2: Tensor | None = nn.Parameter(torch.full((dim,), eta))
         self.tokens_norm = tokens_norm
 
     def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b (1+n) c
         normed = self.norm1(x)
-        x = x + self.gamma1 * torch.cat([self.attn(normed), normed[:, 1:]], dim=1)
+        x = add_branch(x, torch.cat([self.attn(normed), normed[:, 1:]], dim=1), self.gamma1)
         if self.tokens_norm:
             x = self.norm2(x)
             cls_token = x[:, :1]
         else:
             cls_token = self.norm2(x[:, :1])
-        cls_token = cls_token + self.gamma2 * self.mlp(cls_token)
+        cls_token = add_branch(cls_token, self.mlp(cls_token), self.gamma2)
         return torch.cat([cls_token, 2 * x[:, 1:]], dim=1)
 
 
@@ -207,7 +213,7 @@ class ConvPatchEmbed(nn.Module):
         return self.proj(x.contiguous(memory_format=torch.channels_last))
 
 
-class FourierPositionEncoding(nn.Module):
+class FourierPositionEncoding(KeepsBias):
     """Sines and cosines of row and column, projected to the embedding (Appendix A): any grid."""
 
     temperature = 10_000.0
@@ -222,6 +228,9 @@ class FourierPositionEncoding(nn.Module):
 
         The 1x1 convolution is linear in its two halves, so rows and columns are projected apart and then added.
         """
+        return self.keep(grid, list(self.parameters()), lambda: self.compute(grid))
+
+    def compute(self, grid: tuple[int, int]) -> Tensor:
         vertical, horizontal = self.token_projection.weight.flatten(1).chunk(2, dim=1)  # c 32 each
         rows = linear(self._features(grid[0]), vertical)
         columns = linear(self._features(grid[1]), horizontal, self.token_projection.bias)
