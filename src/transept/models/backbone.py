@@ -197,8 +197,8 @@ class IsotropicBackbone(Backbone):
     def run(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """One of `blocks` on tokens of this grid, under gradient checkpointing where that is on."""
 
-    def class_blocks(self, x: Tensor) -> Tensor:
-        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first."""
+    def class_blocks(self, x: Tensor, *, patches: bool = True) -> Tensor:
+        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
         raise NotImplementedError(f"{type(self).__name__} has no class token")
 
     @property
@@ -208,12 +208,16 @@ class IsotropicBackbone(Backbone):
             for i in range(len(self.blocks))
         ]
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first."""
+    def forward_features(self, x: Tensor, *, patches: bool = True) -> Tensor:
+        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
         x, grid = self.embed(x)
         for block in self.blocks:
             x = self.run(block, x, grid)
-        return self.class_blocks(x)
+        return self.class_blocks(x, patches=patches)
+
+    def forward(self, x: Tensor) -> Any:
+        # What nobody reads of the last layers is not computed.
+        return self.forward_head(self.forward_features(x, patches=self.global_pool != "token"))
 
     def pool(self, x: Tensor) -> Tensor:
         match self.global_pool:

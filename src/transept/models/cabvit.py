@@ -40,14 +40,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, PatchEmbed, trunc_normal_
+from timm.layers import Mlp as ConvMlp
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
-from transept.layers.residual import add_branch
+from transept.layers.residual import Mlp, add_branch
 from transept.models.backbone import Backbone, Family, ModelConfig, Pyramid, pyramid_levels
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
@@ -292,18 +293,22 @@ class ConvBN(nn.Sequential):
         self.bn = nn.BatchNorm2d(dim_out)
 
 
-class NormedMlp(nn.Module):
+class NormedMlp(Mlp):
     """An MLP that begins with a LayerNorm of its own."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
+        super().__init__(dim, hidden_features=4 * dim)
         self.norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
-        return self.fc2(self.act(self.fc1(self.norm(x))))
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
+        return super().forward(self.norm(x), scale)
+
+
+def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None, drop_path: nn.Module) -> Tensor:
+    """`x + drop_path(scale * branch)`, in one pass where nothing is dropped."""
+    if drop_path.training and isinstance(drop_path, DropPath):
+        return x + drop_path(branch if scale is None else scale * branch)
+    return x + branch if scale is None else torch.addcmul(x, scale, branch)
 
 
 class CabBlock(CrossAttentionAmongBlocks):
@@ -344,14 +349,14 @@ class CabBlock(CrossAttentionAmongBlocks):
         self, x: Tensor, digests: Sequence[Tensor], grid: Grid, offsets: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens `b n c` and earlier digests `b s c` to tokens and this block's digest, if it makes one."""
-        x = add_branch(x, self.cross_attend(x, digests, grid, offsets), self.gamma_1, self.drop_path)
+        x = _add_scaled(x, self.cross_attend(x, digests, grid, offsets), self.gamma_1, self.drop_path)
         num_class_tokens = x.shape[1] - grid[0] * grid[1]
         tokens = to_map(x[:, num_class_tokens:], grid)
         digest = None if self.dw_conv is None else to_tokens(self.dw_conv(tokens))
         if self.local_conv is not None:
             mixed = to_tokens(self.local_conv(tokens))
             x = torch.cat([x[:, :num_class_tokens], mixed], dim=1) if num_class_tokens else mixed
-        return add_branch(x, self.mlp(self.norm2(x)), self.gamma_2, self.drop_path), digest
+        return add_branch(x, self.mlp, self.norm2(x), scale=self.gamma_2, drop_path=self.drop_path), digest
 
 
 class ConvNeXtBlock(nn.Module):
@@ -370,7 +375,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # b c h w -> b c h w, channels last in memory
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # b h w c
         y = self.pwconv2(self.act(self.pwconv1(y)))
-        return add_branch(x.permute(0, 2, 3, 1), y, self.gamma, self.drop_path).permute(0, 3, 1, 2)
+        return _add_scaled(x.permute(0, 2, 3, 1), y, self.gamma, self.drop_path).permute(0, 3, 1, 2)
 
 
 class CFBlock(nn.Module):
@@ -382,7 +387,7 @@ class CFBlock(nn.Module):
         self.norm1 = LayerNorm2d(dim, eps=1e-6)
         self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
         self.norm2 = LayerNorm2d(dim, eps=1e-6)
-        self.mlp = Mlp(dim, hidden_features=4 * dim, use_conv=True)
+        self.mlp = ConvMlp(dim, hidden_features=4 * dim, use_conv=True)
         self.layer_scale_1: Tensor | None
         self.layer_scale_2: Tensor | None
         self.layer_scale_1, self.layer_scale_2 = (nn.Parameter(torch.full((dim,), layer_scale_init)) for _ in range(2))
@@ -395,7 +400,7 @@ class CFBlock(nn.Module):
 
     def _add(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         x, branch = x.permute(0, 2, 3, 1), branch.permute(0, 2, 3, 1)  # the scale belongs to the last axis
-        return add_branch(x, branch, scale, self.drop_path).permute(0, 3, 1, 2)
+        return _add_scaled(x, branch, scale, self.drop_path).permute(0, 3, 1, 2)
 
     @staticmethod
     def _fill_in_scales(block: "CFBlock", state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
