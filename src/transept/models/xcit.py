@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import conv2d, linear
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
@@ -122,8 +122,12 @@ class LocalPatchInteraction(nn.Module):
         self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int], scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
-        x = to_tokens(self.conv2(self.bn(self.act(self.conv1(to_map(x, grid))))))
-        return x if scale is None else scale * x
+        x = self.bn(self.act(self.conv1(to_map(x, grid))))
+        if scale is None:
+            return to_tokens(self.conv2(x))
+        assert self.conv2.bias is not None
+        weight, bias = self.conv2.weight * scale.view(-1, 1, 1, 1), self.conv2.bias * scale
+        return to_tokens(conv2d(x, weight, bias, padding=1, groups=x.shape[1]))
 
 
 class XCABlock(nn.Module):
