@@ -67,7 +67,7 @@ def fuse(model: M) -> M:
             f"cannot fuse a {type(model).__name__}: it contains no model of transept; give one of create_model,"
             " create_detector or create_segmenter"
         )
-    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    fused = copy.deepcopy(model).eval()
     with torch.inference_mode(False), torch.no_grad():
         for module in list(fused.modules()):
             if isinstance(module, nn.Sequential):
@@ -82,13 +82,14 @@ def fuse(model: M) -> M:
         for module in list(fused.modules()):
             for name, child in list(module.named_children()):
                 if replacement := REPLACED.get(type(child)):
-                    setattr(module, name, replacement(child).requires_grad_(False))
+                    setattr(module, name, replacement(child))
+        fused.eval().requires_grad_(False)
         for module in fused.modules():
             if isinstance(module, Backbone):
                 _fix_biases(module)
                 module.fused = True
                 module.grad_checkpointing = False
-    return fused.requires_grad_(False)
+    return fused
 
 
 def _fold_norms(layers: nn.Sequential) -> None:

@@ -8,8 +8,6 @@ gradient is read off the weights'. The activations in front of those weights are
 from typing import Any
 
 import torch
-from timm.layers import DropPath
-from timm.layers import Mlp as TimmMlp
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
@@ -24,11 +22,11 @@ def add_branch(
     """
     if scale is None:
         y = branch(*inputs)
-    elif torch.is_grad_enabled():
+    elif torch.is_grad_enabled() or (drop_path is not None and drop_path.training):
         y = branch(*inputs, scale=scale)
     else:
         return torch.addcmul(x, scale, branch(*inputs))
-    return x + (drop_path(y) if isinstance(drop_path, DropPath) else y)
+    return x + (y if drop_path is None else drop_path(y))
 
 
 def scaled_linear(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
@@ -41,8 +39,14 @@ def scaled_linear(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
     return _ScaledLinear.apply(x, layer.weight, layer.bias, scale, False)
 
 
-class Mlp(TimmMlp):
-    """timm's MLP (linear, GELU, linear), whose GELU is not kept for the backward pass."""
+class Mlp(nn.Module):
+    """timm's MLP (linear, GELU, linear), but what the GELU gives is not kept for the backward pass."""
+
+    def __init__(self, dim: int, hidden_features: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_features)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_features, dim)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # ... c -> ... c
         x = self.fc1(x)

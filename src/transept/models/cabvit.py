@@ -471,7 +471,7 @@ class ConvStage(nn.Module):
         return x
 
 
-class CabStage(nn.Module):
+class CabStage(KeepsBias):
     """CaB blocks, each of which hands its digest to all later ones: `b c h w -> b c h w`.
 
     `windowed`: every window of the native grid is an image of its own, digests included.
@@ -487,7 +487,7 @@ class CabStage(nn.Module):
     def forward(self, x: Tensor, *, checkpointing: bool) -> Tensor:
         size = h, w = x.shape[-2], x.shape[-1]
         window = self.grid if self.windowed else (h, w)
-        offsets = offset_index(window, x.device)
+        offsets = self.keep(window, [next(self.parameters())], lambda: offset_index(window, x.device))
         aligned = h % window[0] == 0 and w % window[1] == 0
         x = _cut(x.permute(0, 2, 3, 1), window, lead=True)
         digests: list[Tensor] = []
