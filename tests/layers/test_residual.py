@@ -37,6 +37,19 @@ def test_mlp(scaled: bool):
     assert torch.autograd.gradgradcheck(lambda x, scale: mlp(x, scale), inputs)  # gradient penalties
 
 
+def test_gradients_of_each_sample():
+    mlp, x, scale = Mlp(6, 10), torch.randn(3, 5, 6), torch.rand(6)
+    parameters = dict(mlp.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(mlp, parameters, (x, scale)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    whole = torch.func.grad(loss)(parameters, x)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(each[name].sum(dim=0), gradient, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_in_inference_one_pass_adds():
     mlp, scale, x = Mlp(6, 10), torch.rand(6), torch.randn(2, 5, 6)

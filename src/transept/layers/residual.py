@@ -59,6 +59,8 @@ class Mlp(nn.Module):
 class _ScaledLinear(torch.autograd.Function):
     """`scale * linear(activation(x), weight, bias)`, keeping `x` alone; the activation is GELU or none."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, activate: bool) -> Tensor:
         if scale is not None:

@@ -127,13 +127,12 @@ class _TalkingHeads(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.before_bias = inputs
-        ctx.save_for_backward(*tensors, output[1])
+        ctx.save_for_backward(*inputs, output[1])
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        qkv, before, after, after_bias, maps = ctx.saved_tensors
+        qkv, before, after, after_bias, before_bias, maps = ctx.saved_tensors
         q, k, v = qkv.unbind()
         grad = grads[0].to(v.dtype)
         before, after, maps = (t.to(v.dtype) for t in (before, after, maps))
@@ -148,7 +147,7 @@ class _TalkingHeads(torch.autograd.Function):
         grad_qkv = torch.stack((grad_logits @ k, grad_logits.mT @ q, grad_v))
         grad_bias = (grad_sum * v.sum(dim=-2, keepdim=True)).sum(dim=(0, 2, 3))
         # DistributedDataParallel waits for the gradient of every parameter, that of zero too.
-        return grad_qkv, grad_before, grad_after, grad_bias, torch.zeros_like(ctx.before_bias)
+        return grad_qkv, grad_before, grad_after, grad_bias, torch.zeros_like(before_bias)
 
 
 def _mix_heads(maps: Tensor, weight: Tensor) -> Tensor:
