@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -304,8 +305,6 @@ def _device(name: str) -> torch.device:
 
 
 def _machine(device: torch.device, dtype: torch.dtype, rate: float) -> dict[str, Any]:
-    import transept
-
     return {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
@@ -314,7 +313,7 @@ def _machine(device: torch.device, dtype: torch.dtype, rate: float) -> dict[str,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,
-        "transept": transept.__version__,
+        "transept": version("transept"),
     }
 
 
