@@ -21,7 +21,7 @@ NANO = "xcit_nano_12_p16_224"
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     """The command, with timm's model beside ours."""
     folder = tmp_path_factory.mktemp("bench")
-    words = ["bench", "xcit_nano_12_p16", "--peers", "--sizes", "32", "64", "--batch", "2", "--repetitions", "3"]
+    words = ["bench", "xcit_nano_12_p16", "--peers", "--sizes", "32", "64", "--batch", "2", "--repetitions", "1"]
     assert main([*words, "--out", str(folder / "result.json"), "--picture", str(folder / "picture.png")]) == 0
     return json.loads((folder / "result.json").read_text()), folder / "picture.png"
 
