@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from transept.analysis.bench import Benchmark, Timing, growth
 from transept.files import write_atomically
+from transept.models.registry import list_models
+from transept.weights.catalogue import checkpoints_of
 from transept.weights.published import PUBLISHED
 
 PEERS_TOP1 = {
@@ -43,8 +45,11 @@ def draw_benchmark(result: Benchmark, path: Path) -> None:
 
 
 def top1(model: str) -> float | None:
-    """Published top-1 in percent, where it is known."""
-    return PUBLISHED[model].top1 if model in PUBLISHED else PEERS_TOP1.get(model)
+    """Published top-1 in percent, where it is known; of several checkpoints, the first of the catalogue."""
+    if model not in list_models():
+        return PEERS_TOP1.get(model)
+    scores = [weights.top1 for weights in checkpoints_of(model) if weights.top1 is not None]
+    return scores[0] if scores else PUBLISHED[model].top1 if model in PUBLISHED else None
 
 
 def _draw_accuracy(axes: Axes, timings: Sequence[Timing]) -> None:
