@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transept.analysis.count import count
     from transept.data.transforms import transforms_for
     from transept.errors import TranseptError
+    from transept.export.fuse import fuse
     from transept.tasks.detect import create_detector
     from transept.tasks.pretrained import from_pretrained, push_to_hub, save_pretrained
     from transept.tasks.segment import create_segmenter
@@ -34,6 +35,7 @@ _HOMES = {
     "create_model": "transept.weights.create",
     "create_segmenter": "transept.tasks.segment",
     "from_pretrained": "transept.tasks.pretrained",
+    "fuse": "transept.export.fuse",
     "list_models": "transept.weights.create",
     "load_weights": "transept.weights.create",
     "push_to_hub": "transept.tasks.pretrained",
@@ -53,6 +55,7 @@ __all__ = [
     "create_model",
     "create_segmenter",
     "from_pretrained",
+    "fuse",
     "list_models",
     "load_weights",
     "push_to_hub",

@@ -20,6 +20,7 @@ VERBS = {
     "models": "list the models, with costs and published accuracy",
     "info": "show one model: costs, paper, published weights",
     "count": "count a model's parameters and multiply-accumulates, part by part",
+    "bench": "time models, beside timm's in the same run",
     "train": "train a model by a recipe",
     "eval": "measure a trained model: accuracy, or mIoU",
     "predict": "label pictures, or each of their pixels",

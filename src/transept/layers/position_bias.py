@@ -16,12 +16,25 @@ class KeepsBias(nn.Module):
     cannot see, it cannot see either: after writing to a parameter through `.data`, call `eval()`.
     """
 
+    fixed: Tensor | None
+    """The bias of `fixed_size`, kept for good: parameters of a fused model do not change."""
+
     def __init__(self) -> None:
         super().__init__()
         self._kept: _Kept | None = None
+        self.fixed_size: tuple | None = None
+        self.register_buffer("fixed", None, persistent=False)
+
+    def fix(self) -> None:
+        """Hold what is kept now as a buffer: it moves with the module, and graphs have it as a constant."""
+        if self._kept is not None:
+            self.fixed_size, self.fixed = self._kept.state[0], self._kept.bias
 
     def keep(self, size: tuple, parameters: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()`, or what it gave before for this size and these parameters."""
+        """`compute()`, or what it gave before for this size (a flat tuple) and these parameters."""
+        # A symbolic size must not be compared: the graph would then be for this size, or for all but this size.
+        if self.fixed is not None and not any(isinstance(s, torch.SymInt) for s in size) and size == self.fixed_size:
+            return self.fixed
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return compute()
         # Inference tensors have no version; functional calls and transforms bring tensors that are no parameters.

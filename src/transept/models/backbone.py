@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureInfo
@@ -54,6 +54,8 @@ class Backbone(nn.Module, ABC):
         self.global_pool: GlobalPool = "avg"
         self.num_features = self.head_hidden_size = num_features
         self.grad_checkpointing = False
+        self.fused = False
+        """Made by `transept.fuse`: for inference only."""
         self.pretrained_cfg: dict[str, Any] = {
             "input_size": (in_chans, *config.img_size),
             "fixed_input_size": False,
@@ -155,6 +157,13 @@ class Backbone(nn.Module, ABC):
 
     global_pools: tuple[GlobalPool, ...] = ("avg", "")
 
+    def train(self, mode: bool = True) -> Self:
+        if mode and self.fused:
+            raise UsageError(
+                "a fused model is for inference; train the model that it was made from, then fuse it again"
+            )
+        return super().train(mode)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass: less memory, the same gradients."""
         self.grad_checkpointing = enable
@@ -188,8 +197,8 @@ class IsotropicBackbone(Backbone):
     def run(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """One of `blocks` on tokens of this grid, under gradient checkpointing where that is on."""
 
-    def class_blocks(self, x: Tensor) -> Tensor:
-        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first."""
+    def class_blocks(self, x: Tensor, *, patches: bool = True) -> Tensor:
+        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
         raise NotImplementedError(f"{type(self).__name__} has no class token")
 
     @property
@@ -199,12 +208,16 @@ class IsotropicBackbone(Backbone):
             for i in range(len(self.blocks))
         ]
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first."""
+    def forward_features(self, x: Tensor, *, patches: bool = True) -> Tensor:
+        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
         x, grid = self.embed(x)
         for block in self.blocks:
             x = self.run(block, x, grid)
-        return self.class_blocks(x)
+        return self.class_blocks(x, patches=patches)
+
+    def forward(self, x: Tensor) -> Any:
+        # What nobody reads of the last layers is not computed.
+        return self.forward_head(self.forward_features(x, patches=self.global_pool != "token"))
 
     def pool(self, x: Tensor) -> Tensor:
         match self.global_pool:

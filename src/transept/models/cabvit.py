@@ -40,13 +40,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, PatchEmbed, trunc_normal_
+from timm.layers import Mlp as ConvMlp
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
+from transept.layers.residual import Mlp, add_branch
 from transept.models.backbone import Backbone, Family, ModelConfig, Pyramid, pyramid_levels
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
@@ -259,7 +261,7 @@ class CrossAttentionAmongBlocks(KeepsBias):
         tables = [self.attention_biases, self.s_token_bias if self.index > 0 else None]
         present = [table for table in tables if table is not None]
         if present:
-            bias = self.keep((grid, n), present, lambda: self._compute_bias(n, grid, offsets))
+            bias = self.keep((*grid, n), present, lambda: self._compute_bias(n, grid, offsets))
         else:
             bias = self._compute_bias(n, grid, offsets)
         return bias.expand(x.shape[0], -1, n, -1)
@@ -291,18 +293,22 @@ class ConvBN(nn.Sequential):
         self.bn = nn.BatchNorm2d(dim_out)
 
 
-class NormedMlp(nn.Module):
+class NormedMlp(Mlp):
     """An MLP that begins with a LayerNorm of its own."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
+        super().__init__(dim, hidden_features=4 * dim)
         self.norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
-        return self.fc2(self.act(self.fc1(self.norm(x))))
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
+        return super().forward(self.norm(x), scale)
+
+
+def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None, drop_path: nn.Module) -> Tensor:
+    """`x + drop_path(scale * branch)`, in one pass where nothing is dropped."""
+    if drop_path.training and isinstance(drop_path, DropPath):
+        return x + drop_path(branch if scale is None else scale * branch)
+    return x + branch if scale is None else torch.addcmul(x, scale, branch)
 
 
 class CabBlock(CrossAttentionAmongBlocks):
@@ -328,6 +334,8 @@ class CabBlock(CrossAttentionAmongBlocks):
         super().__init__(
             dim, num_heads, grid, index=index, digest_stride=digest_stride, offset_bias=not for_class_token
         )
+        self.gamma_1: Tensor | None
+        self.gamma_2: Tensor | None
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), layer_scale_init)) for _ in range(2))
         self.dw_conv = (
             nn.Conv2d(dim, dim, 7, stride=digest_stride, padding=3, groups=dim, bias=False) if digests else None
@@ -341,14 +349,14 @@ class CabBlock(CrossAttentionAmongBlocks):
         self, x: Tensor, digests: Sequence[Tensor], grid: Grid, offsets: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens `b n c` and earlier digests `b s c` to tokens and this block's digest, if it makes one."""
-        x = x + self.drop_path(self.gamma_1 * self.cross_attend(x, digests, grid, offsets))
+        x = _add_scaled(x, self.cross_attend(x, digests, grid, offsets), self.gamma_1, self.drop_path)
         num_class_tokens = x.shape[1] - grid[0] * grid[1]
         tokens = to_map(x[:, num_class_tokens:], grid)
         digest = None if self.dw_conv is None else to_tokens(self.dw_conv(tokens))
         if self.local_conv is not None:
             mixed = to_tokens(self.local_conv(tokens))
             x = torch.cat([x[:, :num_class_tokens], mixed], dim=1) if num_class_tokens else mixed
-        return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x))), digest
+        return add_branch(x, self.mlp, self.norm2(x), scale=self.gamma_2, drop_path=self.drop_path), digest
 
 
 class ConvNeXtBlock(nn.Module):
@@ -356,7 +364,7 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, dim: int, layer_scale_init: float, drop_path_rate: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.gamma: Tensor | None = nn.Parameter(torch.full((dim,), layer_scale_init))
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
@@ -365,9 +373,9 @@ class ConvNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # b c h w -> b c h w, channels last in memory
-        y = self.dwconv(x).permute(0, 2, 3, 1)  # b h w c
-        y = self.gamma * self.pwconv2(self.act(self.pwconv1(self.norm(y))))
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # b h w c
+        y = self.pwconv2(self.act(self.pwconv1(y)))
+        return _add_scaled(x.permute(0, 2, 3, 1), y, self.gamma, self.drop_path).permute(0, 3, 1, 2)
 
 
 class CFBlock(nn.Module):
@@ -379,14 +387,20 @@ class CFBlock(nn.Module):
         self.norm1 = LayerNorm2d(dim, eps=1e-6)
         self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
         self.norm2 = LayerNorm2d(dim, eps=1e-6)
-        self.mlp = Mlp(dim, hidden_features=4 * dim, use_conv=True)
+        self.mlp = ConvMlp(dim, hidden_features=4 * dim, use_conv=True)
+        self.layer_scale_1: Tensor | None
+        self.layer_scale_2: Tensor | None
         self.layer_scale_1, self.layer_scale_2 = (nn.Parameter(torch.full((dim,), layer_scale_init)) for _ in range(2))
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.register_load_state_dict_pre_hook(self._fill_in_scales)
 
     def forward(self, x: Tensor) -> Tensor:  # b c h w -> b c h w
-        x = x + self.drop_path(self.layer_scale_1.view(-1, 1, 1) * self.dwconv(self.norm1(x)))
-        return x + self.drop_path(self.layer_scale_2.view(-1, 1, 1) * self.mlp(self.norm2(x)))
+        x = self._add(x, self.dwconv(self.norm1(x)), self.layer_scale_1)
+        return self._add(x, self.mlp(self.norm2(x)), self.layer_scale_2)
+
+    def _add(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+        x, branch = x.permute(0, 2, 3, 1), branch.permute(0, 2, 3, 1)  # the scale belongs to the last axis
+        return _add_scaled(x, branch, scale, self.drop_path).permute(0, 3, 1, 2)
 
     @staticmethod
     def _fill_in_scales(block: "CFBlock", state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -457,7 +471,7 @@ class ConvStage(nn.Module):
         return x
 
 
-class CabStage(nn.Module):
+class CabStage(KeepsBias):
     """CaB blocks, each of which hands its digest to all later ones: `b c h w -> b c h w`.
 
     `windowed`: every window of the native grid is an image of its own, digests included.
@@ -473,7 +487,7 @@ class CabStage(nn.Module):
     def forward(self, x: Tensor, *, checkpointing: bool) -> Tensor:
         size = h, w = x.shape[-2], x.shape[-1]
         window = self.grid if self.windowed else (h, w)
-        offsets = offset_index(window, x.device)
+        offsets = self.keep(window, [next(self.parameters())], lambda: offset_index(window, x.device))
         aligned = h % window[0] == 0 and w % window[1] == 0
         x = _cut(x.permute(0, 2, 3, 1), window, lead=True)
         digests: list[Tensor] = []

@@ -16,16 +16,18 @@ Departures from the official code, all without effect on the outputs at the nati
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import DropPath, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
+from transept.layers.residual import Mlp, add_branch, scaled_linear
 from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
-from transept.ops.tokens import merge_heads, split_heads, to_tokens
+from transept.ops.tokens import merge_heads, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,24 +93,72 @@ class TalkingHeadsAttention(nn.Module):
         self.proj_w = nn.Linear(num_heads, num_heads)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
-        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))  # b m n d
-        logits = (q * self.scale) @ k.transpose(-2, -1)
-        # The bias of proj_l is constant along the keys, so the softmax cancels it. In training it stays in the
-        # graph, with its gradient of zero: DistributedDataParallel waits for the gradient of every parameter.
-        logits = _mix_heads(logits, self.proj_l.weight, self.proj_l.bias if self.training else None)
-        attention = _mix_heads(logits.softmax(dim=-1), self.proj_w.weight)
-        # (A + w 1 1^T) V = A V + w (sum of V over the keys)
-        out = attention.to(v.dtype) @ v + self.proj_w.bias.view(-1, 1, 1) * v.sum(dim=-2, keepdim=True)
-        return self.proj(merge_heads(out))
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
+        # One copy to `3 b m n d` instead of one for each product.
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        mixes = self.proj_l.weight * self.scale, self.proj_w.weight, self.proj_w.bias
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out, _ = _TalkingHeads.apply(qkv, *mixes, self.proj_l.bias)
+        else:
+            out, _ = talking_heads(qkv, *mixes)
+        return scaled_linear(self.proj, merge_heads(out), scale)
 
 
-def _mix_heads(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def talking_heads(qkv: Tensor, before: Tensor, after: Tensor, after_bias: Tensor) -> tuple[Tensor, Tensor]:
+    """What the heads gather, `b m n d`, and the maps between the mixes, `b m n n`, of `3 b m n d`.
+
+    The bias of the first mix is constant along the keys: the softmax cancels it.
+    """
+    q, k, v = qkv.unbind()
+    maps = _mix_heads(q @ k.mT, before).softmax(dim=-1)
+    # (A + w 1 1^T) V = A V + w (sum of V over the keys)
+    out = _mix_heads(maps, after).to(v.dtype) @ v
+    return out + after_bias.view(-1, 1, 1) * v.sum(dim=-2, keepdim=True), maps
+
+
+class _TalkingHeads(torch.autograd.Function):
+    """`talking_heads` that keeps one of the four maps for the backward pass, and computes the others again."""
+
+    @staticmethod
+    def forward(
+        qkv: Tensor, before: Tensor, after: Tensor, after_bias: Tensor, before_bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return talking_heads(qkv, before, after, after_bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        qkv, before, after, after_bias, before_bias, maps = ctx.saved_tensors
+        q, k, v = qkv.unbind()
+        grad = grads[0].to(v.dtype)
+        before, after, maps = (t.to(v.dtype) for t in (before, after, maps))
+        grad_sum = grad.sum(dim=-2, keepdim=True)
+        grad_v = _mix_heads(maps, after).mT @ grad + after_bias.to(v.dtype).view(-1, 1, 1) * grad_sum
+        grad_mixed = grad @ v.mT
+        grad_after = _sum_products(grad_mixed, maps)
+        grad_maps = _mix_heads(grad_mixed, after.t())
+        grad_mixed = torch.ops.aten._softmax_backward_data(grad_maps, maps, -1, maps.dtype)
+        grad_before = _sum_products(grad_mixed, q @ k.mT)
+        grad_logits = _mix_heads(grad_mixed, before.t())
+        grad_qkv = torch.stack((grad_logits @ k, grad_logits.mT @ q, grad_v))
+        grad_bias = (grad_sum * v.sum(dim=-2, keepdim=True)).sum(dim=(0, 2, 3))
+        # DistributedDataParallel waits for the gradient of every parameter, that of zero too.
+        return grad_qkv, grad_before, grad_after, grad_bias, torch.zeros_like(before_bias)
+
+
+def _mix_heads(maps: Tensor, weight: Tensor) -> Tensor:
     """`b m q k`, and a linear map from heads to heads at every (query, key)."""
     flat = maps.flatten(2)
-    weight = weight.expand(flat.shape[0], -1, -1)
-    mixed = torch.bmm(weight, flat) if bias is None else torch.baddbmm(bias[:, None], weight, flat)
-    return mixed.view_as(maps)
+    return torch.bmm(weight.expand(flat.shape[0], -1, -1), flat).view_as(maps)
+
+
+def _sum_products(a: Tensor, b: Tensor) -> Tensor:
+    """Sums over images, queries and keys of the products of each head's map with each other's, `m m`."""
+    return torch.bmm(a.flatten(2), b.flatten(2).mT).sum(dim=0)
 
 
 class TalkingHeadsBlock(nn.Module):
@@ -120,12 +170,14 @@ class TalkingHeadsBlock(nn.Module):
         self.attn = TalkingHeadsAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
+        self.gamma_1: Tensor | None
+        self.gamma_2: Tensor | None
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), init_scale)) for _ in range(2))
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
-        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
-        return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
+        x = add_branch(x, self.attn, self.norm1(x), scale=self.gamma_1, drop_path=self.drop_path)
+        return add_branch(x, self.mlp, self.norm2(x), scale=self.gamma_2, drop_path=self.drop_path)
 
 
 class ClassAttention(nn.Module):
@@ -139,8 +191,9 @@ class ClassAttention(nn.Module):
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b 1 c
-        return self.proj(attend(self.q(x[:, :1]), self.k(x), self.v(x), self.num_heads))
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b (1+n) c -> b 1 c
+        out = attend(self.q(x[:, :1]), self.k(x), self.v(x), self.num_heads)
+        return scaled_linear(self.proj, out, scale)
 
 
 class ClassAttentionBlock(nn.Module):
@@ -152,11 +205,14 @@ class ClassAttentionBlock(nn.Module):
         self.attn = ClassAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
+        self.gamma_1: Tensor | None
+        self.gamma_2: Tensor | None
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), init_scale)) for _ in range(2))
 
     def forward(self, cls_token: Tensor, x: Tensor) -> Tensor:  # b 1 c, b n c -> b 1 c
-        cls_token = cls_token + self.gamma_1 * self.attn(self.norm1(torch.cat([cls_token, x], dim=1)))
-        return cls_token + self.gamma_2 * self.mlp(self.norm2(cls_token))
+        normed = self.norm1(torch.cat([cls_token, x], dim=1))
+        cls_token = add_branch(cls_token, self.attn, normed, scale=self.gamma_1)
+        return add_branch(cls_token, self.mlp, self.norm2(cls_token), scale=self.gamma_2)
 
 
 class CaiTTrunk(IsotropicBackbone):
@@ -222,11 +278,11 @@ class CaiT(CaiTTrunk):
         trunc_normal_(self.cls_token, std=0.02)
         self.init_weights()
 
-    def class_blocks(self, x: Tensor) -> Tensor:
+    def class_blocks(self, x: Tensor, *, patches: bool = True) -> Tensor:
         cls_token = self.cls_token.expand(x.shape[0], -1, -1)
         for block in self.blocks_token_only:
             cls_token = run_block(block, cls_token, x, checkpointing=self.grad_checkpointing)
-        return self.norm(torch.cat([cls_token, x], dim=1))
+        return self.norm(torch.cat([cls_token, x], dim=1) if patches else cls_token)
 
 
 class CaiTPyramid(Pyramid, CaiTTrunk):

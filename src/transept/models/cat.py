@@ -32,13 +32,14 @@ from itertools import product
 from typing import Any, cast
 
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
+from transept.layers.residual import Mlp
 from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
 from transept.ops.interpolation import resize_position_embedding
 from transept.ops.tokens import merge_heads, split_heads, to_tokens

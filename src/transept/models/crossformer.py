@@ -39,13 +39,14 @@ from operator import index
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import DynamicPositionBias
+from transept.layers.residual import Mlp
 from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
 from transept.ops.tokens import merge_heads, split_heads
 from transept.ops.windows import Pads, crop_map, from_windows, pad_map, to_windows

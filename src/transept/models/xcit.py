@@ -27,14 +27,16 @@ from itertools import pairwise, product
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import conv2d, linear
 
 from transept.layers.checkpointing import run_block
+from transept.layers.position_bias import KeepsBias
+from transept.layers.residual import Mlp, add_branch, scaled_linear
 from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
 from transept.ops.attention import attend
-from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
+from transept.ops.tokens import merge_heads, to_map, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,21 +93,22 @@ class CrossCovarianceAttention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
         attention, v = self.attention(x)
-        return self.proj(merge_heads(v @ attention.transpose(-2, -1)))
+        return scaled_linear(self.proj, merge_heads((attention @ v.mT).mT), scale)
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The weights `b m d d` (rows sum to one; row i mixes the channels of v into channel i) and v, `b m n d`."""
-        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))
+        # One copy to `3 b m d n` instead of one each for the products, and the norms run along the memory.
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 4, 1).contiguous()
+        q, k, v = qkv.unbind()
         # The fused attention kernels want normalised q and k. Dividing the d x d product instead saves two
         # passes over the tokens, and is faster than those kernels at these shapes (head dimension n).
-        q_norm, k_norm = (torch.linalg.vector_norm(t, dim=-2).clamp_min(1e-12) for t in (q, k))  # b m d
+        q_norm, k_norm = (torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min(1e-12) for t in (q, k))
         if x.dtype == torch.float16:  # a sum over thousands of tokens may exceed 65504
-            q, q_norm = q / q_norm.unsqueeze(-2), torch.ones_like(q_norm)
-        covariance = q.transpose(-2, -1) @ k
-        scale = self.temperature / (q_norm.unsqueeze(-1) * k_norm.unsqueeze(-2))
-        return (covariance * scale).softmax(dim=-1).to(v.dtype), v
+            q, q_norm = q / q_norm, torch.ones_like(q_norm)
+        scale = self.temperature / (q_norm * k_norm.mT)
+        return (q @ k.mT * scale).softmax(dim=-1).to(v.dtype), v.mT
 
 
 class LocalPatchInteraction(nn.Module):
@@ -118,8 +121,13 @@ class LocalPatchInteraction(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
         self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # b n c -> b n c
-        return to_tokens(self.conv2(self.bn(self.act(self.conv1(to_map(x, grid))))))
+    def forward(self, x: Tensor, grid: tuple[int, int], scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
+        x = self.bn(self.act(self.conv1(to_map(x, grid))))
+        if scale is None:
+            return to_tokens(self.conv2(x))
+        assert self.conv2.bias is not None
+        weight, bias = self.conv2.weight * scale.view(-1, 1, 1, 1), self.conv2.bias * scale
+        return to_tokens(conv2d(x, weight, bias, padding=1, groups=x.shape[1]))
 
 
 class XCABlock(nn.Module):
@@ -136,13 +144,16 @@ class XCABlock(nn.Module):
         self.local_mp = LocalPatchInteraction(dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
+        self.gamma1: Tensor | None
+        self.gamma2: Tensor | None
+        self.gamma3: Tensor | None
         self.gamma1, self.gamma2, self.gamma3 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(3))
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # b n c -> b n c
-        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), grid))
-        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
+        x = add_branch(x, self.attn, self.norm1(x), scale=self.gamma1, drop_path=self.drop_path)
+        x = add_branch(x, self.local_mp, self.norm3(x), grid, scale=self.gamma3, drop_path=self.drop_path)
+        return add_branch(x, self.mlp, self.norm2(x), scale=self.gamma2, drop_path=self.drop_path)
 
 
 class ClassAttention(nn.Module):
@@ -174,19 +185,19 @@ class ClassAttentionBlock(nn.Module):
         self.attn = ClassAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
-        self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(2))
+        self.gamma1 = nn.Parameter(torch.full((dim,), eta))
+        self.gamma2: Tensor | None = nn.Parameter(torch.full((dim,), eta))
         self.tokens_norm = tokens_norm
 
-    def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b (1+n) c
+    def forward(self, x: Tensor, patches: bool = True) -> Tensor:  # b (1+n) c -> b (1+n) c
+        """Without `patches` the class token alone, `b 1 c`: all that a classifier reads of the last block."""
         normed = self.norm1(x)
-        x = x + self.gamma1 * torch.cat([self.attn(normed), normed[:, 1:]], dim=1)
-        if self.tokens_norm:
-            x = self.norm2(x)
-            cls_token = x[:, :1]
-        else:
-            cls_token = self.norm2(x[:, :1])
-        cls_token = cls_token + self.gamma2 * self.mlp(cls_token)
-        return torch.cat([cls_token, 2 * x[:, 1:]], dim=1)
+        cls_token = self.norm2(torch.addcmul(x[:, :1], self.gamma1, self.attn(normed)))
+        cls_token = add_branch(cls_token, self.mlp, cls_token, scale=self.gamma2)
+        if not patches:
+            return cls_token
+        x = torch.addcmul(x[:, 1:], self.gamma1, normed[:, 1:])
+        return torch.cat([cls_token, 2 * (self.norm2(x) if self.tokens_norm else x)], dim=1)
 
 
 class ConvPatchEmbed(nn.Module):
@@ -207,7 +218,7 @@ class ConvPatchEmbed(nn.Module):
         return self.proj(x.contiguous(memory_format=torch.channels_last))
 
 
-class FourierPositionEncoding(nn.Module):
+class FourierPositionEncoding(KeepsBias):
     """Sines and cosines of row and column, projected to the embedding (Appendix A): any grid."""
 
     temperature = 10_000.0
@@ -222,6 +233,9 @@ class FourierPositionEncoding(nn.Module):
 
         The 1x1 convolution is linear in its two halves, so rows and columns are projected apart and then added.
         """
+        return self.keep(grid, list(self.parameters()), lambda: self.compute(grid))
+
+    def compute(self, grid: tuple[int, int]) -> Tensor:
         vertical, horizontal = self.token_projection.weight.flatten(1).chunk(2, dim=1)  # c 32 each
         rows = linear(self._features(grid[0]), vertical)
         columns = linear(self._features(grid[1]), horizontal, self.token_projection.bias)
@@ -291,10 +305,11 @@ class XCiT(XCiTTrunk):
         trunc_normal_(self.cls_token, std=0.02)
         self.init_weights()
 
-    def class_blocks(self, x: Tensor) -> Tensor:
+    def class_blocks(self, x: Tensor, *, patches: bool = True) -> Tensor:
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in self.cls_attn_blocks:
-            x = run_block(block, x, checkpointing=self.grad_checkpointing)
+        for i, block in enumerate(self.cls_attn_blocks, 1):
+            needed = patches or i < len(self.cls_attn_blocks)
+            x = run_block(block, x, needed, checkpointing=self.grad_checkpointing)
         return self.norm(x)
 
 

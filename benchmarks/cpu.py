@@ -1,0 +1,75 @@
+"""The table and the pictures of benchmarks/README.md: `uv run python benchmarks/cpu.py` (half an hour on two cores).
+
+Each group of models takes turns in one process. Raw results, with machine and versions, go to benchmarks/results,
+pictures beside them.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from transept.analysis.bench import Benchmark, bench
+from transept.analysis.speed import draw_benchmark
+from transept.files import write_together
+
+RESULTS = Path(__file__).parent / "results"
+WITH_PEER = ("xcit_nano_12_p16_224", "xcit_small_12_p16_224", "cait_xxs24_224", "cait_s24_224")
+WITHOUT = ("cat_tiny", "cat_small", "crossformer_tiny", "crossformer_small", "cabvit_h_l1", "cabvit_h_l2")
+# The CabViT paper's comparison, at batch 1.
+LATENCY = ("efficientformer_l3", "nextvit_small")
+SIZES = (224, 448, 672, 896, 1024)
+
+
+def save(name: str, result: Benchmark) -> None:
+    write_together(
+        RESULTS,
+        {
+            f"{name}.json": lambda path: path.write_text(json.dumps(result.as_dict(), indent=1) + "\n"),
+            f"{name}.png": lambda path: draw_benchmark(result, path),
+        },
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help="inference, compiled, training, cabvit, resolution; default: all")
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    few = max(args.repetitions // 3, 3)
+
+    def part(name: str) -> bool:
+        return not args.parts or name in args.parts
+
+    def run(names: tuple[str, ...], repetitions: int = args.repetitions, **options: object) -> Benchmark:
+        return bench(names, repetitions=repetitions, report=print, **options)  # pyright: ignore[reportArgumentType]
+
+    def together(results: list[Benchmark]) -> Benchmark:
+        return Benchmark(machine=results[0].machine, timings=[t for result in results for t in result.timings])
+
+    if part("inference"):  # each model alone with its peer: turns of ten models would be minutes apart
+        pairs = [run((name,), peers=(), batches=(1, 8)) for name in WITH_PEER]
+        save("inference", together([*pairs, *(run((name,), batches=(1, 8)) for name in WITHOUT)]))
+    if part("compiled"):
+        modes = ("eager", "compiled", "fused-compiled")
+        save("compiled", together([run((n,), few, batches=(1, 8), modes=modes) for n in (*WITH_PEER, *WITHOUT)]))
+    if part("training"):
+        steps = [run((name,), few, peers=(), batches=(8,), modes=("eager",), training=True) for name in WITH_PEER]
+        save("training", together(steps))
+    if part("cabvit"):
+        save("cabvit", run(("cabvit_h_l1", "cabvit_h_l2"), peers=LATENCY, batches=(1,)))
+    if part("resolution"):
+        growing = [
+            run(("xcit_small_12_p16_224",), few, peers=("deit_small_patch16_224",), sizes=SIZES, modes=("eager",)),
+            run(("crossformer_small",), few, sizes=SIZES, modes=("eager",)),
+            run(("cat_small",), few, sizes=(224, 448, 672, 896), modes=("eager",)),
+        ]
+        save("resolution", together(growing))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Pictures of a benchmark: accuracy over speed, or time over resolution."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from transept.analysis.bench import Benchmark, Timing, growth
+from transept.files import write_atomically
+from transept.models.registry import list_models
+from transept.weights.catalogue import checkpoints_of
+from transept.weights.published import PUBLISHED
+
+PEERS_TOP1 = {
+    "deit_small_patch16_224": 79.8,  # arXiv 2012.12877, Table 5
+    "swin_tiny_patch4_window7_224": 81.3,  # arXiv 2103.14030, Table 1
+    "convnext_tiny": 82.1,  # arXiv 2201.03545, Table 1
+    "efficientformer_l3": 82.4,  # arXiv 2206.01191, Table 1
+    "nextvit_small": 82.5,  # arXiv 2207.05501, Table 4
+}
+"""Published top-1 of timm's models that serve as peers, in percent."""
+
+_OURS, _OTHERS, _GRID = "#c8452d", "#8fa3bf", "#dddddd"
+_MARKERS = {"eager": "o", "fused": "D", "compiled": "s", "fused-compiled": "^"}
+
+
+def draw_benchmark(result: Benchmark, path: Path) -> None:
+    """Time over resolution where several image sizes were measured, else accuracy over speed."""
+    figure = Figure(figsize=(9, 5), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    over_sizes = len({timing.img_size for timing in result.timings}) > 1
+    (_draw_growth if over_sizes else _draw_accuracy)(axes, result.timings)
+    axes.grid(color=_GRID, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    machine = result.machine
+    figure.suptitle(
+        f"{machine['processor']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+        color="#777777",
+    )
+    write_atomically(path, figure.savefig)
+
+
+def top1(model: str) -> float | None:
+    """Published top-1 in percent, where it is known; of several checkpoints, the first of the catalogue."""
+    if model not in list_models():
+        return PEERS_TOP1.get(model)
+    scores = [weights.top1 for weights in checkpoints_of(model) if weights.top1 is not None]
+    return scores[0] if scores else PUBLISHED[model].top1 if model in PUBLISHED else None
+
+
+def _draw_accuracy(axes: Axes, timings: Sequence[Timing]) -> None:
+    for timing in timings:
+        score = top1(timing.model)
+        if score is None:
+            continue
+        color = _OURS if timing.source == "transept" else _OTHERS
+        axes.plot(timing.images_per_second, score, _MARKERS[timing.mode], color=color, markersize=7)
+        label = f"{timing.model}\n{timing.source}, {timing.mode}, batch {timing.batch}"
+        axes.annotate(label, (timing.images_per_second, score), (6, -3), textcoords="offset points", fontsize=6.5)
+    axes.set_xscale("log")
+    axes.set_xlabel("images per second" + (" in training steps" if timings[0].training else ""))
+    axes.set_ylabel("published top-1 (%)")
+
+
+def _draw_growth(axes: Axes, timings: Sequence[Timing]) -> None:
+    series: dict[tuple[str, str, str, int], list[Timing]] = {}
+    for timing in timings:
+        series.setdefault((timing.model, timing.source, timing.mode, timing.batch), []).append(timing)
+    for i, ((model, source, mode, batch), points) in enumerate(series.items()):
+        label = f"{model} ({source}, {mode}, batch {batch})"
+        if len(points) > 1:
+            label += f": pixels^{growth(points):.2f}"
+        pixels = [timing.img_size[0] * timing.img_size[1] for timing in points]
+        axes.plot(pixels, [1e3 * t.p50 for t in points], marker=_MARKERS[mode], color=f"C{i}", label=label)
+    sizes = sorted({t.img_size for t in timings}, key=lambda size: size[0] * size[1])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks([h * w for h, w in sizes], [f"{h} x {w}" for h, w in sizes], fontsize=7)
+    axes.minorticks_off()
+    axes.set_xlabel("image size (axis: pixels)")
+    axes.set_ylabel("milliseconds")
+    axes.legend(frameon=False, fontsize=7.5)

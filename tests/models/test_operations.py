@@ -1,0 +1,102 @@
+"""What a forward pass costs beside its products: calls of kernels, and copies. Seconds vary, these do not.
+
+The numbers are those of today. A change that lowers one lowers it here; a change that raises one says why.
+"""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import transept
+from tests.models.test_contract import image, tiny
+
+
+class Calls(NamedTuple):
+    kernels: int
+    copies: int
+
+
+# Two blocks of the isotropic models, four of CabViT-P, stages of 1, 1, 2, 1 of the others.
+COUNTS = {  #                 eager           fused
+    "xcit_nano_12_p16_224": (Calls(100, 5), Calls(86, 1)),
+    "cait_xxs24_224": (Calls(74, 4), Calls(68, 0)),
+    "cat_tiny": (Calls(222, 19), Calls(197, 19)),
+    "crossformer_tiny": (Calls(90, 10), Calls(90, 10)),
+    "cabvit_h_l1": (Calls(93, 1), Calls(79, 1)),
+    "cabvit_p_l0": (Calls(48, 0), Calls(48, 0)),
+}
+COPIES = {"clone", "copy_", "_to_copy", "contiguous"}
+
+
+class _Counter(TorchDispatchMode):
+    """Calls that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def calls(model: nn.Module) -> Calls:
+    model(image())  # what evaluation keeps is there from the second call on
+    with _Counter() as counter:
+        model(image())
+    return Calls(
+        sum(n for name, n in counter.calls.items() if name not in ("_unsafe_view", "_reshape_alias", "empty")),
+        sum(n for name, n in counter.calls.items() if name in COPIES),
+    )
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_calls_of_a_forward_pass(name: str):
+    model = tiny(name).eval()
+    eager, fused = COUNTS[name]
+    for form, limit in ((model, eager), (transept.fuse(model), fused)):
+        counted = calls(form)
+        assert counted.kernels <= limit.kernels
+        assert counted.copies <= limit.copies
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "cait_xxs24_224"])
+def test_fewer_calls_than_timm(name: str):
+    import timm
+
+    ours, theirs = tiny(name).eval(), timm.create_model(name, img_size=64, depth=2, num_classes=7).eval()
+    assert not type(theirs).__module__.startswith("transept")
+    assert calls(ours).kernels < 0.9 * calls(theirs).kernels
+    assert calls(ours).copies < calls(theirs).copies
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """What a training step keeps between forward and backward, parameters aside."""
+    own = {t.untyped_storage().data_ptr() for t in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model.train()(image(4, 128, 128))
+    del out
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("name", "share"), [("xcit_nano_12_p16_224", 0.78), ("cait_xxs24_224", 0.65)])
+def test_training_keeps_less_than_timm(name: str, share: float):
+    import timm
+
+    theirs = timm.create_model(name, img_size=128, depth=4)
+    ours = transept.create_model(name, img_size=128, depth=4)
+    assert saved_bytes(ours) < share * saved_bytes(theirs)
