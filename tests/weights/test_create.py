@@ -152,7 +152,7 @@ def test_importing_is_quick_and_needs_no_extra():
     assert sorted(transept.__all__) == [
         "AttentionMap", "TranseptError", "__version__", "attention_kinds", "attention_maps",
         "count", "create_detector", "create_model", "create_segmenter",
-        "from_pretrained", "list_models", "load_weights", "push_to_hub", "save_pretrained", "transforms_for",
+        "from_pretrained", "fuse", "list_models", "load_weights", "push_to_hub", "save_pretrained", "transforms_for",
     ]  # fmt: skip
     assert all(callable(getattr(transept, name)) for name in transept.__all__ if name != "__version__")
     with pytest.raises(AttributeError, match="no attribute 'creat_model'"):

@@ -336,7 +336,7 @@ class CabBlock(CrossAttentionAmongBlocks):
         )
         self.gamma_1: Tensor | None
         self.gamma_2: Tensor | None
-        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), layer_scale_init)) for _ in range(2))
+        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), float(layer_scale_init))) for _ in range(2))
         self.dw_conv = (
             nn.Conv2d(dim, dim, 7, stride=digest_stride, padding=3, groups=dim, bias=False) if digests else None
         )
@@ -364,7 +364,7 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, dim: int, layer_scale_init: float, drop_path_rate: float) -> None:
         super().__init__()
-        self.gamma: Tensor | None = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.gamma: Tensor | None = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
@@ -390,7 +390,9 @@ class CFBlock(nn.Module):
         self.mlp = ConvMlp(dim, hidden_features=4 * dim, use_conv=True)
         self.layer_scale_1: Tensor | None
         self.layer_scale_2: Tensor | None
-        self.layer_scale_1, self.layer_scale_2 = (nn.Parameter(torch.full((dim,), layer_scale_init)) for _ in range(2))
+        self.layer_scale_1, self.layer_scale_2 = (
+            nn.Parameter(torch.full((dim,), float(layer_scale_init))) for _ in range(2)
+        )
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.register_load_state_dict_pre_hook(self._fill_in_scales)
 

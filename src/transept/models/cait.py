@@ -172,7 +172,7 @@ class TalkingHeadsBlock(nn.Module):
         self.mlp = Mlp(dim, hidden_features=4 * dim)
         self.gamma_1: Tensor | None
         self.gamma_2: Tensor | None
-        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), init_scale)) for _ in range(2))
+        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), float(init_scale))) for _ in range(2))
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
@@ -207,7 +207,7 @@ class ClassAttentionBlock(nn.Module):
         self.mlp = Mlp(dim, hidden_features=4 * dim)
         self.gamma_1: Tensor | None
         self.gamma_2: Tensor | None
-        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), init_scale)) for _ in range(2))
+        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), float(init_scale))) for _ in range(2))
 
     def forward(self, cls_token: Tensor, x: Tensor) -> Tensor:  # b 1 c, b n c -> b 1 c
         normed = self.norm1(torch.cat([cls_token, x], dim=1))

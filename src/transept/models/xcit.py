@@ -147,7 +147,7 @@ class XCABlock(nn.Module):
         self.gamma1: Tensor | None
         self.gamma2: Tensor | None
         self.gamma3: Tensor | None
-        self.gamma1, self.gamma2, self.gamma3 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(3))
+        self.gamma1, self.gamma2, self.gamma3 = (nn.Parameter(torch.full((dim,), float(eta))) for _ in range(3))
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # b n c -> b n c
@@ -185,8 +185,8 @@ class ClassAttentionBlock(nn.Module):
         self.attn = ClassAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
-        self.gamma1 = nn.Parameter(torch.full((dim,), eta))
-        self.gamma2: Tensor | None = nn.Parameter(torch.full((dim,), eta))
+        self.gamma1 = nn.Parameter(torch.full((dim,), float(eta)))
+        self.gamma2: Tensor | None = nn.Parameter(torch.full((dim,), float(eta)))
         self.tokens_norm = tokens_norm
 
     def forward(self, x: Tensor, patches: bool = True) -> Tensor:  # b (1+n) c -> b (1+n) c

@@ -1,5 +1,6 @@
 """Saved states of a run: of the last two, one is always whole."""
 
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -31,10 +32,23 @@ class StateFiles(TorchCheckpointIO):
             with temporary.open("wb") as file:  # given a path, torch reports a full disk as an internal error
                 torch.save(checkpoint, file)
             if path.exists() and not self.overwrite:
-                path.replace(path.with_name(PREVIOUS))
+                _also_called(path, path.with_name(PREVIOUS))
 
         write_atomically(path, write)
         self.overwrite = False
+
+
+def _also_called(path: Path, other: Path) -> None:
+    """Gives a file a second name, so that a kill at any moment leaves one under the first."""
+    spare = other.with_suffix(".link")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:  # not every file system has links
+        path.replace(other)
+        return
+    spare.replace(other)
+    spare.unlink(missing_ok=True)  # it stays where both were the same file already
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], Path]:
