@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.transforms import v2
 
 import transept
@@ -28,8 +29,10 @@ from transept.export.detector import (
     max_detections,
     prepare,
 )
-from transept.export.onnx import METADATA, Run, onnx_runner, pt2_runner, sample_picture
+from transept.export.onnx import METADATA, Axis, Run, onnx_runner, pt2_runner, sample_picture, write_graphs
 from transept.heads.instances import Detections
+from transept.heads.rpn import Proposals, RPNOutputs
+from transept.ops.anchors import Anchors
 from transept.tasks.detect import Detector
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -235,6 +238,33 @@ def test_methods_and_families_on_photographs_of_coco(method: str, backbone: str,
     paths = sorted((shared_data / "coco_mini" / "val2017").glob("*.jpg"))[:2]
     assert len(paths) == 2
     check(a_detector(method, backbone), tmp_path, [sample_picture(), *map(read_image, paths)], SIZE)
+
+
+one_level = Proposals(anchors=Anchors(strides=(4,), scales=(8,), ratios=(0.5, 1, 2)))
+
+
+class ProposalsOf(nn.Module):
+    def forward(self, logits: torch.Tensor, deltas: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (found,) = one_level(RPNOutputs([logits], [deltas]), sizes)
+        return found
+
+
+def test_equal_scores_are_suppressed_in_one_order(tmp_path: Path):
+    """Where the picture is empty or padded whole levels tie; the order among them decides what suppression leaves."""
+    logits = torch.tensor([0.5, 0.0, 1.0])[None, :, None, None].repeat(1, 1, 16, 16)
+    deltas = torch.linspace(-0.3, 0.3, 12)[None, :, None, None].repeat(1, 1, 16, 16)
+    inputs = {"logits": logits, "deltas": deltas, "sizes": torch.tensor([[64, 64]])}
+    eager = one_level(RPNOutputs([logits], [deltas]), inputs["sizes"])[0]
+    assert 20 < len(eager.boxes) < 300
+    outputs = [Axis("boxes", "proposals"), Axis("scores", "proposals")]
+
+    def compare(kind: str, run: Run) -> dict[str, float]:
+        boxes, scores = run(list(inputs.values()))
+        found = scores > 0  # what is suppressed stays in the graph, without extent
+        torch.testing.assert_close((boxes[found], scores[found]), tuple(eager), rtol=1e-5, atol=1e-4)
+        return {}
+
+    assert len(write_graphs(ProposalsOf(), inputs, outputs, tmp_path, ("onnx", "pt2"), {}, compare).errors) == 2
 
 
 def test_pictures_are_prepared_as_in_evaluation():

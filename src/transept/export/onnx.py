@@ -159,6 +159,7 @@ def _write_onnx(
     program: ExportedProgram, path: Path, inputs: list[str], outputs: Sequence[Axis], about: Mapping[str, Any]
 ) -> None:
     import onnx_ir
+    from onnxscript.function_libs.torch_lib.ops.core import aten_sort
 
     with sdpa_kernel(SDPBackend.MATH), _quiet("onnxscript", "onnx_ir", "torch.onnx"):
         written = torch.onnx.export(
@@ -167,6 +168,8 @@ def _write_onnx(
             verbose=False,
             input_names=inputs,
             output_names=[axis.output for axis in outputs],
+            # Unknown to the exporter; as what it makes of `sort` is TopK, which is stable by its definition, that does.
+            custom_translation_table={torch.ops.aten.sort.stable: aten_sort},
         )
     assert written is not None
     for value, axis in zip(written.model.graph.outputs, outputs, strict=True):

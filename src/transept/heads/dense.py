@@ -93,6 +93,17 @@ def mean_over_processes(count: Tensor) -> Tensor:
     return count / torch.distributed.get_world_size()
 
 
+def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest of each row of `b n` and their places, `b k`, largest first and equal ones in order of place.
+
+    `torch.topk` leaves the order of equal values open and ONNX's TopK does not; suppression follows that order. Which
+    of several are taken where the k-th value occurs more than once stays open.
+    """
+    places = values.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+    best, order = values.gather(1, places).sort(dim=1, descending=True, stable=True)
+    return best, places.gather(1, order)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
     """From scores and boxes of all priors to detections.
@@ -124,7 +135,7 @@ class Selection:
         for i, (level_logits, level_boxes) in enumerate(zip(logits, boxes, strict=True)):
             num_classes = level_logits.shape[2]
             flat = level_logits.flatten(1)
-            best, index = flat.topk(min(self.per_level, flat.shape[1]), dim=1)
+            best, index = stable_topk(flat, min(self.per_level, flat.shape[1]))
             prior = index // num_classes
             probability = best.sigmoid()
             scores = probability

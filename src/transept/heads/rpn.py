@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, relu, smooth_l1_loss
 
-from transept.heads.dense import flatten_map, flatten_maps, init_convs, map_sizes, spread
+from transept.heads.dense import flatten_map, flatten_maps, init_convs, map_sizes, spread, stable_topk
 from transept.heads.instances import Size, Target, size_tensor
 from transept.ops.anchors import Anchors, inside_image
 from transept.ops.boxes import Std, clip_boxes, decode_deltas, encode_deltas, suppress
@@ -120,7 +120,7 @@ class Proposals:
         levels = zip(self.anchors(map_sizes(outputs.logits), device), outputs.logits, outputs.deltas, strict=True)
         for anchors, logits, deltas in levels:
             logits, deltas = flatten_map(logits, 1)[..., 0], flatten_map(deltas, 4)
-            best, index = logits.topk(min(self.per_level, logits.shape[1]), dim=1)
+            best, index = stable_topk(logits, min(self.per_level, logits.shape[1]))
             deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
             boxes = clip_boxes(decode_deltas(anchors[index], deltas, self.std), limits)
             solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
@@ -136,10 +136,7 @@ class Proposals:
 
     def _best(self, levels: list[tuple[Tensor, Tensor]]) -> Proposal:
         boxes, scores = (torch.cat(part) for part in zip(*levels, strict=True))
-        if torch.compiler.is_compiling():
-            scores, order = scores.topk(min(self.kept, scores.shape[0]))
-            return Proposal(boxes[order], scores)
-        order = scores.argsort(descending=True)[: self.kept]
+        order = scores.argsort(descending=True, stable=True)[: self.kept]
         return Proposal(boxes[order], scores[order])
 
 
