@@ -246,7 +246,7 @@ one_level = Proposals(anchors=Anchors(strides=(4,), scales=(8,), ratios=(0.5, 1,
 class ProposalsOf(nn.Module):
     def forward(self, logits: torch.Tensor, deltas: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
         (found,) = one_level(RPNOutputs([logits], [deltas]), sizes)
-        return found
+        return tuple(found)
 
 
 def test_equal_scores_are_suppressed_in_one_order(tmp_path: Path):
