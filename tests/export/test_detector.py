@@ -97,6 +97,12 @@ def a_detector(method: str, backbone: str = "xcit_nano_12_p8") -> Detector:
     names = {layer: name.rpartition(".")[2] for name, layer in detector.named_modules()}
     hooks = [layer.register_forward_hook(scale) for layer, name in names.items() if name in SPREAD]
     inputs = prepare(sample_picture(), detector.preprocessing, SIZE)
+    norms = [layer for layer in detector.backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    detector.backbone(inputs.images)  # else CabViT's maps vanish from level to level, and whole levels tie
+    for norm in norms:
+        norm.eval()
     detector.decode(detector(inputs.images), inputs.sizes)
     for hook in hooks:
         hook.remove()
