@@ -2,19 +2,22 @@
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
 
 import transept
 from tests.golden import weights
 from tests.models.test_contract import FAMILIES, image, tiny
 from tests.models.test_golden import GOLDEN, arrange, build, largest_difference
 from transept.errors import TranseptError, UsageError
-from transept.export.fused import FusedCrossCovariance, FusedTalkingHeads
+from transept.export.fused import FusedCrossPatch, FusedLocalPatchInteraction
+from transept.export.packed import pack
 
 NAMES = (*FAMILIES, "cabvit_p_l0_cross", "crossformer_pp_small", "xcit_tiny_12_p16_224")
 RECORDED = ("cat_tiny", "cabvit_h_l1", "crossformer_tiny", "xcit_nano_12_p16", "cait_xxs24_224")
@@ -85,7 +88,7 @@ def test_for_inference_only():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@torch.inference_mode()
+@torch.no_grad()
 def test_copies_and_precision(name: str):
     model = varied(tiny(name))
     fused = transept.fuse(model)
@@ -117,11 +120,43 @@ def test_captured_and_exported(name: str):
     assert error(program.module()(image(5)), fused(image(5))) < TOLERANCE
 
 
+@torch.no_grad()
+def test_packed_weights_follow_the_plain_ones():
+    layer = pack(nn.Linear(48, 32), activate=True)
+    layer.requires_grad_(False)
+    x = torch.randn(2, 5, 48)
+
+    def plain() -> Tensor:
+        return gelu(linear(x, layer.weight, layer.bias))
+
+    def runs_packed() -> bool:
+        with torch.profiler.profile() as profiled:
+            assert error(layer(x), plain()) < 1e-6
+        return any("mkldnn" in event.name for event in profiled.events())
+
+    assert runs_packed()
+    layer.weight.mul_(-2)
+    assert runs_packed(), "written to"
+    layer.load_state_dict({"weight": torch.randn(32, 48), "bias": torch.randn(32)})
+    assert runs_packed(), "loaded"
+    layer.weight.data = torch.randn(32, 48)
+    assert runs_packed(), "replaced"
+    assert error(copy.deepcopy(layer)(x), plain()) < 1e-6
+    assert error(pickle.loads(pickle.dumps(layer))(x), plain()) < 1e-6
+    assert layer(x[:0]).shape == (0, 5, 32)
+    assert error(layer(x.mT.contiguous().mT), plain()) < 1e-6
+    with torch.enable_grad():
+        inputs = x.clone().requires_grad_()
+        layer(inputs).sum().backward()
+    assert inputs.grad is not None
+    assert layer.double()(x.double()).dtype == torch.float64
+
+
 def test_inside_a_detector():
     detector = transept.create_detector("retinanet", backbone="xcit_nano_12_p16", num_classes=3, depth=2)
     fused = transept.fuse(detector)
     kinds = [type(module) for module in fused.modules()]
-    assert kinds.count(FusedCrossCovariance) == 2
-    assert FusedTalkingHeads not in kinds
+    assert kinds.count(FusedLocalPatchInteraction) == 2
+    assert FusedCrossPatch not in kinds
     with pytest.raises(UsageError, match="a fused model is for inference"):
         fused.train()

@@ -11,13 +11,15 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from transept.errors import TranseptError
 from transept.export.fused import (
-    FusedCrossCovariance,
     FusedCrossPatch,
     FusedLocalPatchInteraction,
-    FusedTalkingHeads,
+    FusedQueryKeyValue,
     Pointwise,
 )
+from transept.export.packed import pack
 from transept.layers.position_bias import KeepsBias
+from transept.layers.projection import QueryKeyValue
+from transept.layers.residual import Mlp
 from transept.models import cabvit, cait, cat, xcit
 from transept.models.backbone import Backbone
 
@@ -35,18 +37,27 @@ SCALED: dict[type[nn.Module], dict[str, str]] = {
 """Blocks, their LayerScales, and the layer whose outputs each of them scales."""
 
 REPLACED: dict[type[nn.Module], Callable[..., nn.Module]] = {
-    xcit.CrossCovarianceAttention: FusedCrossCovariance,
     xcit.LocalPatchInteraction: FusedLocalPatchInteraction,
-    cait.TalkingHeadsAttention: FusedTalkingHeads,
     cat.CrossPatchSelfAttention: FusedCrossPatch,
+    QueryKeyValue: FusedQueryKeyValue,
+    nn.Linear: pack,
 }
+
+
+ACTIVATED: dict[type[nn.Module], tuple[str, str]] = {
+    Mlp: ("fc1", "act"),
+    cabvit.NormedMlp: ("fc1", "act"),
+    cabvit.ConvNeXtBlock: ("pwconv1", "act"),
+}
+"""Linear layers that GELU follows, and its name."""
 
 
 def fuse(model: M) -> M:
     """A copy for inference with the same outputs up to rounding: 1e-5 of the logits' spread in float32.
 
     BatchNorm is folded into the convolution before it (XCiT's, which comes before one, into the convolution after it
-    and a map), LayerScale into the layer before it. Attention takes the forms of `export/fused.py`. Position biases
+    and a map), LayerScale into the layer before it; CAT's projections across patches into their products. Linear
+    layers hold their weights as the CPU's products want them, too, and compute the GELU that follows. Position biases
     of the native image size are buffers. LayerNorm keeps its weight and bias, with which PyTorch is faster than
     without them.
 
@@ -79,6 +90,11 @@ def fuse(model: M) -> M:
                 for layers in (module.conv1, module.conv3):
                     if isinstance(layers.c, nn.Conv2d):
                         setattr(layers, "c", Pointwise(layers.c))  # noqa: B010 - pyright knows it as a convolution
+        for module in list(fused.modules()):
+            layer, act = ACTIVATED.get(type(module), ("", ""))
+            if type(getattr(module, layer, None)) is nn.Linear and type(getattr(module, act)) is nn.GELU:
+                setattr(module, layer, pack(getattr(module, layer), activate=True))
+                setattr(module, act, nn.Identity())
         for module in list(fused.modules()):
             for name, child in list(module.named_children()):
                 if replacement := REPLACED.get(type(child)):

@@ -44,10 +44,11 @@ from timm.layers import DropPath, LayerNorm2d, PatchEmbed, trunc_normal_
 from timm.layers import Mlp as ConvMlp
 from timm.models import FeatureInfo
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
+from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp, add_branch
 from transept.models.backbone import Backbone, Family, ModelConfig, Pyramid, pyramid_levels
 from transept.ops.attention import attend
@@ -221,7 +222,7 @@ class CrossAttentionAmongBlocks(KeepsBias):
         h, w = grid
         self.norm1 = nn.LayerNorm(dim)
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, h * w)) if offset_bias else None
-        self.qkv = nn.Linear(dim, dim * 3)
+        self.qkv = QueryKeyValue(dim)
         self.proj = nn.Linear(dim, dim)
         if index > 0:
             h, w = self.digest_grid = _shrink(grid, digest_stride)
@@ -244,15 +245,15 @@ class CrossAttentionAmongBlocks(KeepsBias):
 
     def _project(self, x: Tensor, digests: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `b m n d`, keys and values `b m (n + i s) d`."""
-        dim = x.shape[-1]
-        x = sources = self.norm1(x)
-        if self.index > 0:
+        x = self.norm1(x)
+        if self.index == 0:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:
             factors = self.s_scale_factors.transpose(1, 2)
             factors = resize_digest_table(factors, self.digest_grid, _shrink(grid, self.digest_stride))
             calibrated = torch.cat(list(digests), dim=1) * factors.transpose(1, 2)
             sources = torch.cat([x, self.s_norm(calibrated)], dim=1)
-        q = linear(x, self.qkv.weight[:dim], self.qkv.bias[:dim])
-        k, v = linear(sources, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
+            q, (k, v) = self.qkv.query(x), self.qkv.key_value(sources)
         return split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def _bias(self, x: Tensor, grid: Grid, offsets: Tensor) -> Tensor:

@@ -1,0 +1,20 @@
+"""The joint projection of queries, keys and values, where not all tokens ask."""
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class QueryKeyValue(nn.Linear):
+    """One weight `3c c`, as in the released files, whose rows for queries and those for keys and values serve apart."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3 * dim)
+
+    def query(self, x: Tensor) -> Tensor:  # ... c -> ... c
+        dim = self.in_features
+        return linear(x, self.weight[:dim], self.bias[:dim])
+
+    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:  # ... c -> ... c, ... c
+        dim = self.in_features
+        k, v = linear(x, self.weight[dim:], self.bias[dim:]).chunk(2, dim=-1)
+        return k, v
