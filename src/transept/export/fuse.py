@@ -14,6 +14,7 @@ from transept.export.fused import (
     FusedCrossPatch,
     FusedLocalPatchInteraction,
     FusedQueryKeyValue,
+    FusedTalkingHeads,
     Pointwise,
 )
 from transept.export.packed import pack
@@ -38,6 +39,7 @@ SCALED: dict[type[nn.Module], dict[str, str]] = {
 
 REPLACED: dict[type[nn.Module], Callable[..., nn.Module]] = {
     xcit.LocalPatchInteraction: FusedLocalPatchInteraction,
+    cait.TalkingHeadsAttention: FusedTalkingHeads,
     cat.CrossPatchSelfAttention: FusedCrossPatch,
     QueryKeyValue: FusedQueryKeyValue,
     nn.Linear: pack,

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
-from transept.export.packed import PackedLinear
+from transept.export.packed import PackedLinear, pack, runs_on_cpu
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
+from transept.models.cait import TalkingHeadsAttention, talking_heads
 from transept.models.cat import CrossPatchSelfAttention
 from transept.models.xcit import LocalPatchInteraction
-from transept.ops.tokens import to_map, to_tokens
+from transept.ops.tokens import merge_heads, to_map, to_tokens
 from transept.ops.windows import from_channel_windows, pad_to_multiple, to_channel_windows
 
 
@@ -46,6 +47,43 @@ class FusedLocalPatchInteraction(KeepsBias):
     def compute_shift(self, grid: tuple[int, int]) -> Tensor:
         ones = self.weight.new_ones(1, len(self.bias), *grid).contiguous(memory_format=torch.channels_last)
         return to_tokens(conv2d(ones, self.shift_weight, self.bias, padding=1, groups=len(self.bias))).contiguous()
+
+
+class FusedTalkingHeads(nn.Module):
+    """CaiT's `TalkingHeadsAttention`, on the CPU image by image: the maps of one image stay in the cache.
+
+    The scale of the logits is in the first mix.
+    """
+
+    def __init__(self, attn: TalkingHeadsAttention) -> None:
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.qkv, self.proj = pack(attn.qkv), pack(attn.proj)
+        self.before = nn.Parameter(attn.proj_l.weight * attn.scale)
+        self.after = nn.Parameter(attn.proj_w.weight.clone())
+        self.after_bias = nn.Parameter(attn.proj_w.bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        if runs_on_cpu(qkv) and not torch.is_grad_enabled():
+            return self.proj(self.by_image(qkv))
+        out, _ = talking_heads(qkv, self.before, self.after, self.after_bias)
+        return self.proj(merge_heads(out))
+
+    def by_image(self, qkv: Tensor) -> Tensor:
+        """What the heads gather, `b n (m d)`, of `3 b m n d`."""
+        q, k, v = qkv.unbind()
+        b, m, n, d = q.shape
+        out = q.new_empty(b, n, m, d)
+        maps, mixed = q.new_empty(2, m, n, n).unbind()
+        for image in range(b):
+            torch.bmm(q[image], k[image].mT, out=maps)
+            torch.mm(self.before, maps.flatten(1), out=mixed.view(m, -1))
+            torch.softmax(mixed, dim=-1, out=maps)
+            torch.mm(self.after, maps.flatten(1), out=mixed.view(m, -1))
+            out[image] = torch.bmm(mixed, v[image]).transpose(0, 1)
+        out += v.sum(dim=-2)[:, None] * self.after_bias[:, None]
+        return out.flatten(2)
 
 
 class FusedCrossPatch(nn.Module):

@@ -12,6 +12,19 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 
+def runs_on_cpu(x: Tensor) -> bool:
+    """Whether what is done to `x` is done now (not captured in a graph), on the CPU, in float32, without gradients."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor  # not a stand-in
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not x.requires_grad
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 class PackedLinear(nn.Linear):
     """`linear`, or GELU of it.
 
@@ -45,14 +58,11 @@ class PackedLinear(nn.Linear):
     def _packs(self, input: Tensor) -> bool:
         weight = self.weight
         return (
-            not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-            and type(input) is Tensor  # not a stand-in, as of a graph that is being captured
+            runs_on_cpu(input)
             and type(weight) is nn.Parameter
-            and weight.dtype == input.dtype == torch.float32
-            and weight.device.type == input.device.type == "cpu"
-            and not (weight.requires_grad or input.requires_grad or weight.is_inference())
-            and not torch.is_autocast_enabled("cpu")
+            and weight.dtype == torch.float32
+            and weight.device.type == "cpu"
+            and not (weight.requires_grad or weight.is_inference())
             and torch.backends.mkldnn.is_available()
         )
 
