@@ -94,7 +94,7 @@ def saved_bytes(model: nn.Module) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize(("name", "share"), [("xcit_nano_12_p16_224", 0.78), ("cait_xxs24_224", 0.65)])
+@pytest.mark.parametrize(("name", "share"), [("xcit_nano_12_p16_224", 0.71), ("cait_xxs24_224", 0.62)])
 def test_training_keeps_less_than_timm(name: str, share: float):
     import timm
 

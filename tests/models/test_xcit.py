@@ -1,5 +1,6 @@
 """What the XCiT paper claims, and what its configuration refuses."""
 
+import copy
 import math
 
 import pytest
@@ -58,6 +59,30 @@ def test_local_patch_interaction_reaches_two_patches_and_one_channel():  # Secti
     assert reached[..., [0, 1, 3]].sum() == 0
     rows, columns = reached[..., 2].nonzero(as_tuple=True)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (1, 5, 2, 6)
+
+
+def test_local_patch_interaction_in_training_is_its_three_layers():
+    generator = torch.Generator().manual_seed(3)
+    local = LocalPatchInteraction(6).double().train()
+    for parameter in local.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    x, scale = torch.randn(2, 20, 6, dtype=torch.float64, requires_grad=True), torch.rand(6, dtype=torch.float64)
+    scale.requires_grad_()
+    plain = copy.deepcopy(local)
+    plain.act = nn.Sequential(plain.act)  # no plain GELU: the layers are called one by one
+    outputs = local(x, (4, 5), scale), plain(x, (4, 5)) * scale
+    torch.testing.assert_close(*outputs)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(local.get_buffer(name), buffer)
+    weights = torch.randn(2, 20, 6, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((out * weights).sum(), [x, scale, *module.parameters()])
+        for out, module in zip(outputs, (local, plain), strict=True)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    local.bn.momentum = 0.0  # the check's many calls leave the statistics as they are
+    assert torch.autograd.gradgradcheck(lambda x: local(x, (2, 2), scale), x.detach()[:1, :4, :].requires_grad_())
 
 
 def test_class_attention_reads_all_tokens_for_one_query():

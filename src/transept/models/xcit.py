@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import batch_norm, conv2d, gelu, linear
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
@@ -125,12 +125,68 @@ class LocalPatchInteraction(nn.Module):
         self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int], scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
-        x = self.bn(self.act(self.conv1(to_map(x, grid))))
-        if scale is None:
-            return to_tokens(self.conv2(x))
-        assert self.conv2.bias is not None
-        weight, bias = self.conv2.weight * scale.view(-1, 1, 1, 1), self.conv2.bias * scale
-        return to_tokens(conv2d(x, weight, bias, padding=1, groups=x.shape[1]))
+        x = self.conv1(to_map(x, grid))
+        weight, bias = self.conv2.weight, self.conv2.bias
+        assert bias is not None
+        if scale is not None:
+            weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
+        if self._recomputes(x):
+            assert self.bn.num_batches_tracked is not None
+            self.bn.num_batches_tracked.add_(1)
+            statistics = self.bn.eps, self.bn.running_mean, self.bn.running_var, self.bn.momentum
+            return to_tokens(_ActNormConv.apply(x, self.bn.weight, self.bn.bias, weight, bias, *statistics))
+        return to_tokens(conv2d(self.bn(self.act(x)), weight, bias, padding=1, groups=x.shape[1]))
+
+    def _recomputes(self, x: Tensor) -> bool:
+        """Whether `_ActNormConv` may take the place of the three layers: not where one was replaced."""
+        bn = self.bn
+        return (
+            torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(x.device.type)
+            and (type(self.act), type(bn), type(self.conv2)) == (nn.GELU, nn.BatchNorm2d, nn.Conv2d)
+            and bn.training
+            and bn.track_running_stats
+            and bn.momentum is not None
+        )
+
+
+class _ActNormConv(torch.autograd.Function):
+    """GELU, BatchNorm in training and a depthwise 3x3 convolution that keep the input of the first alone."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+    ) -> Tensor:
+        x = batch_norm(gelu(x), running_mean, running_var, gamma, beta, training=True, momentum=momentum, eps=eps)
+        return conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:4])
+        ctx.eps = inputs[5]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, weight = ctx.saved_tensors
+        activated = gelu(x)
+        normed, mean, invstd = torch.native_batch_norm(activated, gamma, beta, None, None, True, 0.0, ctx.eps)
+        grad, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grads[0], normed, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], len(weight), [True] * 3
+        )
+        grad, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
+            grad, activated, gamma, None, None, mean, invstd, True, ctx.eps, [True] * 3
+        )
+        grad = torch.ops.aten.gelu_backward(grad, x)
+        return grad, grad_gamma, grad_beta, grad_weight, grad_bias, None, None, None, None
 
 
 class XCABlock(nn.Module):
