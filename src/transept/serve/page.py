@@ -1,0 +1,231 @@
+"""The page in the browser, made with gradio, and its server."""
+
+import html
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from transept.analysis.attention import attention_kinds
+from transept.analysis.explanation import TITLES
+from transept.errors import TranseptError, UsageError
+from transept.serve.answers import OVERVIEW, SHOWN_SCORE, Answer, Answerer, Limits
+from transept.serve.examples import knows_digits, write_examples
+from transept.tasks.classify import Classifier
+from transept.tasks.detect import Detector
+from transept.tasks.segment import Segmenter
+
+_WAITING = 64
+"""Questions that may wait at once; further ones are told so."""
+_CLEANING, _KEPT = 600, 3600
+"""Every so many seconds pictures are deleted that are older than so many seconds."""
+_CSS = """
+.gradio-container {max-width: 1180px !important}
+.pixels img {image-rendering: pixelated}
+"""
+
+
+@contextmanager
+def serving(
+    task: Classifier | Detector | Segmenter,
+    name: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    limits: Limits | None = None,
+) -> Iterator[str]:
+    """A server of the page while the body of the `with` runs; gives the page's address.
+
+    It calls nobody: no telemetry, no version check, no link from outside, no fonts or scripts of other servers.
+    Pictures sent and drawn lie in a temporary folder of its own, and are deleted with it.
+
+    Args:
+        task: a trained one.
+        name: the page's title.
+        host: the address to listen at; the default is reached from this machine alone.
+        port: None: the first free one from 7860 on.
+        limits: of files that are taken.
+
+    Raises:
+        TranseptError: the address or port cannot be had.
+    """
+    with tempfile.TemporaryDirectory(prefix="transept-serve-") as folder, _environment(folder):
+        answerer = Answerer(task, limits)
+        examples = Path(folder, "examples")
+        examples.mkdir()
+        files = write_examples(task, examples)
+        answerer.answer(files[0])  # the first call of a model takes longer than all others
+        page = build_page(answerer, name, files)
+        try:
+            _, url, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                inbrowser=False,
+                max_file_size=round(answerer.limits.megabytes * 1e6),
+                footer_links=[],
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                enable_monitoring=False,
+                css=_CSS,
+            )
+        except (OSError, ValueError) as error:
+            where = f"{host}:{port}" if port else host
+            reason = "the port is taken" if "empty port" in str(error) else " ".join(str(error).split())
+            raise TranseptError(f"cannot serve at {where} ({reason}); give another --port or --host") from error
+        try:
+            yield url
+        finally:
+            page.close(verbose=False)
+
+
+def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Blocks:
+    """The page: a picture on the left, what the model says on the right, a classifier's attention below."""
+    task = answerer.task
+    folder = examples[0].parent.parent
+    with gr.Blocks(title=f"{name} · transept", analytics_enabled=False, delete_cache=(_CLEANING, _KEPT)) as page:
+        gr.Markdown(f"# {_plain(name)}\n{_describe(task)}")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                picture = gr.Image(
+                    label="Picture",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=300,
+                    elem_id="picture",
+                    elem_classes=["pixels"] if knows_digits(task) else None,
+                )
+                gr.Examples(
+                    [[str(file)] for file in examples], picture, cache_examples=False, label="Examples", preload=False
+                )
+                limits = answerer.limits
+                gr.Markdown(f"At most {limits.megabytes:g} MB and {limits.megapixels:g} megapixels.")
+            with gr.Column(scale=3, min_width=360):
+                settings, outputs = _results(task)
+                outputs.append(gr.Markdown(elem_id="time"))
+
+        def look(sent: Any, score: float = SHOWN_SCORE) -> list[Any]:
+            path = _uploaded(sent, folder)
+            if path is None:
+                return [None] * (len(outputs) - 1) + [""]
+            return _shown(task, answerer.answer(path, score))
+
+        # The model takes one question after the other anyway: a line in front of it shows everybody their place.
+        line: dict[str, Any] = dict(preprocess=False, concurrency_limit=1, concurrency_id="model")
+        inputs = [picture, *settings]
+        asked = picture.change(_in_words(look), inputs, outputs, api_name="look", **line)
+        for setting in settings:
+            setting.release(_in_words(look), inputs, outputs, api_visibility="private", **line)
+        if isinstance(task, Classifier):
+            titles = [("A layer of each kind", OVERVIEW)]
+            titles += [(TITLES[kind], kind) for kind in attention_kinds(task)]
+            kind = gr.Dropdown(titles, value=OVERVIEW, label="Where it looks", elem_id="kind")
+            sheet = gr.Image(show_label=False, format="png", interactive=False, elem_id="attention")
+
+            def explain(sent: Any, kind: str = OVERVIEW) -> Any:
+                path = _uploaded(sent, folder)
+                return None if path is None else answerer.explain(path, kind)
+
+            asked.success(_in_words(explain), [picture, kind], sheet, api_name="explain", **line)
+            kind.input(_in_words(explain), [picture, kind], sheet, api_visibility="private", **line)
+    return page.queue(max_size=_WAITING, api_open=False)
+
+
+def _results(task: Classifier | Detector | Segmenter) -> tuple[list[Any], list[Any]]:
+    """What may be set, and where the answer is shown."""
+    if isinstance(task, Classifier):
+        return [], [gr.Label(label="Classes", elem_id="labels")]
+    drawing = gr.Image(show_label=False, format="png", interactive=False, elem_id="drawing")
+    if isinstance(task, Segmenter):
+        return [], [drawing, gr.Label(label="Shares of the picture", show_heading=False, elem_id="labels")]
+    score = gr.Slider(0, 0.95, value=SHOWN_SCORE, step=0.05, label="Least score")
+    table = gr.Dataframe(headers=["object", "score", "x1", "y1", "x2", "y2"], interactive=False, elem_id="objects")
+    return [score], [drawing, table]
+
+
+def _shown(task: Classifier | Detector | Segmenter, answer: Answer) -> list[Any]:
+    """The answer as the components of `_results` take it, and the time."""
+    device = next(task.parameters()).device.type
+    line = f"{answer.seconds * 1000:.{0 if answer.seconds >= 0.1 else 1}f} ms on the {_DEVICES.get(device, device)}"
+    if isinstance(task, Detector):
+        rows = [
+            [found.label, round(found.score, 3), *(round(side, 1) for side in found.box)] for found in answer.objects
+        ]
+        return [answer.drawing, rows, line]
+    best: dict[str, float] = {}
+    for label, score in answer.best:
+        best.setdefault(label, score)  # ImageNet has two classes called crane; the more probable one counts
+    return [best, line] if answer.drawing is None else [answer.drawing, best, line]
+
+
+_DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+
+
+def _describe(task: Classifier | Detector | Segmenter) -> str:
+    kind = {Classifier: "classifier", Detector: "detector", Segmenter: "segmenter"}[type(task)]
+    parameters = sum(parameter.numel() for parameter in task.parameters()) / 1e6
+    size = f"{parameters:.{1 if parameters >= 1 else 2}f} M parameters"
+    return f"A {kind} of {len(task.classes)} classes with {size}. Drop a picture, or take an example."
+
+
+def _uploaded(sent: Any, folder: Path) -> Path | None:
+    """The file that the browser sent before, as gradio describes it.
+
+    Descriptions come as they are (`preprocess=False`), since gradio itself would open the picture first.
+    """
+    if sent is None:
+        return None
+    path = sent.get("path") if isinstance(sent, dict) else None
+    if not isinstance(path, str):
+        raise UsageError("send the picture as a file")
+    if not Path(path).resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{path!r} was not sent to this page")
+    return Path(path)
+
+
+def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors become a sentence on the page, and none a traceback."""
+
+    @wraps(function)
+    def ask(*inputs: Any) -> Any:
+        try:
+            return function(*inputs)
+        except TranseptError as error:
+            text = str(error)
+        except Exception as error:  # of the model or its libraries: out of memory, for one
+            text = f"the model failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+            print(f"transept: {text}", file=sys.stderr)
+        raise gr.Error(html.escape(text, quote=False), title="No answer", duration=None, print_exception=False)
+
+    return ask
+
+
+def _plain(text: str) -> str:
+    """Not Markdown."""
+    return html.escape("".join(f"\\{letter}" if letter in "\\`*_[]#" else letter for letter in text), quote=False)
+
+
+@contextmanager
+def _environment(folder: str) -> Iterator[None]:
+    """gradio reads these where it has no argument."""
+    wanted = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
