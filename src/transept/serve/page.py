@@ -105,6 +105,7 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
                     elem_id="picture",
                     elem_classes=["pixels"] if knows_digits(task) else None,
                 )
+                _refuse_addresses(picture)
                 gr.Examples(
                     [[str(file)] for file in examples], picture, cache_examples=False, label="Examples", preload=False
                 )
@@ -193,6 +194,23 @@ def _uploaded(sent: Any, folder: Path) -> Path | None:
     return Path(path)
 
 
+def _refuse_addresses(picture: gr.Image) -> None:
+    """A description may name an address in place of a file: gradio would fetch it, and this page calls nobody."""
+    keep = picture.async_move_resource_to_block_cache
+
+    async def keep_files(path: str | Path | None) -> str | None:
+        if isinstance(path, str) and "://" in path:
+            raise _no_answer("send the picture as a file, not its address")
+        return await keep(path)
+
+    picture.async_move_resource_to_block_cache = keep_files
+
+
+def _no_answer(text: str) -> gr.Error:
+    """Shown until it is closed; gradio takes the text for HTML."""
+    return gr.Error(html.escape(text, quote=False), title="No answer", duration=None, print_exception=False)
+
+
 def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
     """Errors become a sentence on the page, and none a traceback."""
 
@@ -205,7 +223,7 @@ def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:  # of the model or its libraries: out of memory, for one
             text = f"the model failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
             print(f"transept: {text}", file=sys.stderr)
-        raise gr.Error(html.escape(text, quote=False), title="No answer", duration=None, print_exception=False)
+        raise _no_answer(text)
 
     return ask
 
