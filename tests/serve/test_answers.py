@@ -40,7 +40,7 @@ def detector() -> Detector:
     """Finds a hundred objects wherever it looks."""
     torch.manual_seed(0)
     task = transept.create_detector(
-        "mask_rcnn", backbone="xcit_nano_12_p16", num_classes=10, classes=CLASSES, width=16, depth=2
+        "mask_rcnn", backbone="xcit_nano_12_p16", num_classes=10, classes=CLASSES, width=32, depth=2
     )
     for name, value in task.named_parameters():
         if "cls" in name and name.endswith("weight"):

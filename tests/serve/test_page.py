@@ -125,8 +125,8 @@ def test_bad_files_are_answered_in_words(url: str, tmp_path: Path, capfd: pytest
             with pytest.raises(gradio_client.exceptions.AppError) as raised:
                 asking.predict(gradio_client.handle_file(tmp_path / name), api_name=api_name)
             assert raised.value.message.startswith(sentence)
+    Image.new("L", (64, 64)).save(tmp_path / "whole.png")
     with pytest.raises(gradio_client.exceptions.AppError, match="no attention of .* is called 'x'"):
-        Image.new("L", (64, 64)).save(tmp_path / "whole.png")
         asking.predict(gradio_client.handle_file(tmp_path / "whole.png"), "x", api_name="/explain")
     assert "Traceback" not in "".join(capfd.readouterr())
 
