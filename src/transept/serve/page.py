@@ -198,10 +198,10 @@ def _refuse_addresses(picture: gr.Image) -> None:
     """A description may name an address in place of a file: gradio would fetch it, and this page calls nobody."""
     keep = picture.async_move_resource_to_block_cache
 
-    async def keep_files(path: str | Path | None) -> str | None:
-        if isinstance(path, str) and "://" in path:
+    async def keep_files(url_or_file_path: str | Path | None) -> str | None:
+        if isinstance(url_or_file_path, str) and "://" in url_or_file_path:
             raise _no_answer("send the picture as a file, not its address")
-        return await keep(path)
+        return await keep(url_or_file_path)
 
     picture.async_move_resource_to_block_cache = keep_files
 
