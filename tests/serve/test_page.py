@@ -1,6 +1,5 @@
 """The page as a browser and as a program sees it: a real server, HTTP, and a run of a few seconds."""
 
-import base64
 import json
 import re
 import shutil
@@ -8,20 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serve.test_answers import detector, segmenter
-from transept.cli.main import main
+from tests.serve.browser import Browser
+from tests.serve.test_answers import classifier, detector, segmenter
 from transept.data.sets import load_splits
 from transept.errors import TranseptError
 from transept.serve.answers import Limits
@@ -32,18 +30,8 @@ httpx = pytest.importorskip("httpx")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An epoch of digits: right more often than not."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    options = "--schedule.epochs 1 --schedule.warmup_epochs 0 --optimizer.lr 0.01"
-    options += " --model.options.depth 1 --model.options.embed_dim 32"
-    assert main(["train", "digits", "--out", str(folder), *options.split()]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def task(run: Path) -> Classifier:
-    return Classifier.load(run / "best.safetensors")
+def task() -> Classifier:
+    return classifier()
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +49,39 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for i in range(20):
         held_out[i][0].save(folder / f"{i}.png")
     return [folder / f"{i}.png" for i in range(20)]
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> dict[Path, str]:
+    """Files that are no picture, or too much of one, and how the page's answer begins."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "half.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:900])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    for name, side in (("many.png", 10_000), ("bomb.png", 60_000)):
+        (tmp_path / name).write_bytes(black(side))
+    words = {
+        "half.jpg": "'half.jpg' is damaged or truncated",
+        "text.png": "'text.png' is no picture of a known format",
+        "empty.png": "'empty.png' is empty",
+        "drawing.svg": "'drawing.svg' is no picture of a known format",
+        "many.png": "'many.png' has 10000 x 10000 pixels, 100.0 megapixels; at most 1 are taken",
+        "bomb.png": "'bomb.png' has",
+    }
+    return {tmp_path / name: sentence for name, sentence in words.items()}
+
+
+def black(side: int) -> bytes:
+    """A PNG file of a black square, a thousandth of its pixels in bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+    header = side.to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])
+    rows = zlib.compress(bytes(side // 100 * (side // 8 + 1)))  # the first hundredth; nobody should read so far
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def client(url: str) -> Any:
@@ -107,27 +128,17 @@ def test_twenty_at_once(url: str, task: Classifier, digits: list[Path]):
         assert answer == pytest.approx(expected(task, path), abs=1e-6)
 
 
-def test_bad_files_are_answered_in_words(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_bad_files_are_answered_in_words(
+    url: str, bad_files: dict[Path, str], digits: list[Path], capfd: pytest.CaptureFixture[str]
+):
     asking = client(url)
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    Image.new("L", (64, 64)).save(tmp_path / "half.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:70])
-    Image.new("1", (1200, 1000)).save(tmp_path / "many.png")
-    words = {
-        "text.png": "'text.png' is no picture of a known format",
-        "drawing.svg": "'drawing.svg' is no picture of a known format",
-        "half.png": "'half.png' is damaged or truncated",
-        "many.png": "'many.png' has 1200 x 1000 pixels, 1.2 megapixels; at most 1 are taken",
-    }
-    for name, sentence in words.items():
+    for file, sentence in bad_files.items():
         for api_name in ("/look", "/explain"):
             with pytest.raises(gradio_client.exceptions.AppError) as raised:
-                asking.predict(gradio_client.handle_file(tmp_path / name), api_name=api_name)
+                asking.predict(gradio_client.handle_file(file), api_name=api_name)
             assert raised.value.message.startswith(sentence)
-    Image.new("L", (64, 64)).save(tmp_path / "whole.png")
     with pytest.raises(gradio_client.exceptions.AppError, match="no attention of .* is called 'x'"):
-        asking.predict(gradio_client.handle_file(tmp_path / "whole.png"), "x", api_name="/explain")
+        asking.predict(gradio_client.handle_file(digits[0]), "x", api_name="/explain")
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
@@ -155,7 +166,6 @@ def test_the_page_calls_nobody(url: str):
     page = httpx.get(url).text
     config = httpx.get(f"{url}config").json()
     assert config["analytics_enabled"] is False
-    assert config["is_space"] is False
     assert "digits\\_run" in json.dumps(config, ensure_ascii=False).replace("\\\\", "\\")
     loaded = re.findall(r'(?:src|href)="(https?://[^"]+)"', page)
     assert [address for address in loaded if not address.startswith(url)] == []
@@ -192,117 +202,57 @@ def test_dense_tasks(make: Any, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_command(run: Path):
-    command = [sys.executable, "-m", "transept", "serve", str(run), "--json"]
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0)])
+def test_the_command(task: Classifier, tmp_path: Path, ending: signal.Signals, code: int):
+    task.save(tmp_path / "digits.safetensors")
+    command = [sys.executable, "-m", "transept", "serve", str(tmp_path / "digits.safetensors"), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
         url = json.loads(process.stdout.readline())["url"]
         assert url.startswith("http://127.0.0.1:")
         assert httpx.get(url).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        process.send_signal(ending)
+        assert process.wait(60) == code
         assert process.stderr.read() == ""
 
 
-class Browser:
-    """Headless Chromium, by the WebDriver protocol."""
-
-    ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-
-    def __init__(self, driver: str, chromium: str, port: int) -> None:
-        self.process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
-        self.root = f"http://127.0.0.1:{port}"
-        options = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--window-size=1280,1500",
-        ]
-        wanted = {"goog:chromeOptions": {"binary": chromium, "args": options}}
-        for _ in range(100):
-            try:
-                session = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-                break
-            except ConnectionError:
-                time.sleep(0.3)
-            except OSError as error:  # urllib's, with the refusal inside
-                if not isinstance(getattr(error, "reason", None), ConnectionError):
-                    raise
-                time.sleep(0.3)
-        else:
-            raise TimeoutError("the driver of Chromium does not answer")
-        self.root += f"/session/{session['sessionId']}"
-
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(self.root + path, data, {"Content-Type": "application/json"}, method=method)
-        with urlopen(request, timeout=180) as answer:
-            return json.load(answer)["value"]
-
-    def find(self, selector: str) -> list[str]:
-        found = self.ask("POST", "/elements", {"using": "css selector", "value": selector})
-        return [element[self.ELEMENT] for element in found]
-
-    def wait(self, selector: str, seconds: float = 120) -> str:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if found := self.find(selector):
-                return found[0]
-            time.sleep(0.3)
-        raise TimeoutError(f"{selector} does not appear on the page")
-
-    def text(self, selector: str) -> str:
-        return self.ask("GET", f"/element/{self.wait(selector)}/text")
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.ask("GET", "/screenshot")))
-
-    def close(self) -> None:
-        try:
-            self.ask("DELETE", "")
-        finally:
-            self.process.terminate()
-            self.process.wait()
-
-
 @pytest.fixture
-def browser() -> Iterator[Browser]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver")
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    with closing(Browser(driver, chromium, port)) as browser:
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("needs chromium on the PATH")
+    with closing(Browser(chromium, tmp_path / "profile")) as browser:
         yield browser
 
 
-@pytest.mark.slow
-def test_in_a_browser(url: str, browser: Browser, digits: list[Path], tmp_path: Path):
-    """An example is clicked, its labels and attention appear; then a bad file is sent. Screenshots in `tmp_path`."""
-    browser.ask("POST", "/url", {"url": url})
-    browser.wait("#picture input[type=file]")
-    examples = browser.find(".gallery-item, .gallery button, .examples-gallery button")
-    assert len(examples) == 8
-    browser.ask("POST", f"/element/{examples[3]}/click", {})
-    browser.wait("#attention img")
-    assert "%" in browser.text("#labels")
-    assert " ms on the " in browser.text("#time")
-    time.sleep(1)  # pictures fade in
+def test_in_a_browser(
+    url: str, task: Classifier, browser: Browser, digits: list[Path], bad_files: dict[Path, str], tmp_path: Path
+):
+    """A person takes an example, drops a picture of their own, and one that is none."""
+    upload, example = "#picture input[type=file]", "document.querySelectorAll('.gallery button, .gallery-item')"
+    browser.open(url)
+    browser.wait(f"{example}.length === 8")
+    browser.run(f"{example}[3].click()")
+    browser.wait("document.querySelector('#attention img')?.naturalWidth > 500")
+    assert " ms on the " in browser.run("document.querySelector('#time').innerText")
+    best = max(expected(task, digits[3]).items(), key=lambda entry: entry[1])[0]
+    assert browser.run("document.querySelector('#labels').innerText").split()[1] == best
     browser.screenshot(tmp_path / "answer.png")
     with Image.open(tmp_path / "answer.png") as shot:
         assert shot.width == 1280
         assert len(shot.convert("RGB").getcolors(2**24) or []) > 500
-    (tmp_path / "text.png").write_text("no picture")
-    browser.ask("POST", "/refresh", {})
-    upload = browser.wait("#picture input[type=file]")
-    browser.ask("POST", f"/element/{upload}/value", {"text": str(tmp_path / "text.png")})
-    assert "'text.png' is no picture of a known format" in browser.text(".toast-body")
-    browser.screenshot(tmp_path / "refusal.png")
-    outside = browser.ask(
-        "POST",
-        "/execute/sync",
-        {"script": "return performance.getEntriesByType('resource').map(entry => entry.name)", "args": []},
-    )
+    browser.resize(400)
+    assert browser.run("document.documentElement.scrollWidth") <= 400
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(600_000))
+    for file, sentence in {**bad_files, large: "large.png"}.items():
+        browser.open(url)
+        browser.send_file(upload, file)
+        browser.wait("document.querySelector('.toast-body') !== null")
+        assert sentence in browser.run("document.querySelector('.toast-body').innerText")
+    browser.open(url)
+    browser.send_file(upload, digits[5])
+    browser.wait("document.querySelector('#time')?.innerText.includes(' ms on the ')")
+    outside = browser.run("performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [address for address in outside if not address.startswith((url, "data:", "blob:"))] == []

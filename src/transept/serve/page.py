@@ -26,8 +26,14 @@ _WAITING = 64
 _CLEANING, _KEPT = 600, 3600
 """Every so many seconds pictures are deleted that are older than so many seconds."""
 _CSS = """
-.gradio-container {max-width: 1180px !important}
+.gradio-container {max-width: 1180px !important; margin: 0 auto !important}
+#picture img {width: 100%; height: 100%; object-fit: contain}
 .pixels img {image-rendering: pixelated}
+#time {opacity: 0.7}
+@media (max-width: 720px) {
+  #attention, #attention * {overflow-x: auto}
+  #attention img {width: 860px; max-width: none}
+}
 """
 
 
@@ -93,7 +99,7 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
     task = answerer.task
     folder = examples[0].parent.parent
     with gr.Blocks(title=f"{name} · transept", analytics_enabled=False, delete_cache=(_CLEANING, _KEPT)) as page:
-        gr.Markdown(f"# {_plain(name)}\n{_describe(task)}")
+        gr.Markdown(f"# {_plain(name)}\n{_describe(answerer)}")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 picture = gr.Image(
@@ -109,8 +115,6 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
                 gr.Examples(
                     [[str(file)] for file in examples], picture, cache_examples=False, label="Examples", preload=False
                 )
-                limits = answerer.limits
-                gr.Markdown(f"At most {limits.megabytes:g} MB and {limits.megapixels:g} megapixels.")
             with gr.Column(scale=3, min_width=360):
                 settings, outputs = _results(task)
                 outputs.append(gr.Markdown(elem_id="time"))
@@ -131,7 +135,7 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
             titles = [("A layer of each kind", OVERVIEW)]
             titles += [(TITLES[kind], kind) for kind in attention_kinds(task)]
             kind = gr.Dropdown(titles, value=OVERVIEW, label="Where it looks", elem_id="kind")
-            sheet = gr.Image(show_label=False, format="png", interactive=False, elem_id="attention")
+            sheet = _drawing("attention")
 
             def explain(sent: Any, kind: str = OVERVIEW) -> Any:
                 path = _uploaded(sent, folder)
@@ -146,12 +150,19 @@ def _results(task: Classifier | Detector | Segmenter) -> tuple[list[Any], list[A
     """What may be set, and where the answer is shown."""
     if isinstance(task, Classifier):
         return [], [gr.Label(label="Classes", elem_id="labels")]
-    drawing = gr.Image(show_label=False, format="png", interactive=False, elem_id="drawing")
+    drawing = _drawing("drawing")
     if isinstance(task, Segmenter):
         return [], [drawing, gr.Label(label="Shares of the picture", show_heading=False, elem_id="labels")]
     score = gr.Slider(0, 0.95, value=SHOWN_SCORE, step=0.05, label="Least score")
     table = gr.Dataframe(headers=["object", "score", "x1", "y1", "x2", "y2"], interactive=False, elem_id="objects")
     return [score], [drawing, table]
+
+
+def _drawing(elem_id: str) -> gr.Image:
+    """Without gradio's button that shares pictures at a public site."""
+    return gr.Image(
+        show_label=False, format="png", interactive=False, buttons=["fullscreen", "download"], elem_id=elem_id
+    )
 
 
 def _shown(task: Classifier | Detector | Segmenter, answer: Answer) -> list[Any]:
@@ -172,11 +183,13 @@ def _shown(task: Classifier | Detector | Segmenter, answer: Answer) -> list[Any]
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def _describe(task: Classifier | Detector | Segmenter) -> str:
+def _describe(answerer: Answerer) -> str:
+    task, limits = answerer.task, answerer.limits
     kind = {Classifier: "classifier", Detector: "detector", Segmenter: "segmenter"}[type(task)]
     parameters = sum(parameter.numel() for parameter in task.parameters()) / 1e6
     size = f"{parameters:.{1 if parameters >= 1 else 2}f} M parameters"
-    return f"A {kind} of {len(task.classes)} classes with {size}. Drop a picture, or take an example."
+    most = f"{limits.megabytes:g} MB and {limits.megapixels:g} megapixels"
+    return f"A {kind} of {len(task.classes)} classes with {size}. Drop a picture of at most {most}, or take an example."
 
 
 def _uploaded(sent: Any, folder: Path) -> Path | None:
