@@ -85,9 +85,11 @@ class Browser:
         self.tell("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
     def screenshot(self, path: Path) -> None:
-        """Of the whole page, however long."""
-        shot = self.tell("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
+        """Of the whole page, however long: the window grows to it."""
+        width, height = self.run("[innerWidth, document.documentElement.scrollHeight]")
+        self.resize(width, height)
+        time.sleep(0.5)  # tables are laid out anew
+        path.write_bytes(base64.b64decode(self.tell("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
         try:

@@ -60,15 +60,15 @@ def bad_files(tmp_path: Path) -> dict[Path, str]:
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.png").touch()
     (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    for name, side in (("many.png", 10_000), ("bomb.png", 60_000)):
+    for name, side in (("many.png", 8_000), ("bomb.png", 10_000)):
         (tmp_path / name).write_bytes(black(side))
     words = {
         "half.jpg": "'half.jpg' is damaged or truncated",
         "text.png": "'text.png' is no picture of a known format",
         "empty.png": "'empty.png' is empty",
         "drawing.svg": "'drawing.svg' is no picture of a known format",
-        "many.png": "'many.png' has 10000 x 10000 pixels, 100.0 megapixels; at most 1 are taken",
-        "bomb.png": "'bomb.png' has",
+        "many.png": "'many.png' has 8000 x 8000 pixels, 64.0 megapixels; at most 1 are taken",
+        "bomb.png": "'bomb.png' declares more than 89 megapixels",
     }
     return {tmp_path / name: sentence for name, sentence in words.items()}
 
@@ -102,16 +102,10 @@ def test_labels_time_and_attention(url: str, task: Classifier, digits: list[Path
     asking = client(url)
     shown, line = asking.predict(gradio_client.handle_file(digits[0]), api_name="/look")
     assert labels_of(shown) == pytest.approx(expected(task, digits[0]))
-    assert re.fullmatch(r"[\d.]+ ms on the (CPU|GPU)", line)
-    sheets = [
-        asking.predict(gradio_client.handle_file(digits[0]), *kind, api_name="/explain")
-        for kind in ((), ("cross-covariance",))
-    ]
-    for sheet in sheets:
-        with Image.open(sheet) as image:
-            assert image.width > 500
-            assert len(image.convert("RGB").getcolors(image.width * image.height) or []) > 200
-    assert Path(sheets[0]).read_bytes() != Path(sheets[1]).read_bytes()
+    assert re.fullmatch(r"[\d.]+ m?s on the (CPU|GPU)", line)
+    with Image.open(asking.predict(gradio_client.handle_file(digits[0]), "class", api_name="/explain")) as sheet:
+        assert sheet.width > 500
+        assert len(sheet.convert("RGB").getcolors(sheet.width * sheet.height) or []) > 200
 
 
 def test_twenty_at_once(url: str, task: Classifier, digits: list[Path]):
@@ -192,7 +186,7 @@ def test_dense_tasks(make: Any, tmp_path: Path):
         drawing, found, line = asking.predict(
             gradio_client.handle_file(tmp_path / "noise.png"), *settings, api_name="/look"
         )
-    assert " ms on the " in line
+    assert "s on the " in line
     assert Image.open(drawing).width >= 480
     if make is detector:
         assert found["headers"] == ["object", "score", "x1", "y1", "x2", "y2"]
@@ -235,7 +229,7 @@ def test_in_a_browser(
     browser.wait(f"{example}.length === 8")
     browser.run(f"{example}[3].click()")
     browser.wait("document.querySelector('#attention img')?.naturalWidth > 500")
-    assert " ms on the " in browser.run("document.querySelector('#time').innerText")
+    assert "s on the " in browser.run("document.querySelector('#time').innerText")
     best = max(expected(task, digits[3]).items(), key=lambda entry: entry[1])[0]
     assert browser.run("document.querySelector('#labels').innerText").split()[1] == best
     browser.screenshot(tmp_path / "answer.png")
@@ -253,6 +247,6 @@ def test_in_a_browser(
         assert sentence in browser.run("document.querySelector('.toast-body').innerText")
     browser.open(url)
     browser.send_file(upload, digits[5])
-    browser.wait("document.querySelector('#time')?.innerText.includes(' ms on the ')")
+    browser.wait("document.querySelector('#time')?.innerText.includes('s on the ')")
     outside = browser.run("performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [address for address in outside if not address.startswith((url, "data:", "blob:"))] == []

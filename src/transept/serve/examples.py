@@ -14,13 +14,9 @@ from transept.tasks.segment import Segmenter
 _DIGITS, _SCENES = 8, 4
 
 
-def knows_digits(task: Classifier | Detector | Segmenter) -> bool:
-    return set(DIGITS) <= set(task.classes)
-
-
 def write_examples(task: Classifier | Detector | Segmenter, folder: Path) -> list[Path]:
     """Example pictures as files of `folder`: held-out digits or scenes of them, or the two photographs."""
-    if not knows_digits(task):
+    if not set(DIGITS) <= set(task.classes):
         pictures = {name: Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")}
     elif isinstance(task, Classifier):
         held_out = load_splits("digits").val

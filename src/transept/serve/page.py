@@ -16,25 +16,28 @@ from transept.analysis.attention import attention_kinds
 from transept.analysis.explanation import TITLES
 from transept.errors import TranseptError, UsageError
 from transept.serve.answers import OVERVIEW, SHOWN_SCORE, Answer, Answerer, Limits
-from transept.serve.examples import knows_digits, write_examples
+from transept.serve.examples import write_examples
 from transept.tasks.classify import Classifier
 from transept.tasks.detect import Detector
 from transept.tasks.segment import Segmenter
 
 _WAITING = 64
 """Questions that may wait at once; further ones are told so."""
+_SHOWN_SHARE = 0.005
+"""Classes of less of the picture would be listed with 0 %."""
 _CLEANING, _KEPT = 600, 3600
 """Every so many seconds pictures are deleted that are older than so many seconds."""
 _CSS = """
-.gradio-container {max-width: 1180px !important; margin: 0 auto !important}
+.gradio-container {width: 100%; max-width: 1180px !important; margin: 0 auto !important}
+.gradio-container, .gradio-container * {min-width: 0}
 #picture img {width: 100%; height: 100%; object-fit: contain}
-.pixels img {image-rendering: pixelated}
 #time {opacity: 0.7}
 @media (max-width: 720px) {
-  #attention, #attention * {overflow-x: auto}
-  #attention img {width: 860px; max-width: none}
+  #attention .image-container {overflow-x: auto}
+  #attention .image-container > button {width: 860px}
 }
 """
+"""On a telephone a sheet of attention is scrolled sideways: its words would be too small to read."""
 
 
 @contextmanager
@@ -109,7 +112,6 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
                     sources=["upload", "clipboard"],
                     height=300,
                     elem_id="picture",
-                    elem_classes=["pixels"] if knows_digits(task) else None,
                 )
                 _refuse_addresses(picture)
                 gr.Examples(
@@ -154,7 +156,8 @@ def _results(task: Classifier | Detector | Segmenter) -> tuple[list[Any], list[A
     if isinstance(task, Segmenter):
         return [], [drawing, gr.Label(label="Shares of the picture", show_heading=False, elem_id="labels")]
     score = gr.Slider(0, 0.95, value=SHOWN_SCORE, step=0.05, label="Least score")
-    table = gr.Dataframe(headers=["object", "score", "x1", "y1", "x2", "y2"], interactive=False, elem_id="objects")
+    headers = ["object", "score", "x1", "y1", "x2", "y2"]
+    table = gr.Dataframe(headers=headers, interactive=False, max_height=320, elem_id="objects")
     return [score], [drawing, table]
 
 
@@ -168,7 +171,7 @@ def _drawing(elem_id: str) -> gr.Image:
 def _shown(task: Classifier | Detector | Segmenter, answer: Answer) -> list[Any]:
     """The answer as the components of `_results` take it, and the time."""
     device = next(task.parameters()).device.type
-    line = f"{answer.seconds * 1000:.{0 if answer.seconds >= 0.1 else 1}f} ms on the {_DEVICES.get(device, device)}"
+    line = f"{_readable(answer.seconds)} on the {_DEVICES.get(device, device)}"
     if isinstance(task, Detector):
         rows = [
             [found.label, round(found.score, 3), *(round(side, 1) for side in found.box)] for found in answer.objects
@@ -177,10 +180,16 @@ def _shown(task: Classifier | Detector | Segmenter, answer: Answer) -> list[Any]
     best: dict[str, float] = {}
     for label, score in answer.best:
         best.setdefault(label, score)  # ImageNet has two classes called crane; the more probable one counts
-    return [best, line] if answer.drawing is None else [answer.drawing, best, line]
+    if answer.drawing is None:
+        return [best, line]
+    return [answer.drawing, {label: share for label, share in best.items() if share >= _SHOWN_SHARE}, line]
 
 
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+
+
+def _readable(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.{0 if seconds >= 0.1 else 1}f} ms"
 
 
 def _describe(answerer: Answerer) -> str:
@@ -189,7 +198,8 @@ def _describe(answerer: Answerer) -> str:
     parameters = sum(parameter.numel() for parameter in task.parameters()) / 1e6
     size = f"{parameters:.{1 if parameters >= 1 else 2}f} M parameters"
     most = f"{limits.megabytes:g} MB and {limits.megapixels:g} megapixels"
-    return f"A {kind} of {len(task.classes)} classes with {size}. Drop a picture of at most {most}, or take an example."
+    classes = "one class" if len(task.classes) == 1 else f"{len(task.classes)} classes"
+    return f"A {kind} of {classes} with {size}. Drop a picture of at most {most}, or take an example."
 
 
 def _uploaded(sent: Any, folder: Path) -> Path | None:
