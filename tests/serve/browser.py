@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ class Browser:
     def __init__(self, chromium: str, profile: Path, width: int = 1280) -> None:
         reads, self._requests = os.pipe()
         self._answers, writes = os.pipe()
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        options = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars".split()
+        options += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         # Chromium reads from descriptor 3 and writes to 4.
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{reads} 4>&{writes}', chromium, *options]
-            + ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
+            ["bash", "-c", f'exec "$0" "$@" 3<&{reads} 4>&{writes}', chromium, *options],
             pass_fds=(reads, writes),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -92,9 +93,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self.tell("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
-        try:
+        with suppress(ConnectionError):
             self.tell("Browser.close")
-        except (BrokenPipeError, ConnectionError):
-            pass
         self._process.wait(30)
         os.close(self._requests), os.close(self._answers)

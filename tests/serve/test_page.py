@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.serve.browser import Browser
-from tests.serve.test_answers import classifier, detector, segmenter
+from tests.serve.test_answers import FEW, classifier, detector, segmenter
 from transept.data.sets import load_splits
 from transept.errors import TranseptError
 from transept.serve.answers import Limits
@@ -182,7 +182,7 @@ def test_dense_tasks(make: Any, tmp_path: Path):
     Image.fromarray(noise).save(tmp_path / "noise.png")
     with serving(make(), "scenes") as url:
         asking = client(url)
-        settings = [0.06] if make is detector else []
+        settings = [FEW] if make is detector else []
         drawing, found, line = asking.predict(
             gradio_client.handle_file(tmp_path / "noise.png"), *settings, api_name="/look"
         )
@@ -192,7 +192,7 @@ def test_dense_tasks(make: Any, tmp_path: Path):
         assert found["headers"] == ["object", "score", "x1", "y1", "x2", "y2"]
         assert len(found["data"]) > 0
     else:
-        assert sum(labels_of(found).values()) == pytest.approx(1)
+        assert 0.9 < sum(labels_of(found).values()) <= 1 + 1e-6  # without the smallest shares
 
 
 @pytest.mark.slow

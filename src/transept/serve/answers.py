@@ -180,6 +180,6 @@ def _dense(picture: Image.Image) -> Image.Image:
 def _drawn(draw: Callable[[Path], object]) -> Image.Image:
     """The picture that `draw` writes to a file."""
     with tempfile.TemporaryDirectory(prefix="transept-") as folder:
-        file = Path(folder, "drawing.png")
+        file = Path(folder, "drawing.tif")  # not compressed: the page compresses what it sends
         draw(file)
         return read_image(file)
