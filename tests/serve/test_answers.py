@@ -1,6 +1,7 @@
 """What the page says, without the page."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,15 @@ def test_refusals_of_the_command(capsys, tmp_path: Path):
         (["serve", model, "--port", "0"], 2, "--port 0 is not in 1..65535"),
         (["serve", model, "--max-megapixels", "-1"], 2, "the limit of -1 megapixels lets no picture through"),
         (["serve", str(tmp_path)], 1, "is no run folder"),
+        (["serve", "xcit_nano_12_p16_22"], 2, "did you mean 'xcit_nano_12_p16_224'"),
     ):
         assert main(argv) == code
         assert words in capsys.readouterr().err
+
+
+def test_without_gradio(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    classifier().save(tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "transept.serve.page", raising=False)
+    assert main(["serve", str(tmp_path / "model.safetensors")]) == 1
+    assert capsys.readouterr().err == "transept: this needs the package 'gradio': pip install 'transept[serve]'\n"

@@ -121,10 +121,12 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
                 settings, outputs = _results(task)
                 outputs.append(gr.Markdown(elem_id="time"))
 
+        answers = len(outputs)
+
         def look(sent: Any, score: float = SHOWN_SCORE) -> list[Any]:
             path = _uploaded(sent, folder)
             if path is None:
-                return [None] * (len(outputs) - 1) + [""]
+                return [None] * answers
             return _shown(task, answerer.answer(path, score))
 
         # The model takes one question after the other anyway: a line in front of it shows everybody their place.
@@ -145,6 +147,9 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
 
             asked.success(_in_words(explain), [picture, kind], sheet, api_name="explain", **line)
             kind.input(_in_words(explain), [picture, kind], sheet, api_visibility="private", **line)
+            outputs = [*outputs, sheet]
+        # Nobody shall take the answer to the picture before for the answer to a bad file.
+        asked.failure(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
     return page.queue(max_size=_WAITING, api_open=False)
 
 
@@ -231,7 +236,7 @@ def _refuse_addresses(picture: gr.Image) -> None:
 
 def _no_answer(text: str) -> gr.Error:
     """Shown until it is closed; gradio takes the text for HTML."""
-    return gr.Error(html.escape(text, quote=False), title="No answer", duration=None, print_exception=False)
+    return gr.Error(html.escape(text, quote=False), duration=None, print_exception=False)
 
 
 def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
