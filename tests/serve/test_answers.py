@@ -65,11 +65,12 @@ def picture(folder: Path, width: int, height: int) -> Path:
 
 
 def test_a_classifier(tmp_path: Path):
-    answerer = Answerer(classifier())
+    task = classifier()
+    answerer = Answerer(task)
     path = picture(tmp_path, 60, 40)
     answer = answerer.answer(path)
     with Image.open(path) as image:
-        labels, scores = answerer.task.predict([image.convert("RGB")], 5)  # pyright: ignore[reportCallIssue]
+        labels, scores = task.predict([image.convert("RGB")], 5)
     assert [name for name, _ in answer.best] == [CLASSES[label] for label in labels[0].tolist()]
     assert [score for _, score in answer.best] == pytest.approx(scores[0].tolist())
     assert answer.drawing is None

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
             stacklevel=2,
         )
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that pictures are deleted then, too
+        for ending in (signal.SIGINT, signal.SIGTERM):  # so that pictures are deleted, in a script's background too
+            signal.signal(ending, signal.default_int_handler)
     with (
         suppress(KeyboardInterrupt),
         serving(task, _title(args.model), host=args.host, port=args.port, limits=limits) as url,
