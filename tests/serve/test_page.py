@@ -166,13 +166,21 @@ def test_the_page_calls_nobody(url: str):
     assert [address for address in loaded if not address.startswith(url)] == []
 
 
-def test_a_taken_port(task: Classifier):
+def test_addresses_that_cannot_be_had(task: Classifier):
     from transept.serve.page import serving
 
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(TranseptError, match="the port is taken"), serving(task, "x", port=port):
+        with (
+            pytest.raises(TranseptError, match=f"cannot serve at 127.0.0.1:{port} .Address already in use.; give"),
+            serving(task, "x", port=port),
+        ):
             pass
+    with (
+        pytest.raises(TranseptError, match="cannot serve at no-host.invalid "),
+        serving(task, "x", host="no-host.invalid"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("make", [pytest.param(detector, marks=pytest.mark.slow), segmenter])

@@ -15,7 +15,7 @@ from transept.cli.tables import print_json
 from transept.errors import TranseptWarning, UsageError
 from transept.serve.answers import Limits
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +65,7 @@ def serving(
     Raises:
         TranseptError: the address or port cannot be had.
     """
+    _check_address(host, port)
     with tempfile.TemporaryDirectory(prefix="transept-serve-") as folder, _environment(folder):
         answerer = Answerer(task, limits)
         examples = Path(folder, "examples")
@@ -88,13 +90,26 @@ def serving(
                 css=_CSS,
             )
         except (OSError, ValueError) as error:
-            where = f"{host}:{port}" if port else host
-            reason = "the port is taken" if "empty port" in str(error) else " ".join(str(error).split())
-            raise TranseptError(f"cannot serve at {where} ({reason}); give another --port or --host") from error
+            raise _no_address(host, port, " ".join(str(error).split())) from error
         try:
             yield url
         finally:
             page.close(verbose=False)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """gradio would wait for ever at a host that is none."""
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port or 0))
+    except OSError as error:
+        raise _no_address(host, port, error.strerror or str(error)) from error
+
+
+def _no_address(host: str, port: int | None, reason: str) -> TranseptError:
+    where = f"{host}:{port}" if port else host
+    return TranseptError(f"cannot serve at {where} ({reason}); give another --port or --host")
 
 
 def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Blocks:
