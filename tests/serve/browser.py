@@ -31,7 +31,8 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(reads), os.close(writes)
+        os.close(reads)
+        os.close(writes)
         self._rest, self._number, self._session = b"", 0, None
         (page,) = (target for target in self.tell("Target.getTargets")["targetInfos"] if target["type"] == "page")
         attached = self.tell("Target.attachToTarget", targetId=page["targetId"], flatten=True)
@@ -96,4 +97,5 @@ class Browser:
         with suppress(ConnectionError):
             self.tell("Browser.close")
         self._process.wait(30)
-        os.close(self._requests), os.close(self._answers)
+        os.close(self._requests)
+        os.close(self._answers)
