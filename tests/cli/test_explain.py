@@ -11,7 +11,7 @@ from PIL import Image
 
 import transept
 from tests.cli.test_cli import fails
-from transept.cli.explain import _seen
+from transept.analysis.explanation import _seen
 from transept.cli.main import main
 from transept.data.transforms import Preprocessing, eval_transform
 from transept.tasks.classify import Classifier

@@ -27,6 +27,7 @@ VERBS = {
     "explain": "draw where a classifier looks in a picture",
     "convert": "convert a checkpoint, or say what it is",
     "export": "write a trained model as ONNX and for torch.export, and check both",
+    "serve": "open a page on this machine to try a model in the browser",
 }
 
 
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {text}; run again with --debug for the traceback", 1)
 
 
-_EXTRAS = {"lightning": "train", "torchmetrics": "train"}
+_EXTRAS = {"lightning": "train", "torchmetrics": "train", "gradio": "serve"}
 
 
 def _run(argv: list[str]) -> int:
