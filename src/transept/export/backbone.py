@@ -52,9 +52,7 @@ def export_backbone(
     step = dynamic_step(model, size) if dynamic_size else None
     config = model.pretrained_cfg
     picture = picture or sample_picture()
-    batches = [
-        three_views(squashed(picture, each, config["mean"], config["std"])) for each in check_sizes(size, step)
-    ]
+    batches = [three_views(squashed(picture, each, config["mean"], config["std"])) for each in check_sizes(size, step)]
     names = [f"map_{stride}" for stride in model.feature_info.reduction()]
     about = {
         "task": "features",

@@ -177,8 +177,12 @@ def _write_onnx(
         )
     assert written is not None
     axes = [axis.counts for axis in outputs]
-    for value, first in (*zip(written.model.graph.outputs, axes, strict=True), (written.model.graph.inputs[0], "batch")):
-        assert value.shape is not None and value.name
+    for value, first in (
+        *zip(written.model.graph.outputs, axes, strict=True),
+        (written.model.graph.inputs[0], "batch"),
+    ):
+        assert value.shape is not None
+        assert value.name
         # Axes of any length are else called after the arithmetic behind them.
         names = (first, None, f"{value.name}_height", f"{value.name}_width")
         sizes = [size if isinstance(size, int) else name for size, name in zip(value.shape, names, strict=False)]
