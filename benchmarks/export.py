@@ -77,15 +77,18 @@ def row(name: str, *, features_only: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"default: {', '.join(SECOND)}")
+    parser.add_argument("names", nargs="*", help="rows to measure anew (default: all); the others are kept")
     args = parser.parse_args()
-    rows = []
     for name in args.names or SECOND:
         for features_only in (False, True):
-            rows.append(row(name, features_only=features_only))
-            print(json.dumps(rows[-1]), flush=True)
-            text = json.dumps({"machine": machine(), "weights": "random, seed 0", "batch": 3, "rows": rows}, indent=1)
-            write_atomically(RESULTS, lambda path, text=text: path.write_text(text + "\n"))
+            added = row(name, features_only=features_only)
+            print(json.dumps(added), flush=True)
+            rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+            rows = [other for other in rows if (other["model"], other["graph"]) != (name, added["graph"])] + [added]
+            rows.sort(key=lambda other: (list(SECOND).index(other["model"]), other["graph"]))
+            result = {"machine": machine(), "weights": "random, seed 0", "batch": 3, "rows": rows}
+            text = json.dumps(result, indent=1) + "\n"
+            write_atomically(RESULTS, lambda path, text=text: path.write_text(text))
 
 
 def machine() -> dict[str, Any]:
