@@ -36,7 +36,7 @@ def export_logits(
             preprocessing's scale, for both.
         formats: which of the two files.
         picture: what to compare on; default: `sample_picture`.
-        dynamic_size: the graph of a classifier takes all images whose sides are multiples of `size_step` (see the
+        dynamic_size: the graph takes all images whose sides are multiples of `size_step` (see the
             metadata), and is compared at `img_size` and at a size that is not square; it was traced at neither.
 
     Returns:
@@ -49,13 +49,8 @@ def export_logits(
             to.
     """
     size = _size(task, img_size)
-    if dynamic_size and isinstance(task, Segmenter):
-        raise UsageError(
-            "a segmenter's graph is for one size, as its heads resize their maps to sizes written in it; leave out "
-            "--dynamic-size and export one file for each size with --img-size"
-        )
-    model = task if isinstance(task, Segmenter) else task.model
-    step = dynamic_step(task.model, size) if isinstance(task, Classifier) and dynamic_size else None
+    model = task.backbone if isinstance(task, Segmenter) else task.model
+    step = dynamic_step(model, size) if dynamic_size else None
     picture = picture or sample_picture()
     batches = [three_views(_prepare(task, picture, each)) for each in check_sizes(size, step)]
     about = {
