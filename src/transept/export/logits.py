@@ -36,8 +36,8 @@ def export_logits(
             preprocessing's scale, for both.
         formats: which of the two files.
         picture: what to compare on; default: `sample_picture`.
-        dynamic_size: the graph takes all images whose sides are multiples of `size_step` (see the
-            metadata), and is compared at `img_size` and at a size that is not square; it was traced at neither.
+        dynamic_size: the graph takes all images whose sides are multiples of `size_step` (see the metadata), and is
+            compared at `img_size` and at a size that is not square; it was traced at neither.
 
     Returns:
         Files and differences: the largest of the `logits`, in their standard deviations.
@@ -49,6 +49,11 @@ def export_logits(
             to.
     """
     size = _size(task, img_size)
+    if dynamic_size and isinstance(task, Segmenter) and task.method == "upernet":
+        raise UsageError(
+            "UPerNet pools maps to grids of its own, which ONNX does not compute for any size; export one file for each "
+            "size with --img-size, without --dynamic-size"
+        )
     model = task.backbone if isinstance(task, Segmenter) else task.model
     step = dynamic_step(model, size) if dynamic_size else None
     picture = picture or sample_picture()
