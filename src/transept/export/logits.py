@@ -51,8 +51,8 @@ def export_logits(
     size = _size(task, img_size)
     if dynamic_size and isinstance(task, Segmenter) and task.method == "upernet":
         raise UsageError(
-            "UPerNet pools maps to grids of its own, which ONNX does not compute for any size; export one file for each "
-            "size with --img-size, without --dynamic-size"
+            "UPerNet pools maps to grids of its own, which ONNX does not compute for any size; export one file for "
+            "each size with --img-size, without --dynamic-size"
         )
     model = task.backbone if isinstance(task, Segmenter) else task.model
     step = dynamic_step(model, size) if dynamic_size else None
