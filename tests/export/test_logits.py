@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from tests.small import build
 from tests.tasks.test_segment import FAMILIES
 from transept.cli.main import main
 from transept.data.segmentation_transforms import SegmentationPreprocessing
 from transept.data.transforms import Preprocessing
 from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
-from transept.export.onnx import onnx_runner
+from transept.export.onnx import METADATA, onnx_runner, pt2_runner
 from transept.models.registry import build_model
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import METHODS, create_segmenter
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
@@ -40,11 +41,47 @@ def test_a_classifier_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
         images = torch.randn(batch, 3, 64, 64)
         (logits,) = onnx_runner(tmp_path / "model.onnx")([images])
         torch.testing.assert_close(logits, classifier(images), rtol=0, atol=1e-4)
-    assert main([*words, "--img-size", "96", "64"]) == 2
-    assert "img_size=96 x 64: a classifier is exported at the size it was made for, 64 x 64" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main(["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path / "file")]) == 1
     assert "is a file; give a folder" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_a_classifier_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Sizes that neither the trace nor the command's own check has seen, beside eager."""
+    classifier = a_classifier()
+    classifier.save(tmp_path / "best.safetensors")
+    words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path), "--dynamic-size", "--format", "onnx"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "of any one size whose sides are multiples of 16." in out
+    assert "logits at 96 x 80" in out
+    about = json.loads(
+        onnxruntime.InferenceSession(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map[METADATA]
+    )
+    assert (about["img_size"], about["size_step"]) == ([64, 64], 16)
+    run = onnx_runner(tmp_path / "model.onnx")
+    for batch, height, width in ((1, 64, 64), (5, 48, 112), (2, 224, 32)):
+        images = torch.randn(batch, 3, height, width)
+        expected = classifier(images)
+        (logits,) = run([images])
+        assert float((logits - expected).abs().max()) <= 1e-4 * float(expected.std())
+    assert main([*words, "--img-size", "100", "64"]) == 2
+    assert "img_size=100 x 64: with any size, sides are multiples of 16; give 112 x 64" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_a_classifier_of_another_size(tmp_path: Path):
+    """The size of the graph is the caller's, where the model takes it; else the model's own sentence says why not."""
+    exported = export_logits(a_classifier(), tmp_path, img_size=(96, 64), formats=["pt2"])
+    assert (exported.about["img_size"], exported.about["size_step"]) == ([96, 64], None)
+    model = build("crossformer_tiny")
+    model.pad = False
+    classifier = Classifier(model, list("abcdefg"), Preprocessing(img_size=(64, 64)))
+    with pytest.raises(UsageError, match="img_size=100 x 64: image is 100x64"):
+        export_logits(classifier, tmp_path, img_size=(100, 64))
+    with pytest.raises(UsageError, match="CrossFormer groups its tokens differently at every size.*--img-size"):
+        export_logits(classifier, tmp_path, dynamic_size=True)
 
 
 @pytest.mark.slow
@@ -60,6 +97,17 @@ def test_a_segmenter(method: str, tmp_path: Path):
     expected = segmenter(images)
     np.testing.assert_allclose(logits.numpy(), expected.numpy(), rtol=0, atol=1e-4 * float(expected.std()))
     print(method, json.dumps(exported.errors))
+    if method == "upernet":
+        with pytest.raises(UsageError, match="UPerNet pools maps to grids of its own"):
+            export_logits(segmenter, tmp_path, img_size=(96, 160), dynamic_size=True)
+        return
+    exported = export_logits(segmenter, tmp_path, img_size=(96, 160), dynamic_size=True)
+    for height, width in ((128, 64), (64, 224)):
+        images = torch.randn(2, 3, height, width)
+        expected = segmenter(images)
+        for run in (onnx_runner(exported.files["onnx"]), pt2_runner(exported.files["pt2"])):
+            (logits,) = run([images])
+            np.testing.assert_allclose(logits.numpy(), expected.numpy(), rtol=0, atol=1e-4 * float(expected.std()))
 
 
 def test_calls_that_are_wrong(tmp_path: Path):

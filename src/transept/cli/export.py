@@ -1,32 +1,52 @@
 """Write a trained model as model.onnx (ONNX) and model.pt2 (torch.export), and check both against eager.
 
 Detectors are exported whole, with decoding and non-maximum suppression. Each file is read back, run on a picture (ONNX
-by onnxruntime), and is kept only if it gives what the model gives. Height and width are fixed; classifiers and
-segmenters take any number of pictures at once, detectors one.
+by onnxruntime), and is kept only if it gives what the model gives. Classifiers, segmenters and backbones take any
+number of pictures at once, detectors one. Height and width are fixed, or with --dynamic-size any, where the
+architecture permits.
 """
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from rich.table import Table
 
-from transept.cli.runs import load_run
+from transept.cli.runs import load_features, load_run
 from transept.cli.tables import print_json, print_table
-from transept.data.images import read_image
-from transept.errors import TranseptError
+from transept.cli.train import parse_recipe
+from transept.data.images import find_images, read_image
+from transept.data.loading import TransformedSet, make_loader
+from transept.data.sets import Splits, load_splits
+from transept.data.transforms import transforms_for
+from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.export.backbone import export_backbone
+from transept.export.batches import TOLERANCE
 from transept.export.detector import BOX_TOLERANCE, MASK_TOLERANCE, SCORE_TOLERANCE, export_detector
-from transept.export.logits import TOLERANCE, export_logits
+from transept.export.int8 import CALIBRATION_PICTURES, compare_top1, export_int8, latency_ratio
+from transept.export.logits import export_logits
 from transept.export.onnx import FILES, Exported, check_formats
+from transept.models.backbone import Backbone
+from transept.models.registry import build_model
+from transept.tasks.classify import Classifier
 from transept.tasks.detect import Detector
+from transept.tasks.saving import describe, task_of
+from transept.tasks.segment import Segmenter
+from transept.train.folder import BEST, CONFIG
+from transept.train.recipe import read_recipe
+from transept.weights.create import create_model, default_checkpoint, load_weights
 
 _FOLDER = "export"
 _UNITS = {
     "boxes": f"pixels (limit {BOX_TOLERANCE:g})",
     "scores": f"(limit {SCORE_TOLERANCE:g})",
     "masks": f"(limit {MASK_TOLERANCE:g})",
-    "logits": f"of their standard deviation (limit {TOLERANCE:g})",
 }
+_RELATIVE = f"of its standard deviation (limit {TOLERANCE:g})"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,25 +59,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="of the pictures the files take (default: what holds the preprocessing's scale; a classifier has its own)",
+        help="of the pictures the files take (default: what holds the preprocessing's scale, or a classifier's own)",
+    )
+    parser.add_argument(
+        "--dynamic-size", action="store_true", help="one graph for pictures of any size (XCiT, CaiT and CabViT-P)"
+    )
+    parser.add_argument(
+        "--backbone", action="store_true", help="the backbone alone, which gives maps of strides 4, 8, 16 and 32"
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="also model.int8.onnx, a classifier with 8-bit weights and activations"
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FOLDER",
+        help="pictures for the ranges of --int8 (default: some of the run's own training pictures)",
     )
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture to check on (default: a photograph)")
     parser.add_argument("--format", nargs="+", metavar="FORMAT", default=list(FILES), help="onnx, pt2 (default: both)")
 
 
 def run(args: argparse.Namespace) -> None:
-    check_formats(args.format)
+    formats = check_formats(args.format)
+    _check_options(args)
     picture = None if args.image is None else read_image(args.image)
-    task, folder = load_run(args.model)
+    task, folder = _load_backbone(args.model) if args.backbone else load_run(args.model)
     out = args.out or (folder / _FOLDER if folder else Path(_FOLDER, _name(args.model)))
     if out.exists() and not out.is_dir():
         raise TranseptError(f"--out {out} is a file; give a folder")
+    if args.int8 and not isinstance(task, Classifier):
+        raise UsageError(f"--int8 is for classifiers, and {args.model!r} is a {type(task).__name__.lower()}")
+    splits = _splits(folder) if args.int8 and folder else None
+    calibration = _calibration(args.calibration, splits) if args.int8 else []
     size = None if args.img_size is None else (args.img_size[0], args.img_size[1])
-    options: dict[str, Any] = dict(img_size=size, formats=args.format, picture=picture)
+    options: dict[str, Any] = dict(img_size=size, formats=formats, picture=picture)
     if isinstance(task, Detector):
+        if args.dynamic_size:
+            raise UsageError(
+                "a detector's graph is for one size, to which pictures are padded; leave out --dynamic-size"
+            )
         exported = export_detector(task, out, **options)
+    elif isinstance(task, Backbone):
+        exported = export_backbone(task, out, dynamic_size=args.dynamic_size, **options)
     else:
-        exported = export_logits(task, out, **options)
+        exported = export_logits(task, out, dynamic_size=args.dynamic_size, **options)
+    int8 = _int8(task, out, calibration, splits) if isinstance(task, Classifier) and args.int8 else None
     limits = _limits(exported, one=isinstance(task, Detector))
     if args.json:
         print_json(
@@ -69,11 +115,91 @@ def run(args: argparse.Namespace) -> None:
                 "errors": exported.errors,
                 "image": None if args.image is None else str(args.image),
                 "limits": limits,
+                "int8": int8,
             }
         )
         return
     _print(exported)
     print(limits)
+    if int8 is not None:
+        _print_int8(int8)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.calibration is not None and not args.int8:
+        raise UsageError("--calibration is for --int8; give that, too")
+    if args.int8 and "onnx" not in args.format:
+        raise UsageError("--int8 is made of model.onnx; give --format onnx, too")
+    if args.int8 and (args.backbone or args.img_size or args.dynamic_size):
+        raise UsageError(
+            "--int8 is for classifiers at their own size; leave out --backbone, --img-size, --dynamic-size"
+        )
+
+
+def _load_backbone(source: str) -> tuple[Backbone, Path | None]:
+    """The pyramid of a detector or segmenter as it was trained; else one with the weights of a classifier."""
+    path = Path(source)
+    file = path / BEST if path.is_dir() else path
+    if not path.exists() and "/" not in source and path.suffix != ".safetensors":
+        model = create_model(source, features_only=True)
+        weights: str | Path = source if "." in source else default_checkpoint(source).name
+        folder = None
+    else:
+        task, folder = load_features(source) if file.is_file() and task_of(file) == "pretrain" else load_run(source)
+        if isinstance(task, Detector | Segmenter):
+            return task.backbone, folder
+        about = describe(task.model)
+        model = build_model(about["architecture"], in_chans=about["in_chans"], features_only=True, **about["options"])
+        weights = file
+    fresh = load_weights(model, weights).missing
+    if fresh:
+        warnings.warn(
+            f"{len(fresh)} parameters of the pyramid, {fresh[0]} first, are not in {str(weights)!r} and have random "
+            "values; export the backbone of a detector or segmenter that was trained",
+            TranseptWarning,
+            stacklevel=2,
+        )
+    return model.eval(), folder
+
+
+def _splits(folder: Path) -> Splits:
+    """The run's own data."""
+    recipe = parse_recipe(read_recipe(str(folder / CONFIG)), [])
+    return load_splits(str(recipe.data), val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
+
+
+def _calibration(source: str | None, splits: Splits | None) -> list[Image.Image]:
+    """Pictures spread evenly over a folder, or over the training pictures of a run."""
+    if source is not None:
+        files = find_images([source])
+        return [read_image(files[i]) for i in _spread(len(files))]
+    if splits is None:
+        raise UsageError("--int8 reads the ranges of activations off pictures; give --calibration FOLDER")
+    return [splits.train[i][0] for i in _spread(len(splits.train))]
+
+
+def _spread(length: int) -> list[int]:
+    return np.linspace(0, length - 1, min(CALIBRATION_PICTURES, length)).round().astype(int).tolist()
+
+
+def _int8(task: Classifier, out: Path, calibration: list[Image.Image], splits: Splits | None) -> dict[str, Any]:
+    """Write the file and say how it compares, on the run's validation pictures where it has any."""
+    quantised = export_int8(task, out, calibration)
+    transform = transforms_for(task)
+    image = transform(calibration[0])[None]
+    about: dict[str, Any] = {
+        "file": str(quantised.file),
+        "layers": quantised.layers,
+        "bytes": quantised.sizes,
+        "rms_error": quantised.error,
+        "latency_ratio": latency_ratio(out, image),
+        "threads": torch.get_num_threads(),
+        "calibration_images": len(calibration),
+    }
+    if splits is not None:
+        compared = compare_top1(out, task, make_loader(TransformedSet(splits.val, transform), 64))
+        about |= {"top1": {"float": compared.top1[0], "int8": compared.top1[1]}, "images": compared.images}
+    return about
 
 
 def _name(source: str) -> str:
@@ -89,6 +215,9 @@ def _limits(exported: Exported, *, one: bool) -> str:
             f"Takes one picture at a time, padded to {height} x {width}, and no batch: the number of objects differs "
             "from picture to picture."
         )
+    step = exported.about["size_step"]
+    if step is not None:
+        return f"Takes any number of pictures at once, of any one size whose sides are multiples of {step}."
     return f"Takes any number of pictures at once, all of {height} x {width} and of no other size."
 
 
@@ -104,6 +233,17 @@ def _print(exported: Exported) -> None:
         if flipped:
             name = f"{name[:-1]}, {flipped:.0f} found by one of the two only)"
         for output, error in errors.items():
-            table.add_row(name, output, f"{error:.1e} {_UNITS[output]}")
+            table.add_row(name, output, f"{error:.1e} {_UNITS.get(output, _RELATIVE)}")
             name = ""
     print_table(table)
+
+
+def _print_int8(about: dict[str, Any]) -> None:
+    before, after = (about["bytes"][kind] / 1e6 for kind in ("float", "int8"))
+    print(
+        f"{about['file']}: {about['layers']} layers in 8 bits, {after:.2f} MB for {before:.2f}, "
+        f"{about['latency_ratio']:.2f} of the time at batch 1, calibrated on {about['calibration_images']} pictures"
+    )
+    if "top1" in about:
+        top1 = about["top1"]
+        print(f"top-1 of {about['images']} validation pictures: {top1['float']:.2%} float, {top1['int8']:.2%} int8")

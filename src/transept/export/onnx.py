@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from transept.errors import UsageError, unknown
@@ -50,6 +50,10 @@ class Axis(NamedTuple):
     counts: str
 
 
+Shape = dict[int, Any] | None
+"""Of an input: axes of any length, each a `torch.export.Dim` or a multiple of one."""
+
+
 def write_graphs(
     module: nn.Module,
     inputs: Mapping[str, Tensor],
@@ -59,7 +63,7 @@ def write_graphs(
     about: Mapping[str, Any],
     compare: Callable[[Format, Run], dict[str, float]],
     *,
-    any_batch: bool = False,
+    dynamic: Shape = None,
 ) -> Exported:
     """Trace `module` with example inputs, by name, and write the files of `FILES` to `folder`.
 
@@ -67,7 +71,7 @@ def write_graphs(
     get their names, all of them or none.
 
     Args:
-        any_batch: the first axis of every input may have any length, not only that of the example (2 or more).
+        dynamic: axes of every input that may have other lengths than the example's, which are then 2 or more.
 
     Raises:
         UsageError: an unknown format, or the packages that write and run ONNX are not installed.
@@ -77,7 +81,7 @@ def write_graphs(
     names = {"inputs": list(inputs), "outputs": [axis.output for axis in outputs]}
     about = {"transept": version("transept"), **names, **about}
     reserve(folder, len(chosen) * sum(p.numel() * p.element_size() for p in module.parameters()))
-    shapes = tuple({0: Dim("batch", min=1)} if any_batch else None for _ in inputs)
+    shapes = tuple(dynamic for _ in inputs)
     # The graph must not rely on the memory layout of one machine's fused attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
@@ -172,9 +176,17 @@ def _write_onnx(
             custom_translation_table={torch.ops.aten.sort.stable: aten_sort},
         )
     assert written is not None
-    for value, axis in zip(written.model.graph.outputs, outputs, strict=True):
+    axes = [axis.counts for axis in outputs]
+    for value, first in (
+        *zip(written.model.graph.outputs, axes, strict=True),
+        (written.model.graph.inputs[0], "batch"),
+    ):
         assert value.shape is not None
-        value.shape = onnx_ir.Shape([axis.counts, *value.shape[1:]])  # else called after the arithmetic behind it
+        assert value.name
+        # Axes of any length are else called after the arithmetic behind them.
+        names = (first, None, f"{value.name}_height", f"{value.name}_width")
+        sizes = [size if isinstance(size, int) else name for size, name in zip(value.shape, names, strict=False)]
+        value.shape = onnx_ir.Shape(sizes)
     written.model.metadata_props[METADATA] = json.dumps(about, ensure_ascii=False)
     written.save(path, external_data=False)
 

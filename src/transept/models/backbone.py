@@ -46,6 +46,8 @@ class Backbone(nn.Module, ABC):
     """What timm's optimisers, layer decay, EMA, data configuration and wrappers ask of a model."""
 
     head: nn.Module
+    dynamic_step: int | None = None
+    """An exported graph can take all images whose sides are multiples of this; None: it is for one size."""
 
     def __init__(self, config: ModelConfig, *, in_chans: int, num_features: int) -> None:
         super().__init__()
@@ -187,7 +189,7 @@ class IsotropicBackbone(Backbone):
         super().__init__(config, in_chans=in_chans, num_features=embed_dim)
         self.global_pool = "token"
         self.embed_dim = embed_dim
-        self.stride = stride
+        self.stride = self.dynamic_step = stride
 
     @abstractmethod
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -277,6 +279,7 @@ class Pyramid:
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
         super().__init__(config, in_chans, drop_path_rate)  # pyright: ignore[reportCallIssue]
+        self.dynamic_step = self.dynamic_step and 32
         self.fpn1, self.fpn2, self.fpn3, self.fpn4 = scale_modules(config.embed_dim, config.patch_size)
         self.init_weights()
         depth = len(self.blocks)

@@ -736,6 +736,7 @@ class CabViTPTrunk(Backbone):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], dim))
         rates = _drop_path_rates(drop_path_rate, depth)
         self.cross_blocks = config.cross_blocks
+        self.dynamic_step = None if config.cross_blocks else config.patch_size
         self.blocks = nn.ModuleList(
             _cab_blocks(config, dim, config.num_heads, self.grid, rates)
             if config.cross_blocks

@@ -2,8 +2,18 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+
+def same_size(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether the sizes are known to be equal.
+
+    A symbol of an exporter equals nothing: comparing it would make the graph one for that size, or for all but that
+    size. Resizing to the size that a map has leaves it as it is, to the bit.
+    """
+    return not any(isinstance(side, torch.SymInt) for side in (*size, *other)) and tuple(size) == tuple(other)
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -11,7 +21,7 @@ def resize_position_embedding(pos_embed: Tensor, grid: tuple[int, int], new_grid
 
     The rule of DeiT's fine-tuning code: corners not aligned, no antialiasing, in float32.
     """
-    if grid == new_grid:
+    if same_size(grid, new_grid):
         return pos_embed
     table = pos_embed.float().unflatten(1, grid).permute(0, 3, 1, 2)  # 1 c h w
     table = interpolate(table, size=new_grid, mode="bicubic", align_corners=False)
@@ -20,6 +30,6 @@ def resize_position_embedding(pos_embed: Tensor, grid: tuple[int, int], new_grid
 
 def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of maps or logits `b c h w` to `size` (height, width), corners not aligned; `x` if it has it."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    if same_size(x.shape[-2:], size):
         return x
     return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

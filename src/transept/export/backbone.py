@@ -1,0 +1,64 @@
+"""Backbones as graphs: normalised images to the maps of the pyramid, any number of images at once."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image
+
+from transept.data.resizing import Size
+from transept.errors import UsageError
+from transept.export.batches import check_sizes, dynamic_step, squashed, three_views, write_batch_graphs
+from transept.export.onnx import FILES, Exported, sample_picture
+from transept.models.backbone import Backbone
+
+
+def export_backbone(
+    model: Backbone,
+    folder: str | PathLike[str],
+    *,
+    img_size: Size | None = None,
+    formats: Sequence[str] = tuple(FILES),
+    picture: Image.Image | None = None,
+    dynamic_size: bool = False,
+) -> Exported:
+    """Write `model.onnx` and `model.pt2` to `folder`, in float32, once they agree with eager on a picture.
+
+    The graph takes `images` `b 3 H W` and gives a map `b c h w` for each level, called after its stride: `map_4`,
+    `map_8`, `map_16`, `map_32`.
+
+    Args:
+        model: of `create_model(..., features_only=True)`, or the `backbone` of a detector or segmenter.
+        img_size: height and width; default: the model's native size.
+        formats: which of the two files.
+        picture: what to compare on, in three views; default: `sample_picture`.
+        dynamic_size: the graph takes all images whose sides are multiples of `size_step` (see the metadata), and is
+            compared at `img_size` and at a size that is not square; it was traced at neither.
+
+    Returns:
+        Files and differences: the largest of each map, in its standard deviations.
+
+    Raises:
+        UsageError: a classifier, a size that cannot be, a model whose graph is for one size where any was asked for, an
+            unknown format, or packages that are not installed.
+        TranseptError: a graph differs from eager by more than 1e-4 standard deviations, or the folder cannot be written
+            to.
+    """
+    if not hasattr(model, "out_indices"):
+        raise UsageError("a backbone is exported with its pyramid; build it with features_only=True")
+    size = img_size or model.config.img_size
+    if min(size) < 1:
+        raise UsageError(f"img_size={size[0]} x {size[1]}: give a positive height and width")
+    step = dynamic_step(model, size) if dynamic_size else None
+    config = model.pretrained_cfg
+    picture = picture or sample_picture()
+    batches = [three_views(squashed(picture, each, config["mean"], config["std"])) for each in check_sizes(size, step)]
+    names = [f"map_{stride}" for stride in model.feature_info.reduction()]
+    about = {
+        "task": "features",
+        "architecture": config["architecture"],
+        "channels": model.feature_info.channels(),
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+    }
+    return write_batch_graphs(model, batches, names, Path(folder), formats, about, step=step)

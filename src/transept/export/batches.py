@@ -1,0 +1,126 @@
+"""Graphs that take images `b 3 H W`: any number at once and, where the architecture permits, of any size."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.export import Dim
+from torchvision.transforms import v2
+
+from transept.data.resizing import Normalise, Size, resize_jointly
+from transept.errors import TranseptError, UsageError
+from transept.export.onnx import FILES, Axis, Exported, Format, Run, write_graphs
+from transept.models.backbone import Backbone
+from transept.models.registry import family_of
+
+TOLERANCE = 1e-4
+"""Of an output, in its standard deviations."""
+
+
+def write_batch_graphs(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    outputs: Sequence[str],
+    folder: Path,
+    formats: Sequence[str],
+    about: Mapping[str, Any],
+    *,
+    step: int | None = None,
+) -> Exported:
+    """Write the files of `write_graphs`, in float32, once they agree with eager on every batch.
+
+    `model` is left as it is, on its device and in its mode. The differences of a batch that has not the size of the
+    first are called after the output and the size.
+
+    Args:
+        step: the graph takes all images whose sides are multiples of this, and is traced at a size that is none of the
+            batches'; None: those of the first batch's size.
+
+    Raises:
+        UsageError: the model does not take images of a batch's size; and as `write_graphs`.
+        TranseptError: a graph differs by more than `TOLERANCE`, or the folder cannot be written to.
+    """
+    model = copy.deepcopy(model).cpu().float().eval()
+    expected = [_run(model, images) for images in batches]
+    own = _size(batches[0])
+
+    def compare(kind: Format, run: Run) -> dict[str, float]:
+        errors = {}
+        for images, wanted in zip(batches, expected, strict=True):
+            size = _size(images)
+            at = "" if size == own else f" at {size[0]} x {size[1]}"
+            for name, a, b in zip(outputs, run([images]), wanted, strict=True):
+                error = float((a - b).abs().max() / b.std()) if a.shape == b.shape else torch.inf
+                if not error <= TOLERANCE:
+                    raise TranseptError(
+                        f"{FILES[kind]} differs from the model on the picture{at}: {name} by {error:.2g} of their "
+                        f"standard deviation, where {TOLERANCE} is allowed; nothing was written"
+                    )
+                errors[name + at] = error
+        return errors
+
+    example, dynamic = batches[0][:2], {0: Dim("batch", min=1)}
+    if step is not None:
+        # Neither side equals the other or the native one, lest the graph be for where they do.
+        example = torch.zeros(2, batches[0].shape[1], *(side + n * step for side, n in zip(own, (3, 4), strict=True)))
+        dynamic |= {2: step * Dim("rows", min=1), 3: step * Dim("columns", min=1)}
+    about = {**about, "img_size": list(own), "size_step": step}
+    axes = [Axis(name, "batch") for name in outputs]
+    return write_graphs(model, {"images": example}, axes, folder, formats, about, compare, dynamic=dynamic)
+
+
+def dynamic_step(model: Backbone, size: Size) -> int:
+    """What the sides of images must be multiples of where one graph takes them all; those of `size` must be.
+
+    Raises:
+        UsageError: the family's graphs are for one size, or `size` is no such one.
+    """
+    step = model.dynamic_step
+    if step is None:
+        family = family_of(model)
+        raise UsageError(
+            f"{family.name if family else type(model).__name__} groups its tokens differently at every size, which one "
+            f"graph of {model.pretrained_cfg['architecture']} cannot hold; export one file for each size with "
+            "--img-size, without --dynamic-size"
+        )
+    if any(side % step for side in size):
+        height, width = (-(-side // step) * step for side in size)
+        raise UsageError(
+            f"img_size={size[0]} x {size[1]}: with any size, sides are multiples of {step}; give {height} x {width}"
+        )
+    return step
+
+
+def check_sizes(own: Size, step: int | None) -> list[Size]:
+    """The sizes to compare at: the native one and, of a graph for any size, one that is not square."""
+    return [own] if step is None else [own, (own[0] + 2 * step, own[1] + step)]
+
+
+def three_views(image: Tensor) -> Tensor:
+    """`3 H W` to a batch `3 3 H W`: the image, its mirror image, and the image upside down."""
+    return torch.stack((image, image.flip(-1), image.flip(-2)))
+
+
+def squashed(
+    picture: Image.Image, size: Size, mean: Sequence[float], std: Sequence[float], *, antialias: bool = True
+) -> Tensor:
+    """A picture resized to `size` without regard to its proportions, and normalised: `3 H W`."""
+    pixels = v2.functional.to_image(picture.convert("RGB"))
+    return Normalise(tuple(mean), tuple(std))(resize_jointly(pixels, size, antialias=antialias)).as_subclass(Tensor)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, images: Tensor) -> list[Tensor]:
+    try:
+        outputs = model(images)
+    except ValueError as error:
+        raise UsageError(f"img_size={images.shape[-2]} x {images.shape[-1]}: {error}") from error
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]

@@ -1,0 +1,165 @@
+"""Classifiers with 8-bit weights and activations for CPUs, made of their ONNX files by onnxruntime.
+
+Weights have a scale for each output channel, activations one each, read off calibration pictures (QDQ format). Linear
+layers and convolutions are quantised. Products of two activations (attention, cross-covariance), softmax and norms stay
+in float32: their values range over orders of magnitude, and they hold no weights that could shrink.
+"""
+
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from transept.data.transforms import eval_transform
+from transept.errors import TranseptError, UsageError
+from transept.export.onnx import FILES, METADATA, check_formats, onnx_runner
+from transept.files import write_together
+from transept.metrics.accuracy import AccuracyMeter
+from transept.tasks.classify import Classifier
+
+INT8_FILE = "model.int8.onnx"
+CALIBRATION_PICTURES = 128
+"""How many the command takes, spread evenly over what there is; more changed nothing measurable."""
+_QUANTISED = ("MatMul", "Gemm", "Conv")
+
+
+class Quantised(NamedTuple):
+    """What was written, and how far it is from the float file."""
+
+    file: Path
+    sizes: dict[str, int]
+    """Bytes of the `float` and the `int8` file."""
+    layers: int
+    """How many linear layers and convolutions are quantised."""
+    error: float
+    """Root mean square difference of the logits of the calibration pictures, in their standard deviations."""
+
+
+class Comparison(NamedTuple):
+    """Accuracy of the float and the int8 file."""
+
+    top1: tuple[float, float]
+    images: int
+
+
+def export_int8(task: Classifier, folder: str | PathLike[str], pictures: Sequence[Image.Image]) -> Quantised:
+    """Write `model.int8.onnx` beside the `model.onnx` that `export_logits` wrote to `folder`, with its metadata.
+
+    Args:
+        task: the classifier of that file, for its preprocessing.
+        pictures: what the ranges of activations are read off, a hundred or so of those that the model was trained on.
+
+    Raises:
+        UsageError: no classifier, no pictures, or packages that are not installed.
+        TranseptError: there is no `model.onnx`, or the folder cannot be written to.
+    """
+    check_formats(["onnx"])
+    if not isinstance(task, Classifier):
+        raise UsageError(f"8-bit files are made of classifiers, and this is a {type(task).__name__.lower()}")
+    if not pictures:
+        raise UsageError("calibration needs pictures, a hundred or so of those that the model was trained on")
+    folder = Path(folder)
+    source = folder / FILES["onnx"]
+    if not source.is_file():
+        raise TranseptError(f"there is no {str(source)!r}; export the classifier to ONNX first")
+    transform = eval_transform(task.preprocessing)
+    images = [transform(picture)[None] for picture in pictures]
+    layers = 0
+
+    def write(path: Path) -> None:
+        nonlocal layers
+        layers = _quantise(source, path, images)
+
+    write_together(folder, {INT8_FILE: write})
+    file = folder / INT8_FILE
+    batch = torch.cat(images)
+    expected, found = (onnx_runner(path)([batch])[0] for path in (source, file))
+    error = float((found - expected).square().mean().sqrt() / expected.std())
+    return Quantised(file, {"float": source.stat().st_size, "int8": file.stat().st_size}, layers, error)
+
+
+def compare_top1(folder: Path, task: Classifier, batches: DataLoader | Iterable[tuple[Tensor, Tensor]]) -> Comparison:
+    """Top-1 accuracy of both files of `export_int8` on the same labelled images."""
+    runs = [onnx_runner(folder / name) for name in (FILES["onnx"], INT8_FILE)]
+    meters = [AccuracyMeter() for _ in runs]
+    for images, labels in batches:
+        for run, meter in zip(runs, meters, strict=True):
+            (logits,) = run([images])
+            meter.update(task.loss(logits, labels), logits, labels)
+    top1, top1_int8 = (meter.means()["top1"] for meter in meters)
+    return Comparison((top1, top1_int8), meters[0].samples)
+
+
+def latency_ratio(folder: Path, images: Tensor, *, repetitions: int = 15) -> float:
+    """The time of the int8 file over that of the float file, medians of runs in turns; below 1, int8 is faster."""
+    runs = [onnx_runner(folder / name) for name in (FILES["onnx"], INT8_FILE)]
+    seconds: list[list[float]] = [[], []]
+    for repetition in range(repetitions + 2):
+        for run, times in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run([images])
+            if repetition >= 2:  # the first runs allocate
+                times.append(time.perf_counter() - start)
+    slow, quick = map(statistics.median, seconds)
+    return quick / slow
+
+
+def _quantise(source: Path, path: Path, images: Sequence[Tensor]) -> int:
+    """Write the 8-bit file and return how many layers of it are quantised."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = iter([{"images": image.numpy()} for image in images])
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it advises what is done here
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            prepared = Path(name, "prepared.onnx")
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            nodes = _layers(onnx.load(prepared))
+            quantize_static(
+                prepared,
+                path,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(_QUANTISED),
+                nodes_to_quantize=nodes,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+            )
+    finally:
+        logging.getLogger().setLevel(level)
+    model = onnx.load(path)
+    about = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {METADATA: json.dumps({**json.loads(about[METADATA]), "precision": "int8"})})
+    onnx.save(model, path)
+    return len(nodes)
+
+
+def _layers(model: Any) -> list[str]:
+    """The names of linear layers and convolutions: what multiplies an activation with a weight."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in _QUANTISED and not set(node.input[:2]).isdisjoint(weights)
+    ]
