@@ -48,7 +48,7 @@ class Configurations(_OfFamily):
             name = next(name for name, other in family.variants.items() if _without_size(other) == config)
             rows.append({"variant": f"`{re.sub(r'_(224|384|448)$', '', name)}`", "size": sizes, **config})
         keys = list(dict.fromkeys(key for row in rows for key in row))
-        told = [key for key in keys if len({row.get(key) for row in rows}) > 1]
+        told = [key for key in keys if len({row[key] for row in rows if key in row}) > 1]
         return _table(told, [[_plain(row.get(key, "")) for key in told] for row in rows])
 
 
