@@ -105,7 +105,9 @@ def _docstring(family: Family) -> tuple[str, str]:
     module = inspect.getmodule(type(next(iter(family.variants.values()))))
     paragraphs = (inspect.getdoc(module) or "").split("\n\n")
     at = next(i for i, paragraph in enumerate(paragraphs) if "VARIANTS" in paragraph)
-    return paragraphs[at], "\n\n".join(paragraphs[at + 1 :])
+    # Markdown takes a line right behind a list for a part of its last point.
+    rest = re.sub(r"(?m)^(- .*(?:\n  .*)*)\n(?=\S)(?!- )", r"\1\n\n", "\n\n".join(paragraphs[at + 1 :]))
+    return paragraphs[at], rest
 
 
 def _without_size(config: Any) -> dict[str, Any]:
