@@ -5,7 +5,7 @@ from pathlib import Path
 
 import transept
 
-sys.path.insert(0, str(Path(__file__).parent))  # for model_tables
+sys.path.insert(0, str(Path(__file__).parent))  # for model_tables and notebook_pages
 
 project = "transept"
 author = "the transept authors"
@@ -16,7 +16,7 @@ html_static_path: list[str] = []
 html_copy_source = False
 exclude_patterns = ["_build"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "model_tables"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "model_tables", "notebook_pages"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 highlight_language = "none"  # indented blocks are mostly command lines; fenced ones name their language

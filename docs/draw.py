@@ -61,12 +61,10 @@ def heads(found: transept.AttentionMap) -> list[Panel]:
     return [panel(f"head {head}", found, head) for head in range(found.heads)]
 
 
-def trained(name: str) -> Classifier:
-    """A small model of the family, 16 epochs on the digits at 32 x 32 pixels, which are 8 x 8 patches."""
-    small = {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_size": 4}
-    options = [word for key, value in small.items() for word in (f"--model.options.{key}", str(value))]
-    page = read_recipe("digits")
-    recipe = parse_recipe(page | {"model": {"name": name}}, ["--model.img_size", "32", *options])
+def trained(name: str, *options: str) -> Classifier:
+    """A small model of the family with patches of 4 x 4 pixels, trained on the digits as `options` of the recipe say."""
+    small = "--model.options.embed_dim 64 --model.options.num_heads 4 --model.options.patch_size 4".split()
+    recipe = parse_recipe(read_recipe("digits") | {"model": {"name": name}}, [*small, *options])
     with tempfile.TemporaryDirectory() as folder:
         result = train(recipe, Path(folder) / "run")
         print(f"{name}: {result.metrics['top1']:.1%} of the held-out digits")
@@ -111,7 +109,7 @@ def draw_cabvit() -> None:
 
 
 def draw_xcit() -> None:
-    task = trained("xcit_nano_12_p8_224")
+    task = trained("xcit_nano_12_p8_224", "--model.img_size", "32", "--model.options.depth", "4")
     _, image = digit(task)
     covariance = transept.attention_maps(task.model, image, "cross-covariance")
     looks = transept.attention_maps(task.model, image, "class")
@@ -125,7 +123,9 @@ def draw_xcit() -> None:
 
 
 def draw_cait() -> None:
-    task = trained("cait_xxs24_224")
+    # Its own 1e-5, made for great depth, would take more epochs.
+    scale = ["--model.options.init_scale", "0.1", "--schedule.epochs", "10", "--schedule.warmup_epochs", "1"]
+    task = trained("cait_xxs24_224", "--model.img_size", "24", "--model.options.depth", "3", *scale)
     _, image = digit(task)
     token = (image.shape[-1] // 2, image.shape[-2] // 2)
     talking = transept.attention_maps(task.model, image, "talking-heads", token=token)
