@@ -12,7 +12,9 @@ author = "the transept authors"
 release = transept.__version__
 html_title = "transept"
 html_theme = "furo"
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
 html_copy_source = False
 exclude_patterns = ["_build"]
 

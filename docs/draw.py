@@ -62,7 +62,7 @@ def heads(found: transept.AttentionMap) -> list[Panel]:
 
 
 def trained(name: str, *options: str) -> Classifier:
-    """A small model of the family with patches of 4 x 4 pixels, trained on the digits as `options` of the recipe say."""
+    """A small model with patches of 4 x 4 pixels, trained on the digits as the recipe and `options` say."""
     small = "--model.options.embed_dim 64 --model.options.num_heads 4 --model.options.patch_size 4".split()
     recipe = parse_recipe(read_recipe("digits") | {"model": {"name": name}}, [*small, *options])
     with tempfile.TemporaryDirectory() as folder:

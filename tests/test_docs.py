@@ -1,11 +1,13 @@
 """The documentation site. That its Python blocks run is tested by `pytest README.md docs`."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -15,9 +17,10 @@ from transept.cli.train import parse_recipe
 from transept.errors import UsageError
 from transept.models.backbone import Family
 from transept.models.registry import FAMILIES
-from transept.train.recipe import read_recipe, recipe_names
+from transept.train.recipe import Recipe, read_recipe, recipe_names
 
 DOCS = Path(__file__).parents[1] / "docs"
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
@@ -96,6 +99,38 @@ def test_a_command_line_with_a_mistake_is_found(line: str):
         check_command(words)
 
 
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert 8 <= len(notebook["cells"]) <= 12
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def kinds_of_outputs(path: Path) -> list[list[list[str]]]:
+    """Of each code cell: what was printed, and as what its value was shown."""
+    return [[sorted(output.get("data", ["printed"])) for output in cell["outputs"]] for cell in code_cells(path)]
+
+
+def test_every_task_has_a_notebook():
+    assert {path.stem for path in NOTEBOOKS} == set(get_args(get_type_hints(Recipe)["task"]))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_as_executed(path: Path):
+    for number, cell in enumerate(code_cells(path), start=1):
+        compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec")
+        assert cell["execution_count"] == number
+    assert any(["image/png", "text/plain"] in kinds for kinds in kinds_of_outputs(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path: Path, tmp_path: Path):
+    command = [sys.executable, str(DOCS / "notebooks" / "run.py"), path.stem, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert kinds_of_outputs(tmp_path / path.name) == kinds_of_outputs(path)
+
+
 @pytest.mark.slow
 def test_builds_without_a_warning(tmp_path: Path):
     pytest.importorskip("sphinx")
@@ -105,3 +140,6 @@ def test_builds_without_a_warning(tmp_path: Path):
     page = (tmp_path / "families" / "cat.html").read_text(encoding="utf-8")
     assert "16.871" in page  # parameters of cat_tiny, from the package
     assert "InnerPatchSelfAttention" in page
+    notebook = (tmp_path / "notebooks" / "classify.html").read_text(encoding="utf-8")
+    assert 'src="data:image/png;base64,' in notebook
+    assert "held-out digits" in notebook

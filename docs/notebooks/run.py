@@ -1,4 +1,4 @@
-"""Runs notebooks from top to bottom and stores what they print and show: `uv run python docs/notebooks/run.py [NAME ...]`.
+"""Runs notebooks and stores what they print and show: `uv run python docs/notebooks/run.py [NAME ...]`.
 
 Each runs in a process and an empty folder of its own. With `--out FOLDER` the executed notebooks are written there, and
 those here stay as they are. Jupyter shows the same: what is printed, and the value of a cell's last expression.
@@ -53,7 +53,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, metavar="FOLDER")
     args = parser.parse_args()
     out = args.out.resolve()
-    names = args.names or sorted(path.stem for path in HERE.glob("*.ipynb"))
+    known = sorted(path.stem for path in HERE.glob("*.ipynb"))
+    names = args.names or known
+    if missing := set(names) - set(known):
+        parser.error(f"there is no notebook {missing.pop()!r}; there are {', '.join(known)}")
     if len(names) > 1:
         for name in names:
             subprocess.run([sys.executable, __file__, name, "--out", out], check=True)
