@@ -1,5 +1,5 @@
 # What CI runs, and a person too.
-.PHONY: check test test-all docs golden counts bench audit
+.PHONY: check test test-all docs notebooks golden counts bench audit
 
 check:  ## lint, format, types, and which room may import which
 	uv run ruff check .
@@ -18,6 +18,9 @@ test-all:  ## everything: full-size models, and the built-in recipes to the accu
 
 docs:  ## the site, in docs/_build; a warning is an error
 	uv run sphinx-build -q -W -b html docs docs/_build
+
+notebooks:  ## run the notebooks and store their outputs; minutes each
+	uv run python docs/notebooks/run.py
 
 golden:  ## rewrite tests/golden from the recordings of the official models
 	uv run python tests/golden/make.py
