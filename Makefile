@@ -1,5 +1,5 @@
 # What CI runs, and a person too.
-.PHONY: check test test-all golden counts bench audit
+.PHONY: check test test-all docs notebooks golden counts bench audit
 
 check:  ## lint, format, types, and which room may import which
 	uv run ruff check .
@@ -9,12 +9,18 @@ check:  ## lint, format, types, and which room may import which
 
 test:  ## the suite without its slow part: about five minutes on two cores
 	uv run pytest -n 2
-	uv run pytest README.md
+	uv run pytest README.md docs
 
 test-all:  ## everything: full-size models, and the built-in recipes to the accuracy that they claim
 	uv run pytest -n 2
-	uv run pytest README.md
+	uv run pytest README.md docs
 	uv run pytest -m slow
+
+docs:  ## the site, in docs/_build; a warning is an error
+	uv run sphinx-build -q -W -b html docs docs/_build
+
+notebooks:  ## run the notebooks and store their outputs; minutes each
+	uv run python docs/notebooks/run.py
 
 golden:  ## rewrite tests/golden from the recordings of the official models
 	uv run python tests/golden/make.py

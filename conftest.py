@@ -1,6 +1,54 @@
-"""The Python blocks of the README run as tests: `pytest README.md`, in one process, for they build on each other."""
+"""The Python blocks of the README and of the docs run as tests: `pytest README.md docs`.
 
+In one process for each page, for the blocks of a page build on each other, and in an empty folder that is the page's
+own. No page downloads anything: an invisible block before the visible one writes what the visible one reads, published
+weights by `stand_in`. What cannot run anywhere is marked with `<!-- skip: next "why" -->`.
+"""
+
+import tempfile
+from typing import Any
+
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md"]).pytest()
+
+def begin(page: dict[str, Any]) -> None:
+    page["folder_of_page"] = tempfile.TemporaryDirectory()
+    page["environment"] = pytest.MonkeyPatch()
+    page["environment"].chdir(page["folder_of_page"].name)
+    page["environment"].setenv("TORCH_HOME", page["folder_of_page"].name)
+    page["environment"].setenv("TRANSEPT_OFFLINE", "1")
+    page["stand_in"] = stand_in
+
+
+def end(page: dict[str, Any]) -> None:
+    page["environment"].undo()
+    page["folder_of_page"].cleanup()
+
+
+def stand_in(name: str) -> None:
+    """Random weights, in the authors' format, where the published ones `model.tag` would lie after their download."""
+    import torch
+
+    import transept
+    from transept.weights.create import find_checkpoint
+    from transept.weights.download import local_path
+
+    weights = find_checkpoint(name)
+    if weights.task == "detection":
+        model = transept.create_detector(weights.method, backbone=weights.model, num_classes=80)
+    else:
+        classes = 0 if weights.task == "self-supervised" else 1000
+        model = transept.create_model(weights.model, num_classes=classes)
+    path = local_path(weights.url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": model.state_dict()}, path)
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md", "docs/*.md", "docs/families/*.md"],
+    setup=begin,
+    teardown=end,
+).pytest()

@@ -397,9 +397,9 @@ class Recipe:
     model: ModelOptions
     task: Literal["classify", "detect", "segment", "pretrain"] = "classify"
     data: str | None = None
-    """classify: `digits`; a folder: train/CLASS/* and val/CLASS/*, or CLASS/* to be split; `hf:NAME` of the Hugging
-    Face hub; `wds:TRAIN,VAL`, patterns of tar shards.
-    detect: `digits-scenes`, or a folder as COCO's: annotations/instances_train2017.json, train2017/*, and for val.
+    """classify: `digits`; a folder: `train/CLASS/*` and `val/CLASS/*`, or `CLASS/*` to be split; `hf:NAME` of the
+    Hugging Face hub; `wds:TRAIN,VAL`, patterns of tar shards.
+    detect: `digits-scenes`, or a folder as COCO's: `annotations/instances_train2017.json`, `train2017/*`, and for val.
     segment: `digits-scenes`, or a folder of pictures and masks.
     pretrain: as classify, or a folder of pictures without classes."""
     detect: DetectOptions = field(default_factory=DetectOptions)

@@ -1,0 +1,147 @@
+"""Draws the attention on the families' pages into docs/images/families: `uv run python docs/draw.py [FAMILY ...]`.
+
+Who *can* look at whom in CAT, CrossFormer and CabViT is shown by freshly initialised models, on scikit-learn's
+china.jpg, by danielbuechele (CC BY 2.0). In XCiT and CaiT every token reaches every other, so theirs are small models,
+trained here on the built-in digits (some minutes on two cores), and what they see is a held-out digit.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torchvision.transforms.functional import to_tensor
+
+import transept
+from transept.analysis.attention_sheet import Panel, Row, draw_attention
+from transept.cli.train import parse_recipe
+from transept.data.sets import load_splits
+from transept.data.transforms import eval_transform
+from transept.tasks.classify import Classifier
+from transept.train.recipe import read_recipe
+from transept.train.run import train
+
+FOLDER = Path(__file__).parent / "images" / "families"
+SIZE = 224
+TOKEN = (96, 120)
+"""The pixel whose token's maps are drawn: on the temple."""
+MARK = TOKEN[0] / SIZE, TOKEN[1] / SIZE
+DIGIT = 5
+"""Which held-out digit the trained models see."""
+
+
+def photograph() -> Image.Image:
+    picture = Image.fromarray(load_sample_image("china.jpg"))
+    side = min(picture.size)
+    left = (picture.width - side) // 2
+    return picture.crop((left, 0, left + side, side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+
+
+def panel(title: str, found: transept.AttentionMap, head: int | None = None) -> Panel:
+    maps = found.maps[0]
+    values = maps.mean(dim=0) if head is None else maps[head]
+    share = float(values.sum() if found.kind == "cross-block" else values.max())
+    note = f"{'sum' if found.kind == 'cross-block' else 'max'} {share:.1%}"
+    return Panel(title, note, values.numpy(), over_image=found.over == "image")
+
+
+def maps(name: str, kind: str, block: int) -> list[transept.AttentionMap]:
+    """Of a fresh model's block of a kind: one, or in CabViT another for each digest."""
+    torch.manual_seed(0)
+    model = transept.create_model(name, num_classes=10).eval()
+    image = to_tensor(photograph())[None] * 2 - 1
+    layers = transept.attention_maps(model, image, kind, token=TOKEN)
+    wanted = list(dict.fromkeys(found.name for found in layers))[block]
+    return [found for found in layers if found.name == wanted]
+
+
+def heads(found: transept.AttentionMap) -> list[Panel]:
+    return [panel(f"head {head}", found, head) for head in range(found.heads)]
+
+
+def trained(name: str, *options: str) -> Classifier:
+    """A small model with patches of 4 x 4 pixels, trained on the digits as the recipe and `options` say."""
+    small = "--model.options.embed_dim 64 --model.options.num_heads 4 --model.options.patch_size 4".split()
+    recipe = parse_recipe(read_recipe("digits") | {"model": {"name": name}}, [*small, *options])
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(recipe, Path(folder) / "run")
+        print(f"{name}: {result.metrics['top1']:.1%} of the held-out digits")
+        return Classifier.load(result.run / "best.safetensors")
+
+
+def draw_digit(task: Classifier, rows: list[Row], name: str, mark: tuple[float, float] | None = None) -> None:
+    picture, image = digit(task)
+    labels, scores = task.predict([picture], 3)
+    best = [(task.classes[label], score) for label, score in zip(labels[0].tolist(), scores[0].tolist(), strict=True)]
+    view = picture.resize(image.shape[-2:], Image.Resampling.BICUBIC)
+    draw_attention(view, rows, FOLDER / f"{name}.png", best=best, token=mark)
+
+
+def digit(task: Classifier) -> tuple[Image.Image, torch.Tensor]:
+    picture = load_splits("digits").val[DIGIT][0]
+    return picture, eval_transform(task.preprocessing)(picture)[None]
+
+
+def draw_cat() -> None:
+    (inner,) = maps("cat_tiny", "inner-patch", 0)
+    (cross,) = maps("cat_tiny", "cross-patch", 0)
+    rows = [
+        Row("Inner-patch attention", heads(inner)),
+        Row("Cross-patch attention", [panel(f"channel {channel}", cross, channel) for channel in (0, 1, 2)]),
+    ]
+    draw_attention(photograph(), rows, FOLDER / "cat.png", token=MARK)
+
+
+def draw_crossformer() -> None:
+    (short,) = maps("crossformer_small", "short-distance", 0)
+    (far,) = maps("crossformer_small", "long-distance", 0)
+    rows = [Row("Attention in groups", [panel("short distance", short), panel("long distance", far)])]
+    draw_attention(photograph(), rows, FOLDER / "crossformer.png", token=MARK)
+
+
+def draw_cabvit() -> None:
+    blocks = maps("cabvit_h_l1", "cross-block", 2)
+    sources = ["tokens" if found.source is None else f"digest of {found.source}" for found in blocks]
+    panels = [panel(title, found) for title, found in zip(sources, blocks, strict=True)]
+    draw_attention(photograph(), [Row("Attention across blocks", panels)], FOLDER / "cabvit.png", token=MARK)
+
+
+def draw_xcit() -> None:
+    task = trained("xcit_nano_12_p8_224", "--model.img_size", "32", "--model.options.depth", "4")
+    _, image = digit(task)
+    covariance = transept.attention_maps(task.model, image, "cross-covariance")
+    looks = transept.attention_maps(task.model, image, "class")
+    rows = [
+        Row("Cross-covariance attention, block 0: channel to channel", heads(covariance[0])),
+        Row(f"Cross-covariance attention, block {len(covariance) - 1}", heads(covariance[-1])),
+        Row("Class attention, first block", heads(looks[0])),
+        Row("Class attention, second block", heads(looks[1])),
+    ]
+    draw_digit(task, rows, "xcit")
+
+
+def draw_cait() -> None:
+    # Its own 1e-5, made for great depth, would take more epochs.
+    scale = ["--model.options.init_scale", "0.1", "--schedule.epochs", "10", "--schedule.warmup_epochs", "1"]
+    task = trained("cait_xxs24_224", "--model.img_size", "24", "--model.options.depth", "3", *scale)
+    _, image = digit(task)
+    token = (image.shape[-1] // 2, image.shape[-2] // 2)
+    talking = transept.attention_maps(task.model, image, "talking-heads", token=token)
+    looks = transept.attention_maps(task.model, image, "class")
+    rows = [
+        Row("Talking-heads attention, block 0", heads(talking[0])),
+        Row(f"Talking-heads attention, block {len(talking) - 1}", heads(talking[-1])),
+        Row("Class attention, first block", heads(looks[0])),
+        Row("Class attention, second block", heads(looks[1])),
+    ]
+    draw_digit(task, rows, "cait", mark=(0.5, 0.5))
+
+
+DRAWN = {"cat": draw_cat, "crossformer": draw_crossformer, "cabvit": draw_cabvit, "xcit": draw_xcit, "cait": draw_cait}
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for family in sys.argv[1:] or DRAWN:
+        DRAWN[family]()
