@@ -28,8 +28,8 @@ golden:  ## rewrite tests/golden from the recordings of the official models
 counts:  ## rewrite the kept costs of all models
 	uv run python -m transept.analysis.counted
 
-bench:  ## speed beside timm, in one run; writes benchmarks/results
-	uv run python benchmarks/eager.py
+bench:  ## speed beside timm on two quiet cores: half an hour; writes benchmarks/results
+	uv run python benchmarks/cpu.py
 
 audit:  ## known vulnerabilities of the installed packages
 	uv run pip-audit --skip-editable
