@@ -124,7 +124,7 @@ def test_captured_and_exported(name: str):
 def test_packed_weights_follow_the_plain_ones():
     layer = pack(nn.Linear(48, 32), activate=True)
     layer.requires_grad_(False)
-    x = torch.randn(2, 5, 48)
+    x = torch.randn(8, 500, 48)
 
     def plain() -> Tensor:
         return gelu(linear(x, layer.weight, layer.bias))
@@ -143,7 +143,8 @@ def test_packed_weights_follow_the_plain_ones():
     assert runs_packed(), "replaced"
     assert error(copy.deepcopy(layer)(x), plain()) < 1e-6
     assert error(pickle.loads(pickle.dumps(layer))(x), plain()) < 1e-6
-    assert layer(x[:0]).shape == (0, 5, 32)
+    assert layer(x[:0]).shape == (0, 500, 32)
+    assert error(layer(x[:1]), gelu(linear(x[:1], layer.weight, layer.bias))) < 1e-6, "too small to be worth it"
     assert error(layer(x.mT.contiguous().mT), plain()) < 1e-6
     with torch.enable_grad():
         inputs = x.clone().requires_grad_()

@@ -17,7 +17,7 @@ from transept.export.fused import (
     FusedTalkingHeads,
     Pointwise,
 )
-from transept.export.packed import pack
+from transept.export.packed import GeluConv2d, pack
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp
@@ -86,6 +86,8 @@ def fuse(model: M) -> M:
             if isinstance(module, nn.Sequential):
                 _fold_norms(module)
         for module in list(fused.modules()):
+            if isinstance(module, nn.Sequential):
+                _fold_activations(module)
             for scale, layer in SCALED.get(type(module), {}).items():
                 _fold_scale(module, scale, layer)
             if isinstance(module, cabvit.Downsample):
@@ -116,6 +118,16 @@ def _fold_norms(layers: nn.Sequential) -> None:
         if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
             setattr(layers, name, fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d)))
             setattr(layers, norm_name, nn.Identity())
+
+
+def _fold_activations(layers: nn.Sequential) -> None:
+    """What is a convolution alone computes the GELU that follows; an identity keeps its place."""
+    for (_, layer), (act_name, act) in pairwise(list(layers.named_children())):
+        if isinstance(layer, nn.Sequential) and isinstance(act, nn.GELU) and act.approximate == "none":
+            name, conv = next(layer.named_children())
+            if type(conv) is nn.Conv2d and all(isinstance(other, nn.Identity) for other in list(layer)[1:]):
+                setattr(layer, name, GeluConv2d(conv))
+                setattr(layers, act_name, nn.Identity())
 
 
 def _fold_scale(block: nn.Module, name: str, layer_name: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
-from transept.export.packed import PackedLinear, pack, runs_on_cpu
+from transept.export.packed import GeluConv2d, PackedLinear, pack, runs_on_cpu
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.models.cait import TalkingHeadsAttention, talking_heads
@@ -31,13 +31,13 @@ class FusedLocalPatchInteraction(KeepsBias):
         assert norm.running_var is not None
         assert conv.bias is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        self.conv1, self.act = local.conv1, local.act
+        self.conv1 = GeluConv2d(local.conv1)
         self.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1))
         self.shift_weight = nn.Parameter(conv.weight * (norm.bias - norm.running_mean * scale).view(-1, 1, 1, 1))
         self.bias = nn.Parameter(conv.bias.clone())
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # b n c -> b n c
-        x = self.act(self.conv1(to_map(x, grid)))
+        x = self.conv1(to_map(x, grid))
         return to_tokens(conv2d(x, self.weight, padding=1, groups=x.shape[1])).add_(self.shift(grid))
 
     def shift(self, grid: tuple[int, int]) -> Tensor:
