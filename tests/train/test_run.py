@@ -103,6 +103,7 @@ def test_same_seed_same_result_and_another_seed_another(whole_run: Path, tmp_pat
     assert rows(tmp_path / "other")[0]["train_loss"] != rows(whole_run)[0]["train_loss"]
 
 
+@pytest.mark.slow  # tests/train/test_scale.py kills one at a random moment
 def test_killed_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
     process = start(tmp_path / "run")
     wait_for_epoch(tmp_path / "run", process)

@@ -143,6 +143,7 @@ class LocalPatchInteraction(nn.Module):
         return (
             torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
+            and not x.is_meta
             and not torch.is_autocast_enabled(x.device.type)
             and (type(self.act), type(bn), type(self.conv2)) == (nn.GELU, nn.BatchNorm2d, nn.Conv2d)
             and bn.training
