@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from transept.analysis.count import count
 from transept.errors import TranseptError, UsageError, unknown
 from transept.export.fuse import fuse
+from transept.export.packed import PackedLinear
 from transept.models.registry import build_model, build_skeleton, find_model
 
 Mode = Literal["eager", "fused", "compiled", "fused-compiled"]
@@ -51,7 +52,9 @@ class Timing:
     images_per_second: float
     """By the median."""
     peak_memory: int
-    """Bytes: parameters and the most that a call has allocated at once."""
+    """Bytes: the model's own and the most that a call has allocated at once."""
+    own_memory: int
+    """Bytes of parameters, buffers and packed weights."""
     macs: int
     """Multiply-accumulates of one image, forward."""
     share: float
@@ -130,14 +133,23 @@ def describe(timing: Timing) -> str:
     )
 
 
-def growth(timings: Sequence[Timing]) -> float:
-    """The exponent p of time ~ pixels ** p, by least squares over the image sizes of one model: 1 is linear."""
-    points = [(t.img_size[0] * t.img_size[1], t.p50) for t in timings]
+def growth(timings: Sequence[Timing], cost: Callable[[Timing], float] = lambda timing: timing.p50) -> float:
+    """The exponent p of cost ~ pixels ** p, by least squares over the image sizes of one model: 1 is linear.
+
+    The cost is the time if nothing else is given.
+    """
+    points = [(t.img_size[0] * t.img_size[1], cost(t)) for t in timings]
     if len({pixels for pixels, _ in points}) < 2:
         raise ValueError("growth needs two image sizes or more")
-    pixels, seconds = (torch.tensor(values, dtype=torch.float64).log() for values in zip(*points, strict=True))
+    pixels, costs = (torch.tensor(values, dtype=torch.float64).log() for values in zip(*points, strict=True))
     pixels = pixels - pixels.mean()
-    return float((pixels * (seconds - seconds.mean())).sum() / pixels.square().sum())
+    return float((pixels * (costs - costs.mean())).sum() / pixels.square().sum())
+
+
+def own_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, and of the weights that `fuse` has packed beside them."""
+    packed = sum(m.weight.nbytes for m in model.modules() if isinstance(m, PackedLinear) and m.is_packed)
+    return packed + sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +215,8 @@ def _race(
             call()
         except ValueError as error:
             raise TranseptError(f"{entry.name}: {error}") from error
-        own = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-        memory.append(own + _peak_memory(call, device))
+        own = own_bytes(model)
+        memory.append((own, own + _peak_memory(call, device)))
         calls.append(call)
     times = [[] for _ in calls]
     for turn in range(_WARM_UP + repetitions):
@@ -214,7 +226,7 @@ def _race(
                 kept.append(seconds)
     rate = side**3 / statistics.median(times[0])
     timings = []
-    for entry, seconds, peak in zip(entries, times[1:], memory, strict=True):
+    for entry, seconds, (own, peak) in zip(entries, times[1:], memory, strict=True):
         p50 = statistics.median(seconds)
         timings.append(
             Timing(
@@ -229,6 +241,7 @@ def _race(
                 best=min(seconds),
                 images_per_second=batch / p50,
                 peak_memory=peak,
+                own_memory=own,
                 macs=entry.macs,
                 share=entry.macs * batch * (3 if training else 1) / p50 / rate,
             )

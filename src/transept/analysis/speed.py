@@ -1,6 +1,6 @@
 """Pictures of a benchmark: accuracy over speed, or time over resolution."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -27,12 +27,17 @@ _MARKERS = {"eager": "o", "fused": "D", "compiled": "s", "fused-compiled": "^"}
 
 def draw_benchmark(result: Benchmark, path: Path) -> None:
     """Time over resolution where several image sizes were measured, else accuracy over speed."""
-    figure = Figure(figsize=(9, 5), dpi=144, layout="constrained")
-    axes = figure.subplots()
     over_sizes = len({timing.img_size for timing in result.timings}) > 1
-    (_draw_growth if over_sizes else _draw_accuracy)(axes, result.timings)
-    axes.grid(color=_GRID, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(12 if over_sizes else 9, 5), dpi=144, layout="constrained")
+    if over_sizes:
+        seconds, memory = figure.subplots(1, 2)
+        _draw_growth(seconds, result.timings, lambda timing: 1e3 * timing.p50, "milliseconds")
+        _draw_growth(memory, result.timings, _activations, "MiB at once, the model's own aside")
+    else:
+        _draw_accuracy(figure.subplots(), result.timings)
+    for axes in figure.axes:
+        axes.grid(color=_GRID, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
     machine = result.machine
     figure.suptitle(
         f"{machine['processor']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}",
@@ -66,21 +71,25 @@ def _draw_accuracy(axes: Axes, timings: Sequence[Timing]) -> None:
     axes.set_ylabel("published top-1 (%)")
 
 
-def _draw_growth(axes: Axes, timings: Sequence[Timing]) -> None:
+def _activations(timing: Timing) -> float:
+    return (timing.peak_memory - timing.own_memory) / 2**20
+
+
+def _draw_growth(axes: Axes, timings: Sequence[Timing], cost: Callable[[Timing], float], unit: str) -> None:
     series: dict[tuple[str, str, str, int], list[Timing]] = {}
     for timing in timings:
         series.setdefault((timing.model, timing.source, timing.mode, timing.batch), []).append(timing)
     for i, ((model, source, mode, batch), points) in enumerate(series.items()):
         label = f"{model} ({source}, {mode}, batch {batch})"
         if len(points) > 1:
-            label += f": pixels^{growth(points):.2f}"
+            label += f": pixels^{growth(points, cost):.2f}"
         pixels = [timing.img_size[0] * timing.img_size[1] for timing in points]
-        axes.plot(pixels, [1e3 * t.p50 for t in points], marker=_MARKERS[mode], color=f"C{i}", label=label)
+        axes.plot(pixels, [cost(t) for t in points], marker=_MARKERS[mode], color=f"C{i}", label=label)
     sizes = sorted({t.img_size for t in timings}, key=lambda size: size[0] * size[1])
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks([h * w for h, w in sizes], [f"{h} x {w}" for h, w in sizes], fontsize=7)
     axes.minorticks_off()
     axes.set_xlabel("image size (axis: pixels)")
-    axes.set_ylabel("milliseconds")
+    axes.set_ylabel(unit)
     axes.legend(frameon=False, fontsize=7.5)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
-
 _WORTH_PACKING = 5_000_000
 """Multiply-accumulates, a tenth of a millisecond: each call of oneDNN costs 15 microseconds more than a plain one."""
 
@@ -50,6 +49,10 @@ class PackedLinear(nn.Linear):
             return gelu(out) if self.activate else out
         activation = "gelu" if self.activate else "none"
         return torch.ops.mkldnn._linear_pointwise(input, self.packed(), self.bias, activation, [], "none")
+
+    @property
+    def is_packed(self) -> bool:
+        return self._packed is not None
 
     def packed(self) -> Tensor:
         """The weight in oneDNN's layout, made anew when it was replaced, moved or written to."""
