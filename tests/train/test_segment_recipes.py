@@ -435,12 +435,26 @@ def test_one_picture_at_a_time_is_too_few_for_upernet(ade20k: Path, tmp_path: Pa
         ("--accumulate 3", "accumulate=3 does not divide batch_size=16"),
         ("--accumulate 0", "accumulate=0 must be greater than 0"),
         ("--optimizer.betas [0.9,1.0]", r"optimizer.betas=\[0.9, 1.0\]; give two numbers in \[0, 1\)"),
+        ("--segment.classifier_std 0", r"segment.classifier_std=0.0 must be greater than 0"),
         ("--schedule.warmup_ratio 2", r"schedule.warmup_ratio=2.0 is not in \[0, 1\]"),
     ],
 )
 def test_wrong_options(options: str, message: str):
     with pytest.raises(TranseptError, match=message):
         page(REPRESENTATIVES[0], options)
+
+
+def test_the_first_weights_of_the_classifier():
+    options = "--model.options.depths [1,1,1,1] --segment.width 32"
+    heads = []
+    for std in (0.01, 0.1):
+        torch.manual_seed(0)
+        recipe = parse_recipe(read_recipe("quick-seg"), f"{options} --segment.classifier_std {std}".split())
+        heads.append(SegmentJob(recipe).build(load=False).get_submodule("decode_head"))
+    published, wider = (head.state_dict() for head in heads)
+    assert published["conv_seg.weight"].std().item() == pytest.approx(0.01, rel=0.2)
+    torch.testing.assert_close(wider.pop("conv_seg.weight"), 10 * published.pop("conv_seg.weight"))
+    torch.testing.assert_close(wider, published, rtol=0, atol=0)
 
 
 def test_betas_of_an_optimiser_without(ade20k: Path, tmp_path: Path):

@@ -2,6 +2,9 @@
 
 from torch import Tensor, nn
 
+CLASSIFIER_STD = 0.01
+"""Standard deviation of the first weights of the classifier, as published."""
+
 
 class SegmentationHead(nn.Module):
     """Dropout of whole channels and a 1x1 convolution to the classes: `classify` maps `b channels h w` to logits.
@@ -13,7 +16,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.conv_seg = nn.Conv2d(channels, num_classes, kernel_size=1)
         self.dropout = nn.Dropout2d(dropout)
-        nn.init.normal_(self.conv_seg.weight, std=0.01)
+        nn.init.normal_(self.conv_seg.weight, std=CLASSIFIER_STD)
         nn.init.zeros_(self.conv_seg.bias)  # pyright: ignore[reportArgumentType]
 
     def classify(self, x: Tensor) -> Tensor:

@@ -247,6 +247,9 @@ class SegmentOptions:
     """Channels of the method's convolutions; default: as published."""
     reduce_zero_label: bool | None = None
     """The masks' value 0 means nothing and k is class k - 1, as in ADE20K; default: as the data's class list says."""
+    classifier_std: float = 0.01
+    """Standard deviation of the first weights of the last convolutions. The published 0.01 keeps a small model from
+    scratch long at the commonest class, as all others begin alike; 0.1 tells them apart from the start."""
     scale: tuple[int, int] = (2048, 512)
     """Longest long and short side that a picture is resized to fit, in training before the random ratio."""
     multiple_of: int = 1
@@ -261,6 +264,9 @@ class SegmentOptions:
     """Probability of a left-right flip."""
     photometric: float = 0.5
     """Probability of each change of brightness, contrast, saturation and hue."""
+
+    def __post_init__(self) -> None:
+        _positive("segment.", classifier_std=self.classifier_std)
 
 
 @dataclass(frozen=True, kw_only=True)

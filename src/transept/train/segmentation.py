@@ -16,6 +16,7 @@ from transept.data.segmentation_transforms import (
     segmentation_train_transform,
 )
 from transept.errors import UsageError
+from transept.heads.segmentation import CLASSIFIER_STD, SegmentationHead
 from transept.metrics.loss import LossMeter
 from transept.metrics.segmentation import SegmentationMeter
 from transept.tasks.segment import Segmenter, create_segmenter
@@ -44,7 +45,7 @@ class SegmentJob(Job):
     def build(self, *, load: bool) -> nn.Module:
         """`model.weights` are the backbone's: a classifier's, or any file that holds the backbone."""
         model, options = self.recipe.model, self.recipe.segment
-        return create_segmenter(
+        segmenter = create_segmenter(
             options.method,
             backbone=model.name,
             num_classes=len(self.splits.classes),
@@ -57,6 +58,10 @@ class SegmentJob(Job):
             drop_path_rate=model.drop_path_rate,
             **model.options,
         )
+        for head in (segmenter.decode_head, segmenter.auxiliary_head):
+            if isinstance(head, SegmentationHead):  # not drawn anew: other random numbers stay what they were
+                head.conv_seg.weight.data.mul_(options.classifier_std / CLASSIFIER_STD)
+        return segmenter
 
     def loaders(self, task: Segmenter, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
         recipe, options = self.recipe, self.recipe.segment
