@@ -9,11 +9,11 @@ check:  ## lint, format, types, and which room may import which
 
 test:  ## the suite without its slow part: about five minutes on two cores
 	uv run pytest -n 2
-	uv run pytest README.md
+	uv run pytest README.md docs/interop.md
 
 test-all:  ## everything: full-size models, and the built-in recipes to the accuracy that they claim
 	uv run pytest -n 2
-	uv run pytest README.md
+	uv run pytest README.md docs/interop.md
 	uv run pytest -m slow
 
 golden:  ## rewrite tests/golden from the recordings of the official models

@@ -1,11 +1,11 @@
 """Our pyramids as backbones of Hugging Face `transformers`; importing this module registers them with its Auto classes.
 
-    from transept.interop.transformers import TranseptConfig
-    from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
+from transept.interop.transformers import TranseptConfig
+from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
 
-    config = TranseptConfig(name="crossformer_small")
-    AutoBackbone.from_config(config)
-    UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config))
+config = TranseptConfig(name="crossformer_small")
+AutoBackbone.from_config(config)
+UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config))
 """
 
 from itertools import chain
@@ -87,7 +87,7 @@ class TranseptBackbone(BackboneMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Building initialises; `from_pretrained` builds without memory, and then needs all that no file holds, once."""
+        """Building initialises; `from_pretrained` builds without memory, and then needs what no file holds, once."""
         if not self._built_empty:
             return
         self._built_empty = False

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from transept.data.transforms import Preprocessing
-from transept.errors import TranseptError, UsageError
+from transept.errors import UsageError
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model
 from transept.tasks.saving import describe, loading_task, save_task, tuples
