@@ -56,7 +56,7 @@ class TranseptConfig(BackboneConfigMixin, PreTrainedConfig):
             in_chans=self.num_channels,
             drop_path_rate=self.drop_path_rate,
             features_only=True,
-            out_indices=[self.stage_names.index(stage) for stage in self.out_features],
+            out_indices=[self.stage_names.index(stage) for stage in self.out_features or ()],
             **(self.options or {}),
         )
 
@@ -81,7 +81,9 @@ class TranseptBackbone(BackboneMixin, PreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, pixel_values: Tensor, **kwargs: Any
+    ) -> BackboneOutput:
         """Images `b c H W` to `feature_maps`, each `b c h w`; hidden states are not kept."""
         return BackboneOutput(feature_maps=tuple(self.model(pixel_values)))
 
