@@ -15,7 +15,6 @@ import transept
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow  # builds
 def test_wheel_holds_the_source_and_nothing_else(tmp_path: Path):
     pytest.importorskip("hatchling", reason="needs the build backend 'hatchling'")
     listed = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=False)
