@@ -167,5 +167,5 @@ def test_without_gradio(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     classifier().save(tmp_path / "model.safetensors")
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "transept.serve.page", raising=False)
-    assert main(["serve", str(tmp_path / "model.safetensors")]) == 1
+    assert main(["serve", str(tmp_path / "model.safetensors")]) == 2
     assert capsys.readouterr().err == "transept: this needs the package 'gradio': pip install 'transept[serve]'\n"

@@ -168,5 +168,5 @@ def test_everything_but_training_works_without_the_extras():
         "from transept.cli.main import main; sys.exit(main(['train', 'digits']))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert out.returncode == 1, out.stderr
+    assert out.returncode == 2, out.stderr
     assert out.stderr.splitlines()[-1] == "transept: this needs the package 'lightning': pip install 'transept[train]'"

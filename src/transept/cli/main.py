@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         hint = f"pip install 'transept[{extra}]'" if extra else f"pip install {error.name}"
-        return _fail(f"this needs the package {error.name!r}: {hint}", 1)
+        return _fail(f"this needs the package {error.name!r}: {hint}", 2)
     except Exception as error:
         if debug:
             raise

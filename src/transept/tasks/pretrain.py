@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from transept.data.transforms import Preprocessing
-from transept.errors import TranseptError
+from transept.errors import UsageError
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model
 from transept.tasks.saving import describe, loading_task, save_task, tuples
@@ -92,7 +92,7 @@ class Pretrainer(nn.Module):
         freeze_last_layer: epochs in which the prototypes stay as they are.
 
     Raises:
-        TranseptError: lightly is not installed.
+        UsageError: lightly is not installed.
     """
 
     global_crops = 2
@@ -203,5 +203,5 @@ def _lightly() -> tuple[Any, Any]:
         from lightly.loss import DINOLoss
         from lightly.models.modules import DINOProjectionHead
     except ModuleNotFoundError as error:
-        raise TranseptError("pretraining needs the package 'lightly': pip install 'transept[ssl]'") from error
+        raise UsageError("pretraining needs the package 'lightly': pip install 'transept[ssl]'") from error
     return DINOLoss, DINOProjectionHead

@@ -1,0 +1,99 @@
+"""Our pyramids as backbones of `transformers`: its Auto classes, its files, and a model of its own on top."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import transept
+from tests.small import SMALL
+
+NAMES = ("cabvit_h_l1", "cat_tiny", "crossformer_tiny", "xcit_nano_12_p8_224")
+
+
+def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "transept.interop.transformers", raising=False)
+    with pytest.raises(transept.TranseptError, match=r"pip install -U 'transept\[transformers\]'"):
+        import_module("transept.interop.transformers")
+
+
+@pytest.fixture
+def ours() -> Any:
+    pytest.importorskip("transformers", reason="needs the extra 'transformers'")
+    return import_module("transept.interop.transformers")
+
+
+def config_of(ours: Any, name: str, **more: Any) -> Any:
+    return ours.TranseptConfig(name=name, img_size=64, options=SMALL[name], **more)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_give_the_same_maps(ours: Any, name: str, tmp_path: Path):
+    """Also what no file holds: CAT's table of positions."""
+    from transformers import AutoBackbone
+
+    backbone = AutoBackbone.from_config(config_of(ours, name)).eval()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    backbone.save_pretrained(tmp_path)
+    again = ours.TranseptBackbone.from_pretrained(tmp_path)
+    assert not again.training
+    images = torch.randn(2, 3, 75, 53)
+    with torch.no_grad():
+        maps, expected = again(images).feature_maps, backbone.model(images)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(maps, expected, strict=True))
+    assert [m.shape[1] for m in maps] == backbone.channels == backbone.model.feature_info.channels()
+    assert len(maps) == 4
+
+
+def test_stages_are_chosen(ours: Any, tmp_path: Path):
+    from transformers import AutoBackbone
+
+    config = config_of(ours, "crossformer_tiny", num_channels=2, out_features=["stage2", "stage4"])
+    backbone = AutoBackbone.from_config(config).eval()
+    assert (backbone.out_indices, backbone.channels) == ([1, 3], [32, 128])
+    backbone.save_pretrained(tmp_path)
+    again = ours.TranseptBackbone.from_pretrained(tmp_path)
+    assert again.config.to_dict()["out_features"] == ["stage2", "stage4"]
+    with torch.no_grad():
+        maps = again(torch.randn(1, 2, 64, 96), return_dict=False)[0]
+    assert [m.shape for m in maps] == [(1, 32, 8, 12), (1, 128, 2, 3)]
+    last = AutoBackbone.from_config(config_of(ours, "crossformer_tiny", out_indices=[-1]))
+    assert last.channels == [128]
+    with torch.no_grad():
+        assert [m.shape for m in last(torch.randn(1, 3, 64, 96)).feature_maps] == [(1, 128, 2, 3)]
+
+
+def test_weights_that_a_file_lacks_start_as_we_start_them(ours: Any, tmp_path: Path):
+    backbone = ours.TranseptBackbone(config_of(ours, "cat_tiny"))
+    state = {key: value for key, value in backbone.state_dict().items() if "norm" not in key}
+    assert len(state) < len(backbone.state_dict())
+    backbone.save_pretrained(tmp_path, state_dict=state)
+    again = ours.TranseptBackbone.from_pretrained(tmp_path)
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, backbone.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["cat_tiny", pytest.param("xcit_nano_12_p8_224", marks=pytest.mark.slow)])
+def test_upernet_of_transformers(ours: Any, name: str, tmp_path: Path):
+    from transformers import UperNetConfig, UperNetForSemanticSegmentation
+
+    torch.manual_seed(0)
+    config = UperNetConfig(
+        backbone_config=config_of(ours, name), hidden_size=16, num_labels=2, use_auxiliary_head=False
+    )
+    model = UperNetForSemanticSegmentation(config).train()
+    images = torch.randn(2, 3, 64, 96)
+    labels = (images[:, 0] > 0).long()
+    output = model(images, labels=labels)
+    assert output.logits.shape == (2, 2, 64, 96)
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.backbone.model.patch_embed.parameters())
+    model.eval().save_pretrained(tmp_path)
+    again = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(again(images).logits, model(images).logits, atol=1e-5)
