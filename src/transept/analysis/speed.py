@@ -21,20 +21,25 @@ PEERS_TOP1 = {
 }
 """Published top-1 of timm's models that serve as peers, in percent."""
 
-_OURS, _OTHERS, _GRID = "#c8452d", "#8fa3bf", "#dddddd"
+_COLORS = {"transept": "#c8452d", "timm": "#8fa3bf"}
+_GRID = "#dddddd"
 _MARKERS = {"eager": "o", "fused": "D", "compiled": "s", "fused-compiled": "^"}
 
 
 def draw_benchmark(result: Benchmark, path: Path) -> None:
     """Time over resolution where several image sizes were measured, else accuracy over speed."""
-    over_sizes = len({timing.img_size for timing in result.timings}) > 1
-    figure = Figure(figsize=(12 if over_sizes else 9, 5), dpi=144, layout="constrained")
-    if over_sizes:
+    if len({timing.img_size for timing in result.timings}) > 1:
+        figure = Figure(figsize=(12, 5), dpi=144, layout="constrained")
         seconds, memory = figure.subplots(1, 2)
         _draw_growth(seconds, result.timings, lambda timing: 1e3 * timing.p50, "milliseconds")
         _draw_growth(memory, result.timings, _activations, "MiB at once, the model's own aside")
     else:
-        _draw_accuracy(figure.subplots(), result.timings)
+        batches = sorted({timing.batch for timing in result.timings})
+        figure = Figure(figsize=(2 + 6 * len(batches), 5), dpi=144, layout="constrained")
+        panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+        for axes, batch in zip(panels, batches, strict=True):
+            _draw_accuracy(axes, [timing for timing in result.timings if timing.batch == batch])
+        panels[0].set_ylabel("published top-1 (%)")
     for axes in figure.axes:
         axes.grid(color=_GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -58,17 +63,26 @@ def top1(model: str) -> float | None:
 
 
 def _draw_accuracy(axes: Axes, timings: Sequence[Timing]) -> None:
+    """One row of marks for each model, its name behind the fastest."""
+    rows: dict[str, list[Timing]] = {}
     for timing in timings:
-        score = top1(timing.model)
-        if score is None:
-            continue
-        color = _OURS if timing.source == "transept" else _OTHERS
-        axes.plot(timing.images_per_second, score, _MARKERS[timing.mode], color=color, markersize=7)
-        label = f"{timing.model}\n{timing.source}, {timing.mode}, batch {timing.batch}"
-        axes.annotate(label, (timing.images_per_second, score), (6, -3), textcoords="offset points", fontsize=6.5)
+        if top1(timing.model) is not None:
+            rows.setdefault(timing.model, []).append(timing)
+    for model, row in rows.items():
+        score = top1(model)
+        assert score is not None
+        speeds = [timing.images_per_second for timing in row]
+        axes.plot(speeds, [score] * len(row), color=_GRID, linewidth=2, zorder=1)
+        for timing, speed in zip(row, speeds, strict=True):
+            axes.plot(speed, score, _MARKERS[timing.mode], color=_COLORS[timing.source], markersize=6)
+        axes.annotate(model, (max(speeds), score), (7, 0), textcoords="offset points", va="center", fontsize=7)
+    for source, mode in dict.fromkeys((timing.source, timing.mode) for timing in timings):
+        axes.plot([], [], _MARKERS[mode], color=_COLORS[source], label=f"{source}, {mode}")
+    axes.legend(frameon=False, fontsize=7.5, loc="lower left")
+    axes.margins(x=0.25)
     axes.set_xscale("log")
-    axes.set_xlabel("images per second" + (" in training steps" if timings[0].training else ""))
-    axes.set_ylabel("published top-1 (%)")
+    steps = "training steps" if timings[0].training else "inference"
+    axes.set_xlabel(f"images per second, {steps}, batch {timings[0].batch}")
 
 
 def _activations(timing: Timing) -> float:
@@ -88,7 +102,8 @@ def _draw_growth(axes: Axes, timings: Sequence[Timing], cost: Callable[[Timing],
     sizes = sorted({t.img_size for t in timings}, key=lambda size: size[0] * size[1])
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks([h * w for h, w in sizes], [f"{h} x {w}" for h, w in sizes], fontsize=7)
+    labels = [f"{h} x {w}" for h, w in sizes]
+    axes.set_xticks([h * w for h, w in sizes], labels, fontsize=7, rotation=30, ha="right")
     axes.minorticks_off()
     axes.set_xlabel("image size (axis: pixels)")
     axes.set_ylabel(unit)

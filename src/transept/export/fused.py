@@ -50,7 +50,7 @@ class FusedLocalPatchInteraction(KeepsBias):
 
 
 class FusedTalkingHeads(nn.Module):
-    """CaiT's `TalkingHeadsAttention`, on the CPU image by image: the maps of one image stay in the cache.
+    """CaiT's `TalkingHeadsAttention`, on the CPU a few images at a time: their maps stay in the cache.
 
     The scale of the logits is in the first mix.
     """
@@ -66,22 +66,26 @@ class FusedTalkingHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
         if runs_on_cpu(qkv) and not torch.is_grad_enabled():
-            return self.proj(self.by_image(qkv))
+            return self.proj(self.in_parts(qkv))
         out, _ = talking_heads(qkv, self.before, self.after, self.after_bias)
         return self.proj(merge_heads(out))
 
-    def by_image(self, qkv: Tensor) -> Tensor:
+    def in_parts(self, qkv: Tensor) -> Tensor:
         """What the heads gather, `b n (m d)`, of `3 b m n d`."""
         q, k, v = qkv.unbind()
         b, m, n, d = q.shape
         out = q.new_empty(b, n, m, d)
-        maps, mixed = q.new_empty(2, m, n, n).unbind()
-        for image in range(b):
-            torch.bmm(q[image], k[image].mT, out=maps)
-            torch.mm(self.before, maps.flatten(1), out=mixed.view(m, -1))
+        part = max(2, torch.get_num_threads())
+        buffers = q.new_empty(2, min(part, b), m, n, n)
+        for start in range(0, b, part):
+            images = slice(start, start + part)
+            maps, mixed = buffers[:, : len(q[images])]
+            before, after = (mix.expand(len(maps), -1, -1) for mix in (self.before, self.after))
+            torch.matmul(q[images], k[images].mT, out=maps)
+            torch.bmm(before, maps.flatten(2), out=mixed.flatten(2))
             torch.softmax(mixed, dim=-1, out=maps)
-            torch.mm(self.after, maps.flatten(1), out=mixed.view(m, -1))
-            out[image] = torch.bmm(mixed, v[image]).transpose(0, 1)
+            torch.bmm(after, maps.flatten(2), out=mixed.flatten(2))
+            out[images] = (mixed @ v[images]).transpose(1, 2)
         out += v.sum(dim=-2)[:, None] * self.after_bias[:, None]
         return out.flatten(2)
 
