@@ -6,6 +6,7 @@ weights by `stand_in`. What cannot run anywhere is marked with `<!-- skip: next 
 """
 
 import tempfile
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ def begin(page: dict[str, Any]) -> None:
     page["environment"].setenv("TORCH_HOME", page["folder_of_page"].name)
     page["environment"].setenv("TRANSEPT_OFFLINE", "1")
     page["stand_in"] = stand_in
+    page["find_spec"] = find_spec  # for blocks that need an extra
 
 
 def end(page: dict[str, Any]) -> None:

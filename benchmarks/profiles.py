@@ -15,7 +15,7 @@ import transept
 
 KINDS = {
     "products": {"addmm", "mm", "bmm", "baddbmm", "_linear_pointwise"},
-    "convolutions": {"mkldnn_convolution", "_slow_conv2d_forward"},
+    "convolutions": {"mkldnn_convolution", "_convolution_pointwise", "_slow_conv2d_forward"},
     "attention kernel": {"_scaled_dot_product_flash_attention_for_cpu"},
     "GELU": {"gelu"},
     "norms": {"native_layer_norm", "native_batch_norm"},
