@@ -7,11 +7,13 @@ trained here on the built-in digits (some minutes on two cores), and what they s
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 import transept
@@ -108,18 +110,23 @@ def draw_cabvit() -> None:
     draw_attention(photograph(), [Row("Attention across blocks", panels)], FOLDER / "cabvit.png", token=MARK)
 
 
+def first_and_last(title: str, layers: Sequence[transept.AttentionMap], note: str = "") -> list[Row]:
+    """The heads of the first and of the last block."""
+    first, last = Row(f"{title}, block 0{note}", heads(layers[0])), f"{title}, block {len(layers) - 1}"
+    return [first, Row(last, heads(layers[-1]))]
+
+
+def class_attention(task: Classifier, image: Tensor) -> list[Row]:
+    first, second = transept.attention_maps(task.model, image, "class")
+    return [Row("Class attention, first block", heads(first)), Row("Class attention, second block", heads(second))]
+
+
 def draw_xcit() -> None:
     task = trained("xcit_nano_12_p8_224", "--model.img_size", "32", "--model.options.depth", "4")
     _, image = digit(task)
     covariance = transept.attention_maps(task.model, image, "cross-covariance")
-    looks = transept.attention_maps(task.model, image, "class")
-    rows = [
-        Row("Cross-covariance attention, block 0: channel to channel", heads(covariance[0])),
-        Row(f"Cross-covariance attention, block {len(covariance) - 1}", heads(covariance[-1])),
-        Row("Class attention, first block", heads(looks[0])),
-        Row("Class attention, second block", heads(looks[1])),
-    ]
-    draw_digit(task, rows, "xcit")
+    rows = first_and_last("Cross-covariance attention", covariance, ": channel to channel")
+    draw_digit(task, rows + class_attention(task, image), "xcit")
 
 
 def draw_cait() -> None:
@@ -129,13 +136,7 @@ def draw_cait() -> None:
     _, image = digit(task)
     token = (image.shape[-1] // 2, image.shape[-2] // 2)
     talking = transept.attention_maps(task.model, image, "talking-heads", token=token)
-    looks = transept.attention_maps(task.model, image, "class")
-    rows = [
-        Row("Talking-heads attention, block 0", heads(talking[0])),
-        Row(f"Talking-heads attention, block {len(talking) - 1}", heads(talking[-1])),
-        Row("Class attention, first block", heads(looks[0])),
-        Row("Class attention, second block", heads(looks[1])),
-    ]
+    rows = first_and_last("Talking-heads attention", talking) + class_attention(task, image)
     draw_digit(task, rows, "cait", mark=(0.5, 0.5))
 
 

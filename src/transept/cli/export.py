@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from rich.table import Table
 
-from transept.cli.runs import load_features, load_run
+from transept.cli.runs import load_features, load_run, named_checkpoint, names_model
 from transept.cli.tables import print_json, print_table
 from transept.cli.train import parse_recipe
 from transept.data.images import find_images, read_image
@@ -38,7 +38,7 @@ from transept.tasks.saving import describe, task_of
 from transept.tasks.segment import Segmenter
 from transept.train.folder import BEST, CONFIG
 from transept.train.recipe import read_recipe
-from transept.weights.create import create_model, default_checkpoint, load_weights
+from transept.weights.create import create_model, load_weights
 
 _FOLDER = "export"
 _UNITS = {
@@ -140,9 +140,9 @@ def _load_backbone(source: str) -> tuple[Backbone, Path | None]:
     """The pyramid of a detector or segmenter as it was trained; else one with the weights of a classifier."""
     path = Path(source)
     file = path / BEST if path.is_dir() else path
-    if not path.exists() and "/" not in source and path.suffix != ".safetensors":
+    if names_model(source):
         model = create_model(source, features_only=True)
-        weights: str | Path = source if "." in source else default_checkpoint(source).name
+        weights: str | Path = named_checkpoint(source).name
         folder = None
     else:
         task, folder = load_features(source) if file.is_file() and task_of(file) == "pretrain" else load_run(source)

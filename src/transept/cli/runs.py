@@ -45,7 +45,7 @@ def load_run(source: str) -> tuple[Classifier | Segmenter | Detector, Path | Non
     if path.exists() or "/" in source:
         raise TranseptError(f"{source!r} is no run folder; give one, a .safetensors file of one, or a model's name")
     try:
-        weights = find_checkpoint(source) if "." in source else default_checkpoint(source)
+        weights = named_checkpoint(source)
         if weights.task in _SYSTEMS:
             return _published_system(weights), None
         if weights.task != "classification":
@@ -71,8 +71,8 @@ def load_features(source: str) -> tuple[FeatureExtractor, Path | None]:
     file = path / BEST if path.is_dir() else path
     if file.is_file() and task_of(file) == "pretrain":
         return FeatureExtractor.load(file), file.parent if (file.parent / CONFIG).is_file() else None
-    if not path.exists() and "/" not in source and path.suffix != ".safetensors":
-        weights = find_checkpoint(source) if "." in source else default_checkpoint(source)
+    if names_model(source):
+        weights = named_checkpoint(source)
         if weights.task in ("classification", "self-supervised"):
             model = create_model(source, pretrained=True, num_classes=0)
             return FeatureExtractor(model, preprocessing_of(model)).eval(), None
@@ -80,6 +80,17 @@ def load_features(source: str) -> tuple[FeatureExtractor, Path | None]:
     if not isinstance(task, Classifier):
         raise TranseptError(f"{source!r} is a {type(task).__name__.lower()}; --knn and --linear are for classifiers")
     return FeatureExtractor(task.model, task.preprocessing).eval(), folder
+
+
+def names_model(source: str) -> bool:
+    """Whether it is a model's or checkpoint's name: no path, and no `METHOD/BACKBONE`."""
+    path = Path(source)
+    return not path.exists() and "/" not in source and path.suffix != ".safetensors"
+
+
+def named_checkpoint(name: str) -> Checkpoint:
+    """Of a checkpoint's name, or a model's, whose default it is then."""
+    return find_checkpoint(name) if "." in name else default_checkpoint(name)
 
 
 def best_device() -> torch.device:

@@ -45,7 +45,6 @@ REPLACED: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Linear: pack,
 }
 
-
 ACTIVATED: dict[type[nn.Module], tuple[str, str]] = {
     Mlp: ("fc1", "act"),
     cabvit.NormedMlp: ("fc1", "act"),
@@ -94,7 +93,6 @@ def fuse(model: M) -> M:
                 for layers in (module.conv1, module.conv3):
                     if isinstance(layers.c, nn.Conv2d):
                         setattr(layers, "c", Pointwise(layers.c))  # noqa: B010 - pyright knows it as a convolution
-        for module in list(fused.modules()):
             layer, act = ACTIVATED.get(type(module), ("", ""))
             if type(getattr(module, layer, None)) is nn.Linear and type(getattr(module, act)) is nn.GELU:
                 setattr(module, layer, pack(getattr(module, layer), activate=True))

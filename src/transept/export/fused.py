@@ -13,7 +13,7 @@ from transept.layers.projection import QueryKeyValue
 from transept.models.cait import TalkingHeadsAttention, talking_heads
 from transept.models.cat import CrossPatchSelfAttention
 from transept.models.xcit import LocalPatchInteraction
-from transept.ops.tokens import merge_heads, to_map, to_tokens
+from transept.ops.tokens import merge_heads, stack_heads, to_map, to_tokens
 from transept.ops.windows import from_channel_windows, pad_to_multiple, to_channel_windows
 
 
@@ -64,7 +64,7 @@ class FusedTalkingHeads(nn.Module):
         self.after_bias = nn.Parameter(attn.proj_w.bias.clone())
 
     def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        qkv = stack_heads(self.qkv(x), self.num_heads)
         if runs_on_cpu(qkv) and not torch.is_grad_enabled():
             return self.proj(self.in_parts(qkv))
         out, _ = talking_heads(qkv, self.before, self.after, self.after_bias)

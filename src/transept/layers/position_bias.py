@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from transept.ops.interpolation import same_size
 from transept.ops.windows import relative_offsets, relative_position_index
 
 
@@ -32,8 +33,7 @@ class KeepsBias(nn.Module):
 
     def keep(self, size: tuple, parameters: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
         """`compute()`, or what it gave before for this size (a flat tuple) and these parameters."""
-        # A symbolic size must not be compared: the graph would then be for this size, or for all but this size.
-        if self.fixed is not None and not any(isinstance(s, torch.SymInt) for s in size) and size == self.fixed_size:
+        if self.fixed is not None and self.fixed_size is not None and same_size(size, self.fixed_size):
             return self.fixed
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return compute()

@@ -27,7 +27,7 @@ from transept.layers.residual import Mlp, add_branch, scaled_linear
 from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
-from transept.ops.tokens import merge_heads, to_tokens
+from transept.ops.tokens import merge_heads, stack_heads, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,8 +94,7 @@ class TalkingHeadsAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
-        # One copy to `3 b m n d` instead of one for each product.
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        qkv = stack_heads(self.qkv(x), self.num_heads)
         mixes = self.proj_l.weight * self.scale, self.proj_w.weight, self.proj_w.bias
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             out, _ = _TalkingHeads.apply(qkv, *mixes, self.proj_l.bias)

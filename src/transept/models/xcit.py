@@ -37,7 +37,7 @@ from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp, add_branch, scaled_linear
 from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
 from transept.ops.attention import attend
-from transept.ops.tokens import merge_heads, to_map, to_tokens
+from transept.ops.tokens import merge_heads, stack_heads, to_map, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +100,7 @@ class CrossCovarianceAttention(nn.Module):
 
     def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The weights `b m d d` (rows sum to one; row i mixes the channels of v into channel i) and v, `b m n d`."""
-        # One copy to `3 b m n d` instead of one each for the products.
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        qkv = stack_heads(self.qkv(x), self.num_heads)
         q, k, v = qkv.unbind()
         # The fused attention kernels want normalised q and k. Dividing the d x d product instead saves two
         # passes over the tokens, and is faster than those kernels at these shapes (head dimension n). The CPU's

@@ -1,4 +1,4 @@
-"""Reshapes between tokens, heads and maps. All of them are views where the memory layout permits."""
+"""Reshapes between tokens, heads and maps. All but `stack_heads` are views where the memory layout permits."""
 
 from torch import Tensor
 
@@ -6,6 +6,11 @@ from torch import Tensor
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """`b n (m d) -> b m n d`, a view."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def stack_heads(qkv: Tensor, num_heads: int) -> Tensor:
+    """`b n (3 m d) -> 3 b m n d`: queries, keys and values in one copy instead of one for each product."""
+    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
 
 
 def merge_heads(x: Tensor) -> Tensor:
