@@ -26,7 +26,7 @@ golden:  ## rewrite tests/golden from the recordings of the official models
 	uv run python tests/golden/make.py
 
 counts:  ## rewrite the kept costs of all models
-	uv run python -m transept.analysis.counted
+	uv run python -m transept.cost.kept
 
 bench:  ## speed beside timm on two quiet cores: half an hour; writes benchmarks/results
 	uv run python benchmarks/cpu.py

@@ -34,8 +34,8 @@ def stand_in(name: str) -> None:
     import torch
 
     import transept
-    from transept.weights.create import find_checkpoint
-    from transept.weights.download import local_path
+    from transept.weights.fetch.download import local_path
+    from transept.weights.load import find_checkpoint
 
     weights = find_checkpoint(name)
     if weights.task == "detection":

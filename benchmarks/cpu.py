@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from transept.analysis.bench import Benchmark, bench
-from transept.analysis.speed import draw_benchmark
+from transept.bench.figure import draw_benchmark
+from transept.bench.timing import Benchmark, bench
 from transept.files import write_together
 
 RESULTS = Path(__file__).parent / "results"

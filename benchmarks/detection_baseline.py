@@ -26,9 +26,9 @@ from transept.cli.train import parse_recipe
 from transept.heads.instances import Detections, Target
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.detect import Detector
-from transept.train import run as runs
-from transept.train.detection import DetectJob
-from transept.train.recipe import DetectOptions, read_recipe
+from transept.train.jobs.detection import DetectJob
+from transept.train.loop import run as runs
+from transept.train.options.recipe import DetectOptions, read_recipe
 
 
 class TorchvisionDetector(nn.Module):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import transept
-from transept.data.transforms import preprocessing_of
+from transept.data.classification.transforms import preprocessing_of
 from transept.export.backbone import export_backbone
 from transept.export.logits import export_logits
 from transept.export.onnx import Exported

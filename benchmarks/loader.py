@@ -27,10 +27,10 @@ from timm.data import create_dataset, create_loader
 from torch import Tensor
 
 import transept
-from transept.data import sets
+from transept.data.classification import sets
+from transept.data.classification.sets import load_splits
+from transept.data.classification.transforms import Augmentation, Preprocessing, train_transform
 from transept.data.loading import EpochSampler, TransformedSet, make_loader
-from transept.data.sets import load_splits
-from transept.data.transforms import Augmentation, Preprocessing, train_transform
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 32

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from transept.cli.train import parse_recipe
+from transept.data.classification.transforms import eval_transform
 from transept.data.loading import TransformedSet, make_loader
-from transept.data.transforms import eval_transform
 from transept.metrics.knn import KNNMeter, NearestNeighbours
-from transept.train.pretraining import PretrainJob
-from transept.train.recipe import read_recipe
+from transept.train.jobs.pretraining import PretrainJob
+from transept.train.options.recipe import read_recipe
 
 
 def main() -> None:

@@ -16,13 +16,13 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from transept.analysis.count import count
 from transept.cli.train import parse_recipe
+from transept.cost.count import count
 from transept.metrics.segmentation import ConfusionMeter
 from transept.tasks.segment import Segmenter
-from transept.train import run as runs
-from transept.train.recipe import read_recipe
-from transept.train.segmentation import SegmentJob
+from transept.train.jobs.segmentation import SegmentJob
+from transept.train.loop import run as runs
+from transept.train.options.recipe import read_recipe
 
 
 class UNet(nn.Module):

@@ -16,11 +16,11 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from transept.analysis.counted import kept_counts
-from transept.cli.tables import card, scores_as_printed
+from transept.cli.shared.tables import card, scores_as_printed
+from transept.cost.kept import kept_counts
 from transept.models.backbone import Family
 from transept.models.registry import FAMILIES, find_model
-from transept.weights.catalogue import CHECKPOINTS
+from transept.weights.catalogue.records import CHECKPOINTS
 
 
 class _OfFamily(SphinxDirective):

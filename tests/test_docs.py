@@ -17,7 +17,7 @@ from transept.cli.train import parse_recipe
 from transept.errors import UsageError
 from transept.models.backbone import Family
 from transept.models.registry import FAMILIES
-from transept.train.recipe import Recipe, read_recipe, recipe_names
+from transept.train.options.recipe import Recipe, read_recipe, recipe_names
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))

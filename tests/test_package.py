@@ -27,7 +27,7 @@ def test_wheel_holds_the_source_and_nothing_else(tmp_path: Path):
     source = {name for name in names if ".dist-info/" not in name}
     assert source == {line.removeprefix("src/") for line in listed.stdout.splitlines()}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
-    assert {"transept/py.typed", "transept/recipes/digits.yaml", "transept/analysis/counts.json"} <= source
+    assert {"transept/py.typed", "transept/recipes/digits.yaml", "transept/cost/counts.json"} <= source
 
 
 def test_import_gives_no_warning():

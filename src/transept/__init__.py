@@ -14,33 +14,33 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transept.analysis.attention import AttentionMap, attention_kinds, attention_maps
-    from transept.analysis.count import count
-    from transept.data.transforms import transforms_for
+    from transept.cost.count import count
+    from transept.data.classification.transforms import transforms_for
     from transept.errors import TranseptError
-    from transept.export.fuse import fuse
+    from transept.explain.attention import AttentionMap, attention_kinds, attention_maps
+    from transept.inference.fuse import fuse
     from transept.tasks.detect import create_detector
-    from transept.tasks.pretrained import from_pretrained, push_to_hub, save_pretrained
+    from transept.tasks.folders import from_pretrained, push_to_hub, save_pretrained
     from transept.tasks.segment import create_segmenter
-    from transept.weights.create import create_model, list_models, load_weights
+    from transept.weights.load import create_model, list_models, load_weights
 
 __version__ = version("transept")
 
 _HOMES = {
-    "AttentionMap": "transept.analysis.attention",
-    "attention_kinds": "transept.analysis.attention",
-    "attention_maps": "transept.analysis.attention",
-    "count": "transept.analysis.count",
+    "AttentionMap": "transept.explain.attention",
+    "attention_kinds": "transept.explain.attention",
+    "attention_maps": "transept.explain.attention",
+    "count": "transept.cost.count",
     "create_detector": "transept.tasks.detect",
-    "create_model": "transept.weights.create",
+    "create_model": "transept.weights.load",
     "create_segmenter": "transept.tasks.segment",
-    "from_pretrained": "transept.tasks.pretrained",
-    "fuse": "transept.export.fuse",
-    "list_models": "transept.weights.create",
-    "load_weights": "transept.weights.create",
-    "push_to_hub": "transept.tasks.pretrained",
-    "save_pretrained": "transept.tasks.pretrained",
-    "transforms_for": "transept.data.transforms",
+    "from_pretrained": "transept.tasks.folders",
+    "fuse": "transept.inference.fuse",
+    "list_models": "transept.weights.load",
+    "load_weights": "transept.weights.load",
+    "push_to_hub": "transept.tasks.folders",
+    "save_pretrained": "transept.tasks.folders",
+    "transforms_for": "transept.data.classification.transforms",
     "TranseptError": "transept.errors",
 }
 
@@ -90,13 +90,13 @@ class _WithTimm(MetaPathFinder):
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
                 if "transept.models" not in sys.modules:  # else our own import is under way, and will register them
-                    import_module("transept.weights.timm_registry")
+                    import_module("transept.weights.timm_entries")
 
             spec.loader.exec_module = execute_and_register  # pyright: ignore[reportAttributeAccessIssue]
         return spec
 
 
 if "timm" in sys.modules:
-    import_module("transept.weights.timm_registry")
+    import_module("transept.weights.timm_entries")
 else:
     sys.meta_path.insert(0, _WithTimm())

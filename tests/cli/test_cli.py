@@ -12,7 +12,7 @@ from PIL import Image
 
 import transept
 from transept.cli.main import VERBS, main
-from transept.data.sets import load_splits
+from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
 
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from transept.cli.main import main
-from transept.data.coco import COCO_CLASSES
-from transept.data.detection_transforms import DetectionPreprocessing
+from transept.cost.printed import PUBLISHED_DETECTORS
+from transept.data.detection.coco_classes import COCO_CLASSES
+from transept.data.detection.transforms import DetectionPreprocessing
 from transept.tasks.detect import METHODS, Detector, create_detector
 from transept.tasks.detect_pictures import DetectionInference
-from transept.weights.catalogue import CHECKPOINTS
-from transept.weights.download import cached
-from transept.weights.published import PUBLISHED_DETECTORS
+from transept.weights.catalogue.records import CHECKPOINTS
+from transept.weights.fetch.download import cached
 
 CLASSES = ["disc", "square"]
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 import transept
 from tests.cli.test_cli import fails
-from transept.analysis.explanation import _seen
 from transept.cli.main import main
-from transept.data.transforms import Preprocessing, eval_transform
+from transept.data.classification.transforms import Preprocessing, eval_transform
+from transept.explain.explanation import _seen
 from transept.tasks.classify import Classifier
 
 PAGE = Path(__file__).parents[2] / "docs" / "explain.md"

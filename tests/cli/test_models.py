@@ -6,7 +6,7 @@ import re
 import pytest
 
 from transept.cli.main import main
-from transept.weights.catalogue import CHECKPOINTS
+from transept.weights.catalogue.records import CHECKPOINTS
 
 
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

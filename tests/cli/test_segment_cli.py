@@ -11,14 +11,14 @@ from PIL import Image
 
 import transept
 from transept.cli.main import main
-from transept.data.ade20k import ADE20K_CLASSES
+from transept.cost.printed import PUBLISHED_SEGMENTERS
 from transept.data.labels import read_table
-from transept.data.segmentation import load_segmentation_splits
+from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
+from transept.data.segmentation.sets import load_segmentation_splits
 from transept.errors import TranseptWarning
 from transept.tasks.segment import METHODS, Segmenter, create_segmenter
-from transept.weights.catalogue import CHECKPOINTS
-from transept.weights.download import cached
-from transept.weights.published import PUBLISHED_SEGMENTERS
+from transept.weights.catalogue.records import CHECKPOINTS
+from transept.weights.fetch.download import cached
 
 COLORS = np.array([(0, 0, 0), (90, 150, 230), (120, 90, 40), (220, 30, 30)])
 CLASSES = "0 void\n1 sky\n2 ground\n3 [ball]\n4 boat\n"  # no picture has a boat

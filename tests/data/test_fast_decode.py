@@ -9,11 +9,17 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from transept.data import sets
+from transept.data.classification import sets
+from transept.data.classification.sets import load_splits
+from transept.data.classification.transforms import (
+    Augmentation,
+    Preprocessing,
+    RandomResizedCrop,
+    Undecoded,
+    train_transform,
+)
 from transept.data.images import BadImageError, read_image
 from transept.data.loading import Draw, EpochSampler, TransformedSet, make_loader
-from transept.data.sets import load_splits
-from transept.data.transforms import Augmentation, Preprocessing, RandomResizedCrop, Undecoded, train_transform
 from transept.errors import TranseptWarning
 
 

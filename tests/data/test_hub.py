@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from transept.data.sets import load_splits
+from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
 
 datasets = pytest.importorskip("datasets")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from transept.data import index
+from transept.data.classification.sets import load_splits
 from transept.data.index import File, list_files
-from transept.data.sets import load_splits
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 
+from transept.data.classification.sets import load_splits
+from transept.data.classification.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from transept.data.loading import (
     AspectRatioBatchSampler,
     Draw,
@@ -17,8 +19,6 @@ from transept.data.loading import (
     evaluation_batches,
     make_loader,
 )
-from transept.data.sets import load_splits
-from transept.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 
 PREPROCESSING = Preprocessing(img_size=(16, 16))
 ALL = Augmentation(crop_scale=(0.5, 1), rotation=10, translation=0.1, color_jitter=0.4, erasing=0.5)

@@ -10,7 +10,7 @@ import torch
 import transept
 from tests.small import NAMES, build
 from transept.cli.main import main
-from transept.data.transforms import Preprocessing
+from transept.data.classification.transforms import Preprocessing
 from transept.errors import UsageError
 from transept.export.backbone import export_backbone
 from transept.export.onnx import METADATA, onnx_runner, pt2_runner

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 import transept
 from tests.tasks.test_detect import SMALL
 from transept.cli.main import main
-from transept.data.detection_transforms import DetectionPreprocessing, detection_eval_transform
+from transept.data.detection.transforms import DetectionPreprocessing, detection_eval_transform
 from transept.data.images import read_image
 from transept.errors import TranseptError, UsageError
 from transept.export.detector import (

@@ -10,8 +10,8 @@ import torch
 from tests.small import build
 from tests.tasks.test_segment import FAMILIES
 from transept.cli.main import main
-from transept.data.segmentation_transforms import SegmentationPreprocessing
-from transept.data.transforms import Preprocessing
+from transept.data.classification.transforms import Preprocessing
+from transept.data.segmentation.transforms import SegmentationPreprocessing
 from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
 from transept.export.onnx import METADATA, onnx_runner, pt2_runner

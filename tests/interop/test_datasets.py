@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import transept
 from tests.small import build
-from transept.data.transforms import preprocessing_of
+from transept.data.classification.transforms import preprocessing_of
 from transept.tasks.classify import Classifier
 
 datasets = pytest.importorskip("datasets")

@@ -12,9 +12,9 @@ from PIL import Image
 import transept
 from tests.small import SMALL
 from transept.cli.main import main
-from transept.data.detection_transforms import DetectionPreprocessing
+from transept.data.classification.transforms import Preprocessing
+from transept.data.detection.transforms import DetectionPreprocessing
 from transept.data.images import BadImageError
-from transept.data.transforms import Preprocessing
 from transept.errors import UsageError
 from transept.serve.answers import Answerer, Limits
 from transept.serve.examples import write_examples

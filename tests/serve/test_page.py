@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.serve.browser import Browser
 from tests.serve.test_answers import FEW, classifier, detector, picture, segmenter
-from transept.data.sets import load_splits
+from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
 from transept.serve.answers import Limits
 from transept.tasks.classify import Classifier

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 import transept
-from transept.data.detection_transforms import DetectionPreprocessing
+from transept.data.detection.transforms import DetectionPreprocessing
 from transept.errors import TranseptError, UsageError
 from transept.heads.instances import Detections
 from transept.tasks.coco_results import from_coco_results, to_coco_results

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import transept
-from transept.data.transforms import Preprocessing
+from transept.data.classification.transforms import Preprocessing
 from transept.errors import TranseptError
 from transept.tasks.pretrain import FeatureExtractor, Pretrainer, Projections
 

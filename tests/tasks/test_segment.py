@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision import tv_tensors
 
 import transept
-from transept.data.segmentation_transforms import SegmentationPreprocessing, segmentation_eval_transform
-from transept.data.transforms import Preprocessing
+from transept.data.classification.transforms import Preprocessing
+from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.errors import UsageError
 from transept.heads.fcn import FCNHead
 from transept.tasks.classify import Classifier

@@ -21,14 +21,15 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from tests.train.test_segment_recipes import assert_same, ctrl_c, rows
 from transept.cli.main import main
 from transept.cli.train import parse_recipe
-from transept.data.transforms import Augmentation, Preprocessing
+from transept.data.classification.transforms import Augmentation, Preprocessing
 from transept.errors import TranseptError, TranseptWarning
 from transept.tasks.classify import Classifier
-from transept.train.classification import ClassifyJob
-from transept.train.distillation import Teacher, distillation_loss
-from transept.train.freezing import freeze
-from transept.train.module import TaskModule
-from transept.train.recipe import (
+from transept.train.jobs.classification import ClassifyJob
+from transept.train.jobs.distillation import Teacher, distillation_loss
+from transept.train.loop.freezing import freeze
+from transept.train.loop.module import TaskModule
+from transept.train.loop.run import RunInterruptedError, train
+from transept.train.options.recipe import (
     DistillOptions,
     EMAOptions,
     MixOptions,
@@ -39,8 +40,7 @@ from transept.train.recipe import (
     read_recipe,
     recipe_names,
 )
-from transept.train.run import RunInterruptedError, train
-from transept.weights.create import create_model, find_checkpoint
+from transept.weights.load import create_model, find_checkpoint
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 

@@ -15,9 +15,10 @@ from transept.cli.train import parse_recipe
 from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model, skeletons
 from transept.tasks.detect import PUBLISHED_OPTIONS, PUBLISHED_PREPROCESSING, Detector, create_detector
-from transept.train.detection import DetectJob
-from transept.train.module import TaskModule
-from transept.train.recipe import (
+from transept.train.jobs.detection import DetectJob
+from transept.train.loop.module import TaskModule
+from transept.train.loop.run import train
+from transept.train.options.recipe import (
     DetectOptions,
     ModelOptions,
     OptimizerOptions,
@@ -26,8 +27,7 @@ from transept.train.recipe import (
     read_recipe,
     recipe_names,
 )
-from transept.train.run import train
-from transept.weights.create import create_model, find_checkpoint
+from transept.weights.load import create_model, find_checkpoint
 
 pytest.importorskip("faster_coco_eval")
 

@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader
 
 from transept.cli.main import main
 from transept.cli.train import parse_recipe
-from transept.data.detection import load_detection_splits
+from transept.data.detection.sets import load_detection_splits
 from transept.errors import TranseptError, UsageError
 from transept.metrics.detection import detection_scores
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.detect import Detector
-from transept.train.detection import DetectJob, collate_targets
-from transept.train.recipe import Recipe, read_recipe
-from transept.train.run import JOBS, RunInterruptedError, train
+from transept.train.jobs.detection import DetectJob, collate_targets
+from transept.train.loop.run import JOBS, RunInterruptedError, train
+from transept.train.options.recipe import Recipe, read_recipe
 
 pytest.importorskip("faster_coco_eval")
 

@@ -15,10 +15,10 @@ from torch import nn
 from transept.cli.main import main
 from transept.cli.train import parse_recipe
 from transept.errors import UsageError
-from transept.train.dry_run import kept_bytes
-from transept.train.loggers import make_loggers
-from transept.train.recipe import read_recipe
-from transept.train.run import train
+from transept.train.loop.dry_run import kept_bytes
+from transept.train.loop.loggers import make_loggers
+from transept.train.loop.run import train
+from transept.train.options.recipe import read_recipe
 
 DIGITS = (
     "--schedule.epochs 2 --schedule.warmup_epochs 0 --batch_size 300 --accumulate 2 --model.img_size 16 "

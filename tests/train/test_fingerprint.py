@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from transept.cli.main import main
-from transept.data.sets import load_splits
-from transept.train.fingerprint import fingerprint
+from transept.data.classification.sets import load_splits
+from transept.train.loop.fingerprint import fingerprint
 
 OPTIONS = (
     "--schedule.epochs 2 --schedule.warmup_epochs 0 --batch_size 4 --model.img_size 16 --model.options.depth 1 "

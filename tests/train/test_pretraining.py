@@ -17,19 +17,19 @@ from safetensors.torch import load_file
 
 import transept
 from transept.cli.main import main
-from transept.cli.runs import load_features
+from transept.cli.shared.runs import load_features
 from transept.cli.train import parse_recipe
+from transept.data.classification.transforms import eval_transform
 from transept.data.loading import TransformedSet, make_loader
-from transept.data.transforms import eval_transform
 from transept.errors import TranseptError, UsageError
 from transept.metrics.knn import NearestNeighbours
 from transept.tasks.pretrain import FeatureExtractor, Pretrainer
-from transept.train.pretraining import PretrainJob, PretrainModule
-from transept.train.recipe import Recipe, read_recipe, recipe_names
-from transept.train.run import JOBS, RunInterruptedError, train
-from transept.train.states import read_state
-from transept.weights.create import find_checkpoint
-from transept.weights.download import cached
+from transept.train.jobs.pretraining import PretrainJob, PretrainModule
+from transept.train.loop.run import JOBS, RunInterruptedError, train
+from transept.train.loop.states import read_state
+from transept.train.options.recipe import Recipe, read_recipe, recipe_names
+from transept.weights.fetch.download import cached
+from transept.weights.load import find_checkpoint
 
 pytest.importorskip("lightly")
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")  # lightly's

@@ -21,8 +21,8 @@ from transept.errors import TranseptError
 from transept.files import reserve, write_atomically
 from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
-from transept.train.recipe import Recipe, read_recipe, recipe_names
-from transept.train.run import train
+from transept.train.loop.run import train
+from transept.train.options.recipe import Recipe, read_recipe, recipe_names
 
 # Two seconds an epoch, with everything that draws random numbers.
 OPTIONS = (

@@ -24,10 +24,10 @@ from transept.cli.main import main
 from transept.cli.train import parse_recipe
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.tasks.classify import Classifier
-from transept.train.recipe import Recipe, read_recipe
-from transept.train.run import train
-from transept.train.states import read_state
-from transept.train.world import World
+from transept.train.loop.run import train
+from transept.train.loop.states import read_state
+from transept.train.options.recipe import Recipe, read_recipe
+from transept.train.processes.world import World
 
 # Without batch norm, which sees only a process' own part of a batch, and without drop path, which draws for it.
 OPTIONS = (
@@ -159,7 +159,7 @@ def test_sharded_processes_equal_one_and_go_on_from_it(whole_run: Path, tmp_path
 
 def start(work: Callable[..., Any], *arguments: Any) -> Any:
     context = multiprocessing.get_context("forkserver")
-    multiprocessing.set_forkserver_preload(["transept.train.run"])
+    multiprocessing.set_forkserver_preload(["transept.train.loop.run"])
     process = context.Process(target=work, args=arguments)
     process.start()
     return process
@@ -233,7 +233,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(damage: Callable[[Path], N
 
 def hold(folder: Path) -> None:
     """A run that has just begun: the folder is claimed, and nothing is in it yet."""
-    from transept.train.run import _claim
+    from transept.train.loop.run import _claim
 
     with _claim(folder, resume=False):
         (folder / "held").touch()
@@ -289,7 +289,7 @@ def test_what_cannot_work_is_refused(options: str, message: str, tmp_path: Path)
 
 
 def test_what_several_processes_cannot_do_is_refused():
-    from transept.train.strategies import check_hardware
+    from transept.train.processes.strategies import check_hardware
 
     norm = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     with pytest.raises(UsageError, match="sync_batchnorm works on GPUs only"):

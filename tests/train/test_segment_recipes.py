@@ -25,8 +25,10 @@ from transept.errors import TranseptError
 from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import PUBLISHED_OPTIONS, Segmenter, create_segmenter
-from transept.train.module import TaskModule
-from transept.train.recipe import (
+from transept.train.jobs.segmentation import SegmentJob
+from transept.train.loop.module import TaskModule
+from transept.train.loop.run import RunInterruptedError, train
+from transept.train.options.recipe import (
     ModelOptions,
     OptimizerOptions,
     Recipe,
@@ -35,9 +37,7 @@ from transept.train.recipe import (
     read_recipe,
     recipe_names,
 )
-from transept.train.run import RunInterruptedError, train
-from transept.train.segmentation import SegmentJob
-from transept.weights.create import create_model, find_checkpoint
+from transept.weights.load import create_model, find_checkpoint
 
 
 class Column(NamedTuple):

@@ -18,8 +18,8 @@ import transept
 from tests.golden import weights
 from tests.golden.make import fingerprint
 from transept.weights.convert import CONVERTERS, from_official, to_official
+from transept.weights.files.reading import read_checkpoint
 from transept.weights.identify import identify
-from transept.weights.reading import read_checkpoint
 
 State = dict[str, Tensor]
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -9,9 +9,9 @@ from typing import get_args
 import torch
 from rich.table import Table
 
-from transept.analysis.bench import Benchmark, Mode, bench
-from transept.analysis.speed import draw_benchmark
-from transept.cli.tables import print_json, print_table
+from transept.bench.figure import draw_benchmark
+from transept.bench.timing import Benchmark, Mode, bench
+from transept.cli.shared.tables import print_json, print_table
 from transept.errors import UsageError
 from transept.files import write_atomically
 

@@ -4,17 +4,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from transept.cli.tables import print_json
+from transept.cli.shared.tables import print_json
 from transept.errors import TranseptError, UsageError
 from transept.models.backbone import Backbone
 from transept.models.registry import find_model
 from transept.weights.convert import OFFICIAL, find_dialect, from_official
-from transept.weights.create import create_model, find_file
+from transept.weights.files.reading import Contents, read_checkpoint
+from transept.weights.files.writing import check_suffix, write_state_dict
+from transept.weights.fit import load_contents
 from transept.weights.identify import Identity, identify
-from transept.weights.loading import load_contents
-from transept.weights.reading import Contents, read_checkpoint
+from transept.weights.load import create_model, find_file
 from transept.weights.report import LoadReport
-from transept.weights.writing import check_suffix, write_state_dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from transept.analysis.count import Cost, count
-from transept.analysis.counted import count_variant, detector_skeleton, segmenter_skeleton
-from transept.cli.tables import (
+from transept.cli.shared.tables import (
     billions,
     billions_as_printed,
     card,
@@ -17,11 +15,13 @@ from transept.cli.tables import (
     print_table,
     system_card,
 )
+from transept.cost.count import Cost, count
+from transept.cost.kept import count_variant, detector_skeleton, segmenter_skeleton
+from transept.cost.printed import DETECTOR_SIZE, SEGMENTER_SIZE
 from transept.errors import UsageError, unknown
 from transept.models.registry import find_model
 from transept.tasks.detect import METHODS as DETECTION_METHODS
 from transept.tasks.segment import METHODS as SEGMENTATION_METHODS
-from transept.weights.published import DETECTOR_SIZE, SEGMENTER_SIZE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

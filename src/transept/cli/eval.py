@@ -13,30 +13,30 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from transept.cli.detection import DETECTION_OPTIONS, add_detection_arguments, eval_detector
-from transept.cli.features import add_feature_arguments, eval_features
-from transept.cli.runs import best_device, load_run
-from transept.cli.segmentation import (
+from transept.cli.shared.detection import DETECTION_OPTIONS, add_detection_arguments, eval_detector
+from transept.cli.shared.features import add_feature_arguments, eval_features
+from transept.cli.shared.runs import best_device, load_run
+from transept.cli.shared.segmentation import (
     SCALE_OPTIONS,
     WINDOW_OPTIONS,
     add_inference_arguments,
     inference_of,
     refuse_options,
 )
-from transept.cli.tables import plain_number, plain_skipped, print_json, print_table
+from transept.cli.shared.tables import plain_number, plain_skipped, print_json, print_table
 from transept.cli.train import parse_recipe
+from transept.data.classification.sets import load_splits
+from transept.data.classification.transforms import transforms_for
 from transept.data.loading import TransformedSet, make_loader
-from transept.data.segmentation import load_segmentation_splits
-from transept.data.sets import load_splits
-from transept.data.transforms import transforms_for
+from transept.data.segmentation.sets import load_segmentation_splits
 from transept.errors import TranseptError, UsageError
 from transept.metrics.accuracy import AccuracyMeter
 from transept.metrics.segmentation import ConfusionMeter
 from transept.tasks.classify import Classifier
 from transept.tasks.detect import Detector
+from transept.tasks.run_folder import CONFIG
 from transept.tasks.segment import Segmenter
-from transept.train.folder import CONFIG
-from transept.train.recipe import Recipe, read_recipe
+from transept.train.options.recipe import Recipe, read_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

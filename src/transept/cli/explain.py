@@ -11,12 +11,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from transept.analysis.attention import TOKEN_KINDS, AttentionMap
-from transept.analysis.explanation import TITLES, Explanation
-from transept.cli.runs import load_run
-from transept.cli.tables import print_json, print_table
+from transept.cli.shared.runs import load_run
+from transept.cli.shared.tables import print_json, print_table
 from transept.data.images import read_image
 from transept.errors import UsageError
+from transept.explain.attention import TOKEN_KINDS, AttentionMap
+from transept.explain.explanation import TITLES, Explanation
 from transept.tasks.classify import Classifier
 
 _SHEET = Path("explanation.png")

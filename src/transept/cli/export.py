@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from rich.table import Table
 
-from transept.cli.runs import load_features, load_run, named_checkpoint, names_model
-from transept.cli.tables import print_json, print_table
+from transept.cli.shared.runs import load_features, load_run, named_checkpoint, names_model
+from transept.cli.shared.tables import print_json, print_table
 from transept.cli.train import parse_recipe
+from transept.data.classification.sets import Splits, load_splits
+from transept.data.classification.transforms import transforms_for
 from transept.data.images import find_images, read_image
 from transept.data.loading import TransformedSet, make_loader
-from transept.data.sets import Splits, load_splits
-from transept.data.transforms import transforms_for
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.backbone import export_backbone
 from transept.export.batches import TOLERANCE
@@ -34,11 +34,11 @@ from transept.models.backbone import Backbone
 from transept.models.registry import build_model
 from transept.tasks.classify import Classifier
 from transept.tasks.detect import Detector
+from transept.tasks.run_folder import BEST, CONFIG
 from transept.tasks.saving import describe, task_of
 from transept.tasks.segment import Segmenter
-from transept.train.folder import BEST, CONFIG
-from transept.train.recipe import read_recipe
-from transept.weights.create import create_model, load_weights
+from transept.train.options.recipe import read_recipe
+from transept.weights.load import create_model, load_weights
 
 _FOLDER = "export"
 _UNITS = {

@@ -6,8 +6,7 @@ import dataclasses
 from rich.console import Console
 from rich.table import Table
 
-from transept.analysis.counted import count_variant
-from transept.cli.tables import (
+from transept.cli.shared.tables import (
     billions,
     billions_as_printed,
     card,
@@ -16,9 +15,10 @@ from transept.cli.tables import (
     print_json,
     scores_as_printed,
 )
+from transept.cost.kept import count_variant
 from transept.models.registry import find_model
-from transept.weights.catalogue import Checkpoint, checkpoints_of, unpublished
-from transept.weights.locate import how_to_get
+from transept.weights.catalogue.records import Checkpoint, checkpoints_of, unpublished
+from transept.weights.fetch.locate import how_to_get
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

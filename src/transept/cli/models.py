@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from transept.analysis.counted import kept_counts
-from transept.cli.tables import (
+from transept.cli.shared.tables import (
     billions,
     billions_as_printed,
     card,
@@ -18,9 +17,10 @@ from transept.cli.tables import (
     print_table,
     table_width,
 )
+from transept.cost.kept import kept_counts
 from transept.errors import UsageError, unknown
 from transept.models.registry import list_models
-from transept.weights.catalogue import CHECKPOINTS, METRICS, Checkpoint
+from transept.weights.catalogue.records import CHECKPOINTS, METRICS, Checkpoint
 
 _WIDE = 110
 """Characters that all columns need; a narrower terminal goes without the published costs."""

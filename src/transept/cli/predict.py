@@ -18,20 +18,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from transept.analysis.overlay import draw_overlay, label_image, shares
-from transept.analysis.sheet import Labelled, draw_sheet
-from transept.cli.detection import DETECTION_OPTIONS, DRAWN, RESULTS, add_detection_arguments, write_objects
-from transept.cli.runs import best_device, load_run
-from transept.cli.segmentation import (
+from transept.cli.shared.detection import DETECTION_OPTIONS, DRAWN, RESULTS, add_detection_arguments, write_objects
+from transept.cli.shared.runs import best_device, load_run
+from transept.cli.shared.segmentation import (
     SCALE_OPTIONS,
     WINDOW_OPTIONS,
     add_inference_arguments,
     inference_of,
     refuse_options,
 )
-from transept.cli.tables import plain_skipped, print_json, print_table
+from transept.cli.shared.tables import plain_skipped, print_json, print_table
+from transept.data.classification.sets import Skipped
 from transept.data.images import BadImageError, find_images, read_image
-from transept.data.sets import Skipped
+from transept.draw.overlay import draw_overlay, label_image, shares
+from transept.draw.sheet import Labelled, draw_sheet
 from transept.errors import TranseptError, UsageError
 from transept.files import write_together
 from transept.tasks.classify import Classifier

@@ -10,8 +10,8 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from transept.cli.runs import best_device, load_run
-from transept.cli.tables import print_json
+from transept.cli.shared.runs import best_device, load_run
+from transept.cli.shared.tables import print_json
 from transept.errors import TranseptWarning, UsageError
 from transept.serve.answers import Limits
 

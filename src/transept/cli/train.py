@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from transept.cli.tables import print_json
+from transept.cli.shared.tables import print_json
 from transept.errors import TranseptError, UsageError, rank_of_environment, unknown
-from transept.train.folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
-from transept.train.recipe import Recipe, plain, read_recipe, recipe_names, recipe_overview
+from transept.tasks.run_folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
+from transept.train.options.recipe import Recipe, plain, read_recipe, recipe_names, recipe_overview
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
     import yaml
 
-    from transept.train.run import plan
+    from transept.train.loop.run import plan
 
     picture = Path(f"{args.out or Path(args.recipe).stem}.first-batch.png")
     recipe, found = plan(recipe, picture)
@@ -133,7 +133,7 @@ def _resume(args: argparse.Namespace) -> None:
 
 
 def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bool) -> None:
-    from transept.train.run import RunInterruptedError, train
+    from transept.train.loop.run import RunInterruptedError, train
 
     if recipe.optimizer.lr_batch is not None:
         print(f"learning rate {recipe.scaled().optimizer.lr:g} for batches of {recipe.batch_size}", file=sys.stderr)

@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from transept.data.classification.sets import HUB, ImageSet, Paths
 from transept.data.images import BadImageError
-from transept.data.sets import HUB, ImageSet, Paths
 from transept.errors import TranseptError, UsageError
 
 _VAL = ("validation", "val", "valid", "test")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from transept.data.detection_transforms import DetectionPreprocessing
+from transept.data.detection.transforms import DetectionPreprocessing
 from transept.data.resizing import Normalise, Size, fit_within, pad_to, resize_jointly
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import FILES, Axis, Exported, Format, Run, sample_picture, write_graphs

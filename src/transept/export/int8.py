@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from transept.data.transforms import eval_transform
+from transept.data.classification.transforms import eval_transform
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, METADATA, check_formats, onnx_runner
 from transept.files import write_together

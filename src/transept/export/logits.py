@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from transept.data.classification.transforms import eval_transform
 from transept.data.resizing import Size
-from transept.data.transforms import eval_transform
 from transept.errors import UsageError
 from transept.export.batches import check_sizes, dynamic_step, squashed, three_views, write_batch_graphs
 from transept.export.onnx import FILES, Exported, sample_picture

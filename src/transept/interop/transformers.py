@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from transept.errors import TranseptError
 from transept.models.backbone import Backbone
-from transept.weights.create import create_model
+from transept.weights.load import create_model
 
 try:
     from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel

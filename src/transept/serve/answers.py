@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from transept.analysis.boxes import draw_objects
-from transept.analysis.explanation import Explanation
-from transept.analysis.overlay import draw_overlay, shares
 from transept.data.images import BadImageError, read_image, stored_form
 from transept.data.labels import drawing_color
+from transept.draw.boxes import draw_objects
+from transept.draw.overlay import draw_overlay, shares
 from transept.errors import UsageError
+from transept.explain.explanation import Explanation
 from transept.tasks.classify import Classifier
 from transept.tasks.detect import Detector
 from transept.tasks.detect_pictures import DetectionInference

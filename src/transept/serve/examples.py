@@ -5,8 +5,8 @@ from pathlib import Path
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from transept.data.classification.sets import load_splits
 from transept.data.scenes import DIGITS, make_scene
-from transept.data.sets import load_splits
 from transept.tasks.classify import Classifier
 from transept.tasks.detect import Detector
 from transept.tasks.segment import Segmenter

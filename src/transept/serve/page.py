@@ -13,9 +13,9 @@ from typing import Any
 
 import gradio as gr
 
-from transept.analysis.attention import attention_kinds
-from transept.analysis.explanation import TITLES
 from transept.errors import TranseptError, UsageError
+from transept.explain.attention import attention_kinds
+from transept.explain.explanation import TITLES
 from transept.serve.answers import OVERVIEW, SHOWN_SCORE, Answer, Answerer, Limits
 from transept.serve.examples import write_examples
 from transept.tasks.classify import Classifier

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from transept.data.transforms import Preprocessing, eval_transform
+from transept.data.classification.transforms import Preprocessing, eval_transform
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model
 from transept.tasks.saving import describe, loading_task, save_task, tuples

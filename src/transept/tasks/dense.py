@@ -11,7 +11,7 @@ from torch import nn
 from transept.errors import UsageError, unknown
 from transept.models.backbone import Backbone
 from transept.models.registry import find_model
-from transept.weights.create import create_model, load_weights
+from transept.weights.load import create_model, load_weights
 
 Source = str | PathLike[str] | None
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from transept.data.detection_transforms import DetectionPreprocessing
+from transept.data.detection.transforms import DetectionPreprocessing
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.atss import ATSSDecoder, ATSSHead, ATSSLoss
 from transept.heads.cascade_rcnn import CascadeRCNNDecoder, CascadeRCNNHead, CascadeRCNNLoss

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
-from transept.data.detection_transforms import DetectionPreprocessing, collate_detections, detection_eval_transform
+from transept.data.detection.transforms import DetectionPreprocessing, collate_detections, detection_eval_transform
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.instances import Detections, Size
 from transept.ops.boxes import nms_by_label

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from transept.data.transforms import Preprocessing
+from transept.data.classification.transforms import Preprocessing
 from transept.errors import UsageError
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model

@@ -14,7 +14,7 @@ from torch import nn
 from transept.errors import TranseptError
 from transept.files import write_atomically
 from transept.models.backbone import Backbone
-from transept.weights.reading import StateDict, read_state_dict
+from transept.weights.files.reading import StateDict, read_state_dict
 
 _METADATA_KEY = "transept"
 

@@ -15,18 +15,18 @@ from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
-from transept.data.segmentation_transforms import SegmentationPreprocessing, segmentation_eval_transform
+from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.fcn import FCNHead
 from transept.heads.fpn import FPN
 from transept.heads.semantic_fpn import SemanticFPNHead
 from transept.heads.upernet import UPerNetHead
+from transept.inference.windows import sliding_logits
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, find_model
 from transept.ops.interpolation import resize_map
 from transept.tasks.dense import build_pyramid, check_sources, class_names, load_sources
 from transept.tasks.saving import describe, loading_task, save_task, tuples
-from transept.tasks.windows import sliding_logits
 
 IGNORE_LABEL = 255
 """Pixels of a mask that belong to no class: they neither train nor score."""

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from transept.models.backbone import Family
-from transept.weights.catalogue import Checkpoint
+from transept.weights.catalogue.records import Checkpoint
 
 MARKER = "<!-- Written by transept. Remove this line to keep your own text when the model is saved again. -->"
 

@@ -10,7 +10,7 @@ from transept.models.registry import FAMILIES, build_skeleton
 from transept.weights.convert import OFFICIAL, dialect_of
 from transept.weights.convert.rules import Entries, entries_of
 from transept.weights.convert.systems import BACKBONE, METHODS, holds_backbone, method_of
-from transept.weights.reading import Contents
+from transept.weights.files.reading import Contents
 
 Shapes = Mapping[str, tuple[int, ...]]
 

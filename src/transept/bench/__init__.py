@@ -1,0 +1,1 @@
+"""How fast a model is: timing beside peers, and the figure."""

@@ -1,0 +1,110 @@
+"""Pictures of a benchmark: accuracy over speed, or time over resolution."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from transept.bench.timing import Benchmark, Timing, growth
+from transept.cost.printed import PUBLISHED
+from transept.files import write_atomically
+from transept.models.registry import list_models
+from transept.weights.catalogue.records import checkpoints_of
+
+PEERS_TOP1 = {
+    "deit_small_patch16_224": 79.8,  # arXiv 2012.12877, Table 5
+    "swin_tiny_patch4_window7_224": 81.3,  # arXiv 2103.14030, Table 1
+    "convnext_tiny": 82.1,  # arXiv 2201.03545, Table 1
+    "efficientformer_l3": 82.4,  # arXiv 2206.01191, Table 1
+    "nextvit_small": 82.5,  # arXiv 2207.05501, Table 4
+}
+"""Published top-1 of timm's models that serve as peers, in percent."""
+
+_COLORS = {"transept": "#c8452d", "timm": "#8fa3bf"}
+_GRID = "#dddddd"
+_MARKERS = {"eager": "o", "fused": "D", "compiled": "s", "fused-compiled": "^"}
+
+
+def draw_benchmark(result: Benchmark, path: Path) -> None:
+    """Time over resolution where several image sizes were measured, else accuracy over speed."""
+    if len({timing.img_size for timing in result.timings}) > 1:
+        figure = Figure(figsize=(12, 5), dpi=144, layout="constrained")
+        seconds, memory = figure.subplots(1, 2)
+        _draw_growth(seconds, result.timings, lambda timing: 1e3 * timing.p50, "milliseconds")
+        _draw_growth(memory, result.timings, _activations, "MiB at once, the model's own aside")
+    else:
+        batches = sorted({timing.batch for timing in result.timings})
+        figure = Figure(figsize=(2 + 6 * len(batches), 5), dpi=144, layout="constrained")
+        panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+        for axes, batch in zip(panels, batches, strict=True):
+            _draw_accuracy(axes, [timing for timing in result.timings if timing.batch == batch])
+        panels[0].set_ylabel("published top-1 (%)")
+    for axes in figure.axes:
+        axes.grid(color=_GRID, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    machine = result.machine
+    figure.suptitle(
+        f"{machine['processor']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+        color="#777777",
+    )
+    write_atomically(path, figure.savefig)
+
+
+def top1(model: str) -> float | None:
+    """Published top-1 in percent, where it is known; of several checkpoints, the first of the catalogue."""
+    if model not in list_models():
+        return PEERS_TOP1.get(model)
+    scores = [weights.top1 for weights in checkpoints_of(model) if weights.top1 is not None]
+    return scores[0] if scores else PUBLISHED[model].top1 if model in PUBLISHED else None
+
+
+def _draw_accuracy(axes: Axes, timings: Sequence[Timing]) -> None:
+    """One row of marks for each model, its name behind the fastest."""
+    rows: dict[str, list[Timing]] = {}
+    for timing in timings:
+        rows.setdefault(timing.model, []).append(timing)
+    for model, row in rows.items():
+        score = top1(model)
+        if score is None:
+            continue
+        speeds = [timing.images_per_second for timing in row]
+        axes.plot(speeds, [score] * len(row), color=_GRID, linewidth=2, zorder=1)
+        for timing, speed in zip(row, speeds, strict=True):
+            axes.plot(speed, score, _MARKERS[timing.mode], color=_COLORS[timing.source], markersize=6)
+        axes.annotate(model, (max(speeds), score), (7, 0), textcoords="offset points", va="center", fontsize=7)
+    for source, mode in dict.fromkeys((timing.source, timing.mode) for timing in timings):
+        axes.plot([], [], _MARKERS[mode], color=_COLORS[source], label=f"{source}, {mode}")
+    axes.legend(frameon=False, fontsize=7.5, loc="lower left")
+    axes.margins(x=0.25)
+    axes.set_xscale("log")
+    steps = "training steps" if timings[0].training else "inference"
+    axes.set_xlabel(f"images per second, {steps}, batch {timings[0].batch}")
+
+
+def _activations(timing: Timing) -> float:
+    return (timing.peak_memory - timing.own_memory) / 2**20
+
+
+def _draw_growth(axes: Axes, timings: Sequence[Timing], cost: Callable[[Timing], float], unit: str) -> None:
+    series: dict[tuple[str, str, str, int], list[Timing]] = {}
+    for timing in timings:
+        series.setdefault((timing.model, timing.source, timing.mode, timing.batch), []).append(timing)
+    for i, ((model, source, mode, batch), points) in enumerate(series.items()):
+        label = f"{model} ({source}, {mode}, batch {batch})"
+        if len(points) > 1:
+            label += f": pixels^{growth(points, cost):.2f}"
+        pixels = [timing.img_size[0] * timing.img_size[1] for timing in points]
+        axes.plot(pixels, [cost(t) for t in points], marker=_MARKERS[mode], color=f"C{i}", label=label)
+    sizes = sorted({t.img_size for t in timings}, key=lambda size: size[0] * size[1])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    labels = [f"{h} x {w}" for h, w in sizes]
+    axes.set_xticks([h * w for h, w in sizes], labels, fontsize=7, rotation=30, ha="right")
+    axes.minorticks_off()
+    axes.set_xlabel("image size (axis: pixels)")
+    axes.set_ylabel(unit)
+    axes.legend(frameon=False, fontsize=7.5)

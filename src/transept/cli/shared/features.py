@@ -1,0 +1,106 @@
+"""What `eval` does for features, with `--knn` and `--linear`: no classifier of the model's own is needed."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from transept.cli.shared.runs import best_device, load_features
+from transept.cli.shared.tables import plain_skipped, print_json
+from transept.cli.train import parse_recipe
+from transept.data.classification.sets import load_splits
+from transept.data.classification.transforms import transforms_for
+from transept.data.loading import TransformedSet, make_loader
+from transept.errors import TranseptError, UsageError
+from transept.metrics.knn import KNNMeter, NearestNeighbours
+from transept.tasks.pretrain import FeatureExtractor
+from transept.tasks.run_folder import CONFIG
+from transept.train.options.recipe import read_recipe
+
+_K = 20
+
+
+def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("features of classifiers and pretrained backbones")
+    group.add_argument(
+        "--knn", action="store_true", help="accuracy of the nearest training pictures, weighted as DINO's are"
+    )
+    group.add_argument("--k", type=int, metavar="N", help=f"neighbours of --knn (default {_K})")
+    group.add_argument(
+        "--linear", action="store_true", help="accuracy of a logistic regression, fitted to the training pictures"
+    )
+
+
+def eval_features(args: argparse.Namespace) -> None:
+    """Features of the training pictures, then accuracy on the validation pictures."""
+    if args.k is not None and args.k < 1:
+        raise UsageError(f"--k {args.k} must be at least 1")
+    task, folder = load_features(args.model)
+    recipe = parse_recipe(read_recipe(str(folder / CONFIG)), []) if folder else None
+    data = args.data or (recipe.data if recipe else None)
+    if data is None:
+        raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
+    splits = load_splits(
+        data,
+        val_fraction=recipe.val_fraction if recipe else 0.2,
+        skip_bad_images=args.skip_bad_images or bool(recipe and recipe.skip_bad_images),
+    )
+    device, started = best_device(), time.monotonic()
+    task.to(device).eval()
+    halves = [
+        _features(
+            task, make_loader(TransformedSet(half, transforms_for(task)), args.batch_size or 64, workers=args.workers)
+        )
+        for half in (splits.train, splits.val)
+    ]
+    result: dict[str, Any] = {}
+    if args.knn:
+        neighbours = NearestNeighbours(*halves[0], len(splits.classes), k=args.k or _K)
+        votes, meter = neighbours(halves[1][0]), KNNMeter()
+        meter.update(votes.new_zeros(()), votes, halves[1][1])
+        result |= meter.means() | {"k": neighbours.k, "temperature": neighbours.temperature}
+    if args.linear:
+        result["linear_top1"] = _linear(*halves[0], *halves[1])
+    result |= {
+        "images": len(splits.val),
+        "training_images": len(splits.train),
+        "seconds": round(time.monotonic() - started, 3),
+        "skipped": plain_skipped(splits.skipped),
+    }
+    if args.json:
+        print_json({"model": args.model, "data": data} | result)
+        return
+    scores = []
+    if args.knn:
+        scores.append(f"k-NN top-1 {result['knn_top1']:.2%}   top-5 {result['knn_top5']:.2%}   k {result['k']}")
+    if args.linear:
+        scores.append(f"linear top-1 {result['linear_top1']:.2%}")
+    pictures = f"({len(splits.val)} pictures beside {len(splits.train)} to learn from, {result['seconds']:.1f} s)"
+    print("   ".join([*scores, pictures]))
+    if splits.skipped:
+        print(f"{len(splits.skipped)} unreadable files were left out, e.g. {splits.skipped[0].path}", file=sys.stderr)
+
+
+def _features(task: FeatureExtractor, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    device = next(task.parameters()).device
+    features, labels = [], []
+    with torch.inference_mode():
+        for images, numbers in loader:
+            features.append(task(images.to(device)).float())
+            labels.append(numbers)
+    return torch.cat(features), torch.cat(labels).to(device)
+
+
+def _linear(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor) -> float:
+    """Top-1 of a logistic regression on standardised features, with scikit-learn's own regularisation (C = 1)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    classifier.fit(train.cpu().numpy(), train_labels.cpu().numpy())
+    return float(classifier.score(val.cpu().numpy(), val_labels.cpu().numpy()))

@@ -1,0 +1,122 @@
+"""What the verbs share: tables, numbers, and the figures of one model."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from transept.cost.count import Cost
+from transept.cost.printed import (
+    DETECTOR_SIZE,
+    PUBLISHED,
+    PUBLISHED_DETECTORS,
+    PUBLISHED_SEGMENTERS,
+    SEGMENTER_SIZE,
+    Published,
+)
+from transept.cost.rules import count_as_published
+from transept.data.classification.sets import Skipped
+from transept.models.registry import find_model
+from transept.tasks.detect import Detector
+from transept.tasks.segment import Segmenter
+from transept.weights.catalogue.records import METRICS, checkpoints_of
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def print_table(table: Table) -> None:
+    """To stdout, cut to the terminal; whole where stdout is no terminal."""
+    _console().print(table)
+
+
+def table_width() -> int:
+    """How many characters wide a table may be."""
+    return _console().width
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def millions_as_printed(parameters: int | None) -> str:
+    return f"{parameters / 1e6:.9g} M" if parameters else "-"
+
+
+def billions_as_printed(macs: int | None) -> str:
+    return f"{macs / 1e9:.9g} G" if macs else "-"
+
+
+def millions(number: float) -> str:
+    return f"{number / 1e6:.{2 if number >= 1e6 else 4}f} M"
+
+
+def billions(number: float) -> str:
+    return f"{number / 1e9:.{2 if number >= 1e9 else 4}f} G"
+
+
+def card(name: str, cost: Cost) -> dict[str, Any]:
+    """A model's own figures and the published ones, as plain data."""
+    printed = PUBLISHED.get(name, Published())
+    return _figures(name, cost, printed, {"top1": printed.top1}) | {
+        "note": find_model(name)[1].notes.get(name),
+        "weights": [weights.as_dict() for weights in checkpoints_of(name)],
+    }
+
+
+def system_card(name: str, system: Detector | Segmenter, cost: Cost) -> dict[str, Any]:
+    """The same of a detector or segmenter, METHOD/BACKBONE; published operations are for one size of images."""
+    method, _, backbone = name.partition(" ")[0].partition("/")
+    detects = isinstance(system, Detector)
+    printed = (PUBLISHED_DETECTORS if detects else PUBLISHED_SEGMENTERS).get(name, Published())
+    size = DETECTOR_SIZE if detects else SEGMENTER_SIZE
+    at_size = sorted(cost.img_size) == sorted(size)
+    return _figures(name, cost, printed, {"img_size": list(size)}) | {
+        "macs_as_published": count_as_published(system, cost) if at_size else None,
+        "weights": [
+            weights.as_dict()
+            for weights in checkpoints_of(find_model(backbone)[0])
+            if (weights.task, weights.method) == ("detection" if detects else "segmentation", method)
+        ],
+    }
+
+
+def _figures(name: str, cost: Cost, printed: Published, more: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "img_size": list(cost.img_size),
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "activations": cost.activations,
+        "published": {
+            "parameters": None if printed.params_m is None else round(printed.params_m * 1e6),
+            "macs": None if printed.gmacs is None else round(printed.gmacs * 1e9),
+            **more,
+            "source": printed.source or None,
+        },
+    }
+
+
+def scores_as_printed(scores: Mapping[str, float]) -> str:
+    """`box AP 45.3, mask AP 40.8`."""
+    return ", ".join(f"{METRICS[metric]} {percent(value)}" for metric, value in scores.items())
+
+
+def plain_skipped(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    """What was left out, and why, for JSON."""
+    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
+
+
+def plain_number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def percent(score: float) -> str:
+    """With the published number of digits, but at least one: `84.0`, `84.15`."""
+    return f"{score:.2f}".removesuffix("0")

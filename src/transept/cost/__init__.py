@@ -1,0 +1,1 @@
+"""Parameters and multiply-accumulates: counted, kept, and as the papers printed them."""

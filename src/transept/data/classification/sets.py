@@ -1,0 +1,318 @@
+"""Labelled pictures: the built-in digits, class folders, tables of the Hugging Face hub, shards."""
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+from PIL import Image
+
+from transept.data.images import BadImageError, read_image
+from transept.data.index import File, list_files
+from transept.errors import TranseptError
+
+HUB, SHARDS = "hf:", "wds:"
+# Files that systems leave in folders of pictures; nobody means them.
+_LITTER = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
+_SMALL_BYTES = 512 * 2**20
+_SMALL_COUNT = 4000
+_KEEP_BYTES = 1024 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file left out of a set, and why."""
+
+    path: Path
+    reason: str
+
+
+class Paths(Sequence[Path]):
+    """Paths as one text. A million `Path`s take a gigabyte, and every worker process would come to have its own copy
+    of them, for looking at a Python object writes to its reference count.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root = root
+        encoded = [os.fsencode(name) for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Path:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.root / self.name(index)
+
+    def name(self, index: int) -> str:
+        """The path from `root`, with slashes."""
+        index = range(len(self))[index]
+        return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
+
+    def description(self) -> tuple[bytes, bytes]:
+        """All that tells the names from others."""
+        return self._text, self._ends.astype("<i8").tobytes()
+
+
+class ImageSet(Sequence[tuple[Image.Image, int]]):
+    """RGB pictures with class numbers.
+
+    Of small sets (up to 512 MB of files), decoded pictures are kept while they fit into a gigabyte. Large ones are read
+    anew each time.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        labels: Sequence[int],
+        *,
+        sizes: np.ndarray | None = None,
+        places: np.ndarray | None = None,
+    ) -> None:
+        """`sizes` are the files' in bytes, where they are known; `places` are what `source` needs besides."""
+        self.paths = paths
+        self.labels = list(labels)
+        self.sizes = sizes
+        self.places = places
+        self.version = ""
+        """Tells other contents under the same names apart, where files have no sizes."""
+        self.skips_bad_images = False
+        """Whether a training picture that turns out to be unreadable is to be replaced by the next one."""
+        self._kept: dict[int, Image.Image] = {}
+        self._room = _KEEP_BYTES
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        picture = self._kept.get(index)
+        if picture is None:
+            picture = self.read(index)
+            size = picture.width * picture.height * 3
+            if self.small and size <= self._room:
+                self._room -= size
+                self._kept[index] = picture
+        return picture, self.labels[index]
+
+    @property
+    def small(self) -> bool:
+        """Whether the whole set can be decoded before a run begins, to check it."""
+        return len(self) <= _SMALL_COUNT if self.sizes is None else bool(self.sizes.sum() <= _SMALL_BYTES)
+
+    def source(self, index: int) -> Path | BinaryIO:
+        """What a picture is read from."""
+        return self.paths[index]
+
+    def read(self, index: int, reduce: Callable[[int, int], float] | None = None) -> Image.Image:
+        """The picture from its file; `reduce` as in `read_image`."""
+        return read_image(self.source(index), name=self.paths[index], reduce=reduce)
+
+    def description(self) -> Iterator[bytes]:
+        """Names, sizes and classes of all files, from which their fingerprint is made."""
+        yield self.version.encode()
+        yield from self.paths.description()
+        yield b"" if self.sizes is None else self.sizes.astype("<i8").tobytes()
+        yield np.asarray(self.labels, "<i8").tobytes()
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """The set of these samples alone."""
+        taken = copy.copy(self)
+        taken.paths = Paths(self.paths.root, [self.paths.name(int(i)) for i in indices])
+        taken.labels = [self.labels[i] for i in indices]
+        rows = np.asarray(indices, np.int64)
+        taken.sizes = None if self.sizes is None else self.sizes[rows]
+        taken.places = None if self.places is None else self.places[rows]
+        taken._kept = {}
+        return taken
+
+
+class ArraySet(ImageSet):
+    """Pictures from memory instead of files."""
+
+    def __init__(self, arrays: np.ndarray, labels: Sequence[int], names: Sequence[str]) -> None:
+        super().__init__(Paths(Path(), names), labels)
+        self._kept = {i: Image.fromarray(array).convert("RGB") for i, array in enumerate(arrays)}
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """What a classifier is trained and judged on."""
+
+    classes: list[str]
+    train: ImageSet
+    val: ImageSet
+    skipped: list[Skipped]
+
+
+def load_splits(
+    data: str, *, val_fraction: float = 0.2, skip_bad_images: bool = False, labelled: bool = True
+) -> Splits:
+    """The data set behind a name or folder.
+
+    Args:
+        data: one of
+
+            - `digits`;
+            - a folder with `train/CLASS/*` and `val/CLASS/*`, or with `CLASS/*`, which is split: of each class the
+              share `val_fraction` whose names hash lowest is held out, so the same files are held out on every
+              machine, and a file added later moves few others;
+            - `hf:NAME`, a set of the Hugging Face hub, or a folder that the `datasets` library reads or wrote;
+            - `wds:TRAIN,VAL`, patterns of tar shards, or `wds:FOLDER`: see `shards.load_shards`.
+        val_fraction: see above.
+        skip_bad_images: leave unreadable files out; they are in `skipped`. Of sets too large to be decoded
+            beforehand, only empty files are found here; an unreadable training picture is then replaced by the next
+            one when it is met.
+        labelled: False takes a folder without class subfolders, or with one, as pictures of a single class.
+
+    Raises:
+        TranseptError: no such data, a class without pictures, fewer than two classes, classes that differ between
+            the halves, or unreadable files (all are counted and the first ones named).
+    """
+    root = Path(data).expanduser()
+    if data == "digits":
+        return _digits()
+    if data.startswith(HUB) or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        from transept.data.hub import load_hub_halves
+
+        classes, halves = load_hub_halves(data)
+    elif data.startswith(SHARDS):
+        from transept.data.classification.shards import load_shards
+
+        classes, halves = load_shards(data.removeprefix(SHARDS))
+    elif root.is_dir():
+        classes, halves = _folder_halves(root, labelled)
+    else:
+        raise TranseptError(
+            f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class, "
+            f"or a name that begins with {HUB} or {SHARDS}"
+        )
+    found = [_unreadable(half) for half in halves]
+    skipped = [skip for of_half in found for skip in of_half.values()]
+    if skipped and not skip_bad_images:
+        names = "; ".join(f"{str(skip.path)!r} {skip.reason}" for skip in skipped[:3])
+        more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        noun = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
+        raise TranseptError(
+            f"{noun} not readable as pictures: {names}{more}; remove them, or leave them out with --skip-bad-images"
+        )
+    halves = [_without(half, list(bad), classes) for half, bad in zip(halves, found, strict=True)]
+    train, val = halves if len(halves) == 2 else _split(halves[0], classes, val_fraction)
+    train.skips_bad_images = skip_bad_images
+    return Splits(classes, train, val, skipped)
+
+
+def _folder_halves(root: Path, labelled: bool) -> tuple[list[str], list[ImageSet]]:
+    halves = _halves(root, labelled)
+    sets = []
+    for half, by_class in halves.items():
+        pairs = [(file, number) for number, files in enumerate(by_class.values()) for file in files]
+        paths = Paths(root / half, [file.name for file, _ in pairs])
+        sizes = np.array([file.size for file, _ in pairs], np.int64)
+        sets.append(ImageSet(paths, [number for _, number in pairs], sizes=sizes))
+    return list(next(iter(halves.values()))), sets
+
+
+def _halves(root: Path, labelled: bool) -> dict[str, dict[str, list[File]]]:
+    """Folder name (`train` and `val`, or one empty name where the root is to be split) to class to files."""
+    if not (root / "train").is_dir():
+        return {"": _class_files(root, labelled)}
+    val = next((name for name in ("val", "validation", "valid", "test") if (root / name).is_dir()), None)
+    if val is None:
+        raise TranseptError(f"{str(root)!r} has a folder train/ but no val/ beside it; add one, or give {root}/train")
+    halves = {name: _class_files(root / name, labelled) for name in ("train", val)}
+    odd = sorted(set(halves["train"]) ^ set(halves[val]))
+    if odd:
+        where = "train" if odd[0] in halves["train"] else val
+        raise TranseptError(
+            f"the class {odd[0]!r} is in {where}/ only; {str(root)!r} must have the same classes in both"
+        )
+    return halves
+
+
+def _unreadable(images: ImageSet) -> dict[int, Skipped]:
+    """Numbers of those that are no pictures. Small sets are decoded, on all cores; of large ones the size is seen."""
+    if not images.small:  # would take minutes or hours
+        empty = [] if images.sizes is None else np.flatnonzero(images.sizes == 0).tolist()
+        return {i: Skipped(images.paths[i], "is empty") for i in empty}
+
+    def problem(index: int) -> Skipped | None:
+        try:
+            images.read(index)
+        except BadImageError as error:
+            return Skipped(error.path, error.reason)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        return {i: found for i, found in enumerate(pool.map(problem, range(len(images)))) if found}
+
+
+def _without(images: ImageSet, bad: list[int], classes: Sequence[str]) -> ImageSet:
+    """The readable ones."""
+    if not bad:
+        return images
+    good = np.setdiff1d(np.arange(len(images)), bad)
+    rest = images.take(good)
+    before, after = (np.bincount(half.labels, minlength=len(classes)) for half in (images, rest))
+    emptied = np.flatnonzero((before > 0) & (after == 0))
+    if len(emptied):
+        raise TranseptError(
+            f"no picture of the class {classes[emptied[0]]!r} in {str(images.paths.root)!r} is readable"
+        )
+    return rest
+
+
+def _digits() -> Splits:
+    """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 in 16 greys; the last 360 are held out."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    arrays = (np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    labels = [int(label) for label in labels]
+    names = [f"digit-{i:04d}.png" for i in range(len(labels))]
+    cut = len(labels) - 360
+    train = ArraySet(arrays[:cut], labels[:cut], names[:cut])
+    return Splits([str(digit) for digit in range(10)], train, ArraySet(arrays[cut:], labels[cut:], names[cut:]), [])
+
+
+def _class_files(root: Path, labelled: bool) -> dict[str, list[File]]:
+    """Class name (the subfolder) to its files, both sorted."""
+    listed = list_files(root, loose=not labelled)
+    if not labelled:
+        loose = listed.pop("")
+        if len(listed) < 2:
+            files = [file for found in (loose, *listed.values()) for file in found if _is_meant(file.name)]
+            if not files:
+                raise TranseptError(f"there are no pictures in {str(root)!r}")
+            return {"pictures": files}
+    if not listed:
+        raise TranseptError(f"{str(root)!r} has no subfolders; pictures go into one subfolder for each class")
+    if len(listed) == 1:
+        raise TranseptError(f"{str(root)!r} has one class only, {next(iter(listed))!r}; a classifier needs two or more")
+    files = {name: [file for file in found if _is_meant(file.name)] for name, found in listed.items()}
+    for name, found in files.items():
+        if not found:
+            raise TranseptError(f"the class folder {str(root / name)!r} is empty; fill it or remove it")
+    return files
+
+
+def _is_meant(name: str) -> bool:
+    name = name.rpartition("/")[2]
+    return not name.startswith(".") and name.lower() not in _LITTER
+
+
+def _split(images: ImageSet, classes: Sequence[str], val_fraction: float) -> tuple[ImageSet, ImageSet]:
+    labels = np.asarray(images.labels)
+    held_out = np.zeros(len(labels), bool)
+    for number, name in enumerate(classes):
+        members = np.flatnonzero(labels == number)
+        if len(members) < 2:
+            raise TranseptError(f"the class {name!r} has one picture; it needs two, one to learn from and one to check")
+        hashes = {i: hashlib.sha1(os.fsencode(images.paths.name(i))).digest() for i in members.tolist()}
+        ranked = sorted(hashes, key=hashes.__getitem__)
+        held_out[ranked[: min(max(1, round(val_fraction * len(ranked))), len(ranked) - 1)]] = True
+    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))

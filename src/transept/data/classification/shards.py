@@ -1,0 +1,206 @@
+"""WebDataset shards: tar files in which the files of a sample share a name, `n01440764_18.jpg`, `n01440764_18.cls`.
+
+The `webdataset` library streams shards, shuffles what is in a buffer and hands whole shards to processes. How often a
+sample is seen then depends on the number of processes and workers, and a stream cannot be entered in the middle. We
+instead note once where in each tar the pictures lie. That makes of the shards an ordinary set, read with one seek for
+each picture: shuffled as a whole, shared between processes to the sample, and resumed at the very sample. What is lost
+is reading strictly in order, which matters on spinning disks and object stores; such shards belong on a local SSD
+first. The library still says what patterns, names and endings mean.
+"""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from glob import glob
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from transept.data.classification.sets import SHARDS, ImageSet, Paths
+from transept.data.images import EXTENSIONS, BadImageError
+from transept.data.index import modification, recall, remember
+from transept.errors import TranseptError, UsageError
+
+CLASSES = "classes.txt"
+"""Beside the shards: the name of each class number, one a line."""
+
+
+class ShardSet(ImageSet):
+    """Pictures inside uncompressed tar files."""
+
+    def __init__(self, shards: Sequence[Path], samples: Sequence["Samples"]) -> None:
+        self.shards = Paths(Path(), [str(shard) for shard in shards])
+        root = os.path.commonpath([shard.parent for shard in shards])
+        names = (
+            f"{os.path.relpath(shard, root)}/{name}"
+            for shard, found in zip(shards, samples, strict=True)
+            for name in found.names
+        )
+        places = [
+            (number, offset) for number, found in enumerate(samples) for offset in found.offsets
+        ]  # shard, place of its first byte
+        sizes = np.array([size for found in samples for size in found.sizes], np.int64)
+        labels = [label for found in samples for label in found.labels]
+        super().__init__(Paths(Path(root), names), labels, sizes=sizes, places=np.array(places, np.int64))
+
+    def source(self, index: int) -> BinaryIO:
+        assert self.places is not None
+        assert self.sizes is not None
+        shard, offset = self.places[index].tolist()
+        try:
+            with self.shards[shard].open("rb") as file:
+                file.seek(offset)
+                return BytesIO(file.read(int(self.sizes[index])))
+        except OSError as error:
+            raise BadImageError(self.paths[index], f"cannot be read ({error.strerror or error})") from error
+
+
+@dataclass
+class Samples:
+    """The pictures of one shard, in its order."""
+
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+
+def load_shards(pattern: str) -> tuple[list[str], list[ImageSet]]:
+    """Classes, and the pictures of the training and the validation shards, or of all where they are not told apart.
+
+    Args:
+        pattern: `TRAIN,VAL`, or one pattern whose samples are then split, or a folder with `train*.tar` and `val*.tar`.
+            A pattern is a path with braces as in `train-{000..146}.tar`, or with `*` and `?`.
+
+    A sample has one picture and its class number, in a file that ends in `.cls`, or as `label` in one that ends in
+    `.json`. Classes are called by their numbers, or by the lines of a file `classes.txt` beside the shards.
+
+    Raises:
+        TranseptError: no such shards, or shards that are damaged, compressed, or lack pictures or classes.
+        UsageError: a remote address, or `webdataset` is not installed.
+    """
+    folder = Path(pattern).expanduser()
+    if folder.is_dir():
+        patterns = [str(folder / "train*.tar"), str(folder / "val*.tar")]
+    else:
+        patterns = re.split(r",(?![^{}]*\})", pattern)  # not the commas inside braces
+    if len(patterns) > 2:
+        raise UsageError(
+            f"{SHARDS}{pattern} has {len(patterns)} patterns; give those of training and validation shards"
+        )
+    shards = [_expand(each) for each in patterns]
+    with ThreadPoolExecutor() as pool:
+        samples = [list(pool.map(_samples, half)) for half in shards]
+    classes = _classes(shards[0][0].parent / CLASSES, [found.labels for half in samples for found in half])
+    return classes, [ShardSet(*half) for half in zip(shards, samples, strict=True)]
+
+
+def _expand(pattern: str) -> list[Path]:
+    try:
+        from webdataset.shardlists import expand_urls
+    except ModuleNotFoundError as error:
+        raise UsageError("shards need the package 'webdataset': pip install 'transept[data]'") from error
+    if re.match(r"(?!file:)\w+:", pattern):
+        raise UsageError(f"{pattern!r} is no local file; copy the shards to a local disk and give their paths")
+    found: list[Path] = []
+    for url in expand_urls(pattern.removeprefix("file:")):
+        path = str(Path(url).expanduser())
+        matches = sorted(glob(path)) if re.search(r"[*?\[]", path) else [path]  # noqa: PTH207 - of any anchor
+        if not matches or not Path(matches[0]).is_file():
+            raise TranseptError(f"no shard matches {url!r}; give paths like '{SHARDS}train-{{000..146}}.tar'")
+        found += map(Path, matches)
+    return found
+
+
+def _samples(shard: Path) -> Samples:
+    key = f"shard {shard.resolve()} of {shard.stat().st_size} bytes"
+    modified = modification(shard)
+    known = recall(key)
+    if known is not None and modified is not None and known["modified"] == modified:
+        return Samples(**known["samples"])
+    samples = _scan(shard)
+    if modified is not None:
+        remember(key, {"modified": modified, "samples": vars(samples)})
+    return samples
+
+
+def _scan(shard: Path) -> Samples:
+    from webdataset.tariterators import base_plus_ext
+
+    samples, size = Samples(), shard.stat().st_size
+    current, picture, label = None, None, None
+
+    def finish() -> None:
+        if current is None or (picture is None and label is None):
+            return  # metadata of the shard, or nothing yet
+        if picture is None or label is None:
+            lacking = "picture" if picture is None else "class (.cls, or 'label' in .json)"
+            raise TranseptError(f"the sample {current!r} of {str(shard)!r} has no {lacking}")
+        samples.names.append(picture.name)
+        samples.offsets.append(picture.offset_data)
+        samples.sizes.append(picture.size)
+        samples.labels.append(label)
+
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                key, endings = base_plus_ext(member.name)
+                if not member.isfile() or key is None or endings is None:
+                    continue
+                if key != current:
+                    finish()
+                    current, picture, label = key, None, None
+                if member.offset_data + member.size > size:
+                    raise TranseptError(f"{str(shard)!r} is cut off; fetch it again")
+                ending = "." + endings.lower().rpartition(".")[2]
+                if ending in EXTENSIONS:
+                    if picture is not None:
+                        raise TranseptError(f"the sample {key!r} of {str(shard)!r} has two pictures; it needs one")
+                    picture = member
+                elif ending == ".cls" or (ending == ".json" and label is None):
+                    given = _label(tar, member, ending)
+                    label = label if given is None else given
+            finish()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise TranseptError(f"{str(shard)!r} is no uncompressed tar file, or is damaged ({error})") from error
+    if not samples.names:
+        raise TranseptError(f"{str(shard)!r} has no samples; a sample is a picture and a .cls file of the same name")
+    return samples
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> int | None:
+    file = tar.extractfile(member)
+    assert file is not None
+    text = file.read()
+    try:
+        page: Any = json.loads(text)
+        value = page if ending == ".cls" else page.get("label") if isinstance(page, dict) else None
+        if value is not None and (type(value) is not int or value < 0):
+            raise ValueError(value)
+    except ValueError as error:
+        shown = text[:20].decode(errors="replace")
+        raise TranseptError(
+            f"{member.name!r} of {str(tar.name)!r} holds {shown!r}; a class is a number from 0 on"
+        ) from error
+    return value
+
+
+def _classes(names: Path, labels: Sequence[Sequence[int]]) -> list[str]:
+    largest = max(max(part) for part in labels)
+    if names.is_file():
+        classes = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if len(set(classes)) != len(classes) or len(classes) <= largest:
+            raise TranseptError(
+                f"{str(names)!r} names {len(set(classes))} classes in {len(classes)} lines, but the shards have the "
+                f"class number {largest}; give a line for each number from 0 on"
+            )
+        return classes
+    if largest == 0:
+        raise TranseptError("the shards have one class only, number 0; a classifier needs two or more")
+    return [str(number) for number in range(largest + 1)]

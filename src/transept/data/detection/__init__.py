@@ -1,0 +1,1 @@
+"""Pictures with boxes and masks of objects, and their transforms."""

@@ -1,0 +1,442 @@
+"""Pictures with a class for each pixel: the built-in scenes, folders of masks, Hugging Face sets."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torchvision import tv_tensors
+
+from transept.data.classification.sets import HUB, Skipped
+from transept.data.hub import load_hub
+from transept.data.images import EXTENSIONS, BadImageError, read_image, read_mask, stored_form
+from transept.data.labels import (
+    CLASS_FILES,
+    Color,
+    LabelTable,
+    cityscapes_table,
+    drawing_color,
+    read_table,
+    table_of_names,
+)
+from transept.data.scenes import DIGITS, DigitScenes, SceneOptions
+from transept.errors import TranseptError, TranseptWarning, UsageError
+
+Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+
+SCENES = "digits-scenes"
+# Up to so many pictures are decoded and checked when a set is loaded (ADE20K's 20,000 would take minutes); of larger
+# sets each one is checked when it is read.
+_CHECK_FILES = 4000
+_KEEP_BYTES = 1024 * 2**20
+_TRAIN = ("training", "train")
+_VAL = ("validation", "val", "valid", "test")
+_MASK_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds", "_gtFine_color")
+_MASK_EXTENSIONS = (".png", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
+# Where pictures and masks of a half lie; `{}` is its name.
+_LAYOUTS = (
+    ("images/{}", ("annotations/{}", "masks/{}", "labels/{}")),
+    ("{}/images", ("{}/annotations", "{}/masks", "{}/labels")),
+    ("leftImg8bit/{}", ("gtFine/{}",)),
+    ("{}", ("{}_labels", "{}_masks")),
+)
+_FLAT = ("images", ("annotations", "masks", "labels"))
+
+
+class SegmentationSet(Sequence[Pair]):
+    """Pictures (8-bit RGB, `3 H W`) with masks (classes, `H W`, 64-bit; `IGNORE` where there is none)."""
+
+    classes: list[str]
+    palette: list[Color]
+    """A colour for each class."""
+    paths: list[Path]
+    """The pictures' files, or names for those that have none."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The picture `H W 3` and its classes `H W`, both 8 bit."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Pair:  # pyright: ignore[reportIncompatibleMethodOverride]
+        picture, mask = self.arrays(index)
+        return (
+            tv_tensors.Image(torch.from_numpy(picture.copy()).permute(2, 0, 1).contiguous()),
+            tv_tensors.Mask(torch.from_numpy(mask.astype(np.int64))),
+        )
+
+
+class SceneSegmentation(SegmentationSet):
+    """`digits-scenes`: the ground and ten digits."""
+
+    def __init__(self, scenes: DigitScenes) -> None:
+        self.scenes = scenes
+        self.classes = ["ground", *DIGITS]
+        self.palette = [(40, 40, 40), *map(drawing_color, range(10))]
+        self.paths = [Path(f"{SCENES}-{scenes.split}-{scenes.seed}-{i:05d}.png") for i in range(len(scenes))]
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        scene = self.scenes[index]
+        return scene.image, scene.semantic
+
+
+class _Source(NamedTuple):
+    """A picture and its mask: paths, or files in memory with names for errors."""
+
+    picture: Path | bytes
+    mask: Path | bytes
+    picture_name: Path
+    mask_name: Path
+
+
+class MaskedPictures(SegmentationSet):
+    """Pictures and masks of the same size from files. Decoded ones are kept while they fit into a gigabyte."""
+
+    def __init__(self, paths: Sequence[Path], masks: Sequence[Path], table: LabelTable) -> None:
+        self.table = table
+        self.classes, self.palette = table.classes, table.palette
+        self.paths = list(paths)
+        self.masks = list(masks)
+        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._room = _KEEP_BYTES
+
+    def source(self, index: int) -> _Source:
+        return _Source(self.paths[index], self.masks[index], self.paths[index], self.masks[index])
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As in the base class.
+
+        Raises:
+            BadImageError: either file is unreadable, the mask is of another size than the picture, or a value of it
+                is no class.
+        """
+        kept = self._kept.get(index)
+        if kept is None:
+            kept = _read_pair(self.source(index), self.table)
+            size = kept[0].nbytes + kept[1].nbytes
+            if size <= self._room:
+                self._room -= size
+                self._kept[index] = kept
+        return kept
+
+
+class HubSegmentation(MaskedPictures):
+    """A table of the `datasets` library with a picture and a mask in each row."""
+
+    def __init__(self, rows: Any, columns: tuple[str, str], table: LabelTable, name: str) -> None:
+        from datasets import Image as ImageFeature
+
+        self.columns = columns
+        # Undecoded, so that our reader sees the file: EXIF tag, formats, errors with a name.
+        self.rows = rows.select_columns(list(columns))
+        for column in columns:
+            self.rows = self.rows.cast_column(column, ImageFeature(decode=False))
+        picture, mask = ([Path(f"{name}[{i}].{column}") for i in range(len(rows))] for column in columns)
+        super().__init__(picture, mask, table)
+
+    def source(self, index: int) -> _Source:
+        row = self.rows[index]
+        names = self.paths[index], self.masks[index]
+        for column, name in zip(self.columns, names, strict=True):
+            if row[column] is None or not (row[column]["bytes"] or row[column]["path"]):
+                raise BadImageError(name, "is empty")
+        picture, mask = (row[column]["bytes"] or Path(row[column]["path"]) for column in self.columns)
+        return _Source(picture, mask, *names)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationSplits:
+    """What a segmenter is trained and judged on."""
+
+    classes: list[str]
+    palette: list[Color]
+    train: SegmentationSet
+    val: SegmentationSet
+    skipped: list[Skipped]
+    absent: list[str]
+    """Classes of which no training picture (of a checked set) has a pixel."""
+
+
+def load_segmentation_splits(
+    data: str,
+    *,
+    halves: Literal["both", "val"] = "both",
+    classes: Sequence[str] | None = None,
+    reduce_zero_label: bool | None = None,
+    columns: tuple[str, str] | None = None,
+    val_fraction: float = 0.2,
+    skip_bad_images: bool = False,
+    scenes: tuple[int, int] = (2000, 200),
+    seed: int = 0,
+    scene_options: SceneOptions | None = None,
+) -> SegmentationSplits:
+    """The data set behind a name or folder.
+
+    Args:
+        data: one of
+            - `digits-scenes`;
+            - a folder with pictures in `images/training` and `images/validation` and masks of the same names in
+              `annotations/` beside (also `train`, `val`; `masks/`, `labels/`; `train/images`; Cityscapes' own
+              layout), or with `images/` and `masks/` alone, which are split as in `load_splits`. What the values
+              or colours of the masks mean stands in a file of it that `read_table` knows;
+            - a folder that the `datasets` library wrote (`save_to_disk`), or `hf:` and the name of a set on the hub.
+        halves: `val` looks for the validation half alone and leaves `train` empty.
+        classes: names in the order of the masks' values, instead of a class list.
+        reduce_zero_label: the value 0 means nothing and k is class k - 1, as in ADE20K; None: as the class list says.
+        columns: the picture's and the mask's, of a `datasets` table with other image columns than two.
+        val_fraction: held out where the data has no halves.
+        skip_bad_images: leave out what is unreadable or does not fit; it is in `skipped`.
+        scenes: number of training and validation scenes of `digits-scenes`.
+        seed: of `digits-scenes`.
+        scene_options: of `digits-scenes`.
+
+    Raises:
+        TranseptError: no such data, no class list, pictures without masks or masks without pictures, a half without a
+            pixel of any class, and what `MaskedPictures.arrays` raises (of sets of up to 4,000 pictures here; all are
+            counted and the first ones named).
+    """
+    if data == SCENES:
+        length = scenes[0] if halves == "both" else 0
+        train = SceneSegmentation(DigitScenes("train", length, seed=seed, options=scene_options))
+        val = SceneSegmentation(DigitScenes("val", scenes[1], seed=seed, options=scene_options))
+        return SegmentationSplits(val.classes, val.palette, train, val, [], [])
+    skipped: list[Skipped] = []
+    root = Path(data).expanduser()
+    if data.startswith(HUB) or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        sets = _hub_sets(data, halves, classes, reduce_zero_label, columns)
+    elif root.is_dir():
+        sets, skipped = _folder_sets(root, halves, classes, reduce_zero_label, val_fraction)
+    else:
+        raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with images/ and annotations/")
+    pixels = []
+    for found in sets:
+        counts, bad = _check(found)
+        pixels.append(counts)
+        skipped += bad
+    if skipped and not skip_bad_images:
+        raise TranseptError(f"{_summary(skipped)}; mend them, or leave them out with --skip-bad-images")
+    if skipped:
+        warnings.warn(f"{_summary(skipped)}; left out", TranseptWarning, stacklevel=2)
+    bad_paths = {skip.path for skip in skipped}
+    train, val = (_without(found, bad_paths) for found in sets)
+    for half, name in ((train, "training"), (val, "validation")):
+        if len(half) == 0 and (half is val or halves == "both"):
+            raise TranseptError(f"{data!r} has no {name} pictures" + (" that can be used" if skipped else ""))
+    for counts, half, name in ((pixels[0], train, "training"), (pixels[1], val, "validation")):
+        if len(half) and counts is not None and not counts.any():
+            raise TranseptError(f"no pixel of the {name} masks of {data!r} is of a class; all are to be ignored")
+    absent = _absent(train, pixels[0], data) if halves == "both" else []
+    return SegmentationSplits(val.classes, val.palette, train, val, skipped, absent)
+
+
+def _read_pair(source: _Source, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+    picture = read_image(_open(source.picture), name=source.picture_name)
+    mask = read_mask(_open(source.mask), name=source.mask_name)
+    if mask.size != picture.size:
+        # A mask drawn on the picture as it is stored, before the EXIF tag turns it, is turned with it.
+        stored, orientation = stored_form(_open(source.picture), name=source.picture_name)
+        if mask.size == stored:
+            mask = read_mask(_open(source.mask), name=source.mask_name, orientation=orientation)
+    if mask.size != picture.size:
+        width, height = picture.size
+        raise BadImageError(
+            source.mask_name,
+            f"is {mask.width} x {mask.height}, but its picture {str(source.picture_name)!r} is {width} x {height}",
+        )
+    return np.asarray(picture), table.encode(mask, source.mask_name)
+
+
+def _open(source: Path | bytes) -> Path | BinaryIO:
+    return BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _check(pictures: MaskedPictures) -> tuple[np.ndarray | None, list[Skipped]]:
+    """Pixels of each class and the pairs that cannot be used; nothing of sets too large to be read twice."""
+    if len(pictures) > _CHECK_FILES:
+        return None, []
+
+    def read(index: int) -> np.ndarray | Skipped:
+        try:
+            _, mask = pictures.arrays(index)
+        except BadImageError as error:
+            reason = error.reason
+            if error.path != pictures.paths[index]:  # left out is always the picture
+                reason = f"has the mask {error.path.name!r}, which {error.reason}"
+            return Skipped(pictures.paths[index], reason)
+        return np.bincount(mask.ravel(), minlength=256)
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(read, range(len(pictures))))
+    counts = sum((each for each in found if isinstance(each, np.ndarray)), np.zeros(256, np.int64))
+    return counts[: len(pictures.classes)], [each for each in found if isinstance(each, Skipped)]
+
+
+def _summary(skipped: list[Skipped]) -> str:
+    names = "; ".join(f"{str(skip.path)!r} {skip.reason}" for skip in skipped[:3])
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    noun = "1 picture or mask" if len(skipped) == 1 else f"{len(skipped)} pictures or masks"
+    return f"{noun} cannot be used: {names}{more}"
+
+
+def _without(pictures: MaskedPictures, bad: set[Path]) -> MaskedPictures:
+    keep = [i for i, path in enumerate(pictures.paths) if path not in bad]
+    if len(keep) == len(pictures):
+        return pictures
+    if isinstance(pictures, HubSegmentation):
+        name = str(pictures.paths[0]).partition("[")[0]
+        return HubSegmentation(pictures.rows.select(keep), pictures.columns, pictures.table, name)
+    return MaskedPictures([pictures.paths[i] for i in keep], [pictures.masks[i] for i in keep], pictures.table)
+
+
+def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list[str]:
+    if pixels is None:
+        return []
+    absent = [name for name, count in zip(train.classes, pixels, strict=True) if count == 0]
+    if absent:
+        shown = ", ".join(repr(name) for name in absent[:10]) + (", ..." if len(absent) > 10 else "")
+        noun = "1 class never occurs" if len(absent) == 1 else f"{len(absent)} classes never occur"
+        warnings.warn(f"{noun} in the training pictures of {data!r}: {shown}", TranseptWarning, stacklevel=3)
+    return absent
+
+
+def _folder_sets(
+    root: Path,
+    halves: Literal["both", "val"],
+    classes: Sequence[str] | None,
+    reduce_zero_label: bool | None,
+    val_fraction: float,
+) -> tuple[tuple[MaskedPictures, MaskedPictures], list[Skipped]]:
+    folders = _half_folders(root, halves)
+    ending = next((each for each in _MASK_ENDINGS if _masks_end_so(folders[-1][1], each)), "")
+    table = _table(root, ending, classes, reduce_zero_label)
+    matched, skipped = [], []
+    for pictures, masks in folders:
+        pairs, odd = _match(pictures, masks, ending)
+        matched.append(pairs)
+        skipped += odd
+    if folders == [_find_folders(root, _FLAT, ("",))]:
+        pairs = matched[0]
+        if len(pairs) < 2:
+            raise TranseptError(f"{str(root)!r} has {len(pairs)} pictures; it needs two, to learn from and to check")
+        ranked = sorted(pairs, key=lambda pair: hashlib.sha1(pair[0].relative_to(root).as_posix().encode()).digest())
+        held_out = set(ranked[: min(max(1, round(val_fraction * len(pairs))), len(pairs) - 1)])
+        matched = [[pair for pair in pairs if pair not in held_out], [pair for pair in pairs if pair in held_out]]
+    if halves == "val":
+        matched = [[], matched[-1]]
+    train, val = (MaskedPictures([p for p, _ in pairs], [m for _, m in pairs], table) for pairs in matched)
+    return (train, val), skipped
+
+
+def _half_folders(root: Path, halves: Literal["both", "val"]) -> list[tuple[Path, Path]]:
+    """Folders of pictures and of masks: training and validation, validation alone, or all in one to be split."""
+    for layout in _LAYOUTS:
+        train, val = (_find_folders(root, layout, names) for names in (_TRAIN, _VAL))
+        if val is not None and halves == "val":
+            return [val]
+        if train is not None and val is not None:
+            return [train, val]
+        if train is not None or val is not None:
+            has, lacks = ("training", "validation") if val is None else ("validation", "training")
+            found = (train or val or (root,))[0]
+            raise TranseptError(f"{str(root)!r} has {has} pictures ({found.relative_to(root)}/) but no {lacks} ones")
+    flat = _find_folders(root, _FLAT, ("",))
+    if flat is None:
+        raise TranseptError(
+            f"{str(root)!r} has no pictures with masks; put them into images/training, annotations/training, "
+            "images/validation and annotations/validation"
+        )
+    return [flat]
+
+
+def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], names: Sequence[str]) -> tuple[Path, Path] | None:
+    for name in names:
+        pictures = root / layout[0].format(name)
+        for masks in layout[1]:
+            if pictures.is_dir() and (root / masks.format(name)).is_dir():
+                return pictures, root / masks.format(name)
+    return None
+
+
+def _masks_end_so(folder: Path, ending: str) -> bool:
+    return next(folder.rglob(f"*{ending}.png"), None) is not None
+
+
+def _table(root: Path, ending: str, classes: Sequence[str] | None, reduce_zero_label: bool | None) -> LabelTable:
+    if classes is not None:
+        return table_of_names(classes, "classes", reduce_zero_label=bool(reduce_zero_label))
+    for name in CLASS_FILES:
+        if (root / name).is_file():
+            return read_table(root / name, reduce_zero_label=reduce_zero_label)
+    if ending:
+        return cityscapes_table(ending)
+    raise TranseptError(
+        f"{str(root)!r} does not say what the values of its masks mean; add a classes.txt of lines 'value name', "
+        "or a palette.txt of lines 'R G B name' for coloured masks"
+    )
+
+
+def _match(pictures: Path, masks: Path, ending: str) -> tuple[list[tuple[Path, Path]], list[Skipped]]:
+    """Pictures with the masks of the same name, and what has no partner."""
+
+    def found(folder: Path, cut: str, extensions: Sequence[str]) -> dict[str, list[Path]]:
+        files: dict[str, list[Path]] = {}
+        for file in sorted(folder.rglob("*")):
+            if file.suffix.lower() in extensions and file.stem.endswith(cut) and not file.name.startswith("."):
+                name = file.relative_to(folder).with_name(file.stem.removesuffix(cut))
+                files.setdefault(name.as_posix(), []).append(file)
+        return files
+
+    of_picture = found(pictures, "_leftImg8bit" if ending else "", EXTENSIONS)
+    of_mask = found(masks, ending, EXTENSIONS)
+    pairs, skipped = [], []
+    for name in sorted(of_picture.keys() | of_mask.keys()):
+        here, there = of_picture.get(name, []), of_mask.get(name, [])
+        if not there:
+            skipped.append(Skipped(here[0], f"has no mask (expected {str(masks / name)!r}.png)"))
+        elif not here:
+            skipped.append(Skipped(there[0], f"is a mask without a picture in {str(pictures)!r}"))
+        elif len(here) + len(there) > 2:
+            twice = here if len(here) > 1 else there
+            skipped.append(Skipped(twice[0], f"and {twice[1].name!r} have the same name; keep one"))
+        elif there[0].suffix.lower() not in _MASK_EXTENSIONS:
+            skipped.append(Skipped(here[0], f"has the mask {there[0].name!r}, whose format blurs labels; save PNGs"))
+        else:
+            pairs.append((here[0], there[0]))
+    return pairs, skipped
+
+
+def _hub_sets(
+    data: str,
+    halves: Literal["both", "val"],
+    classes: Sequence[str] | None,
+    reduce_zero_label: bool | None,
+    columns: tuple[str, str] | None,
+) -> tuple[MaskedPictures, MaskedPictures]:
+    loaded, name = load_hub(data), data.removeprefix(HUB)
+    from datasets import Image as ImageFeature
+
+    train, val = (next((half for half in names if half in loaded), None) for names in (_TRAIN, ("validation", *_VAL)))
+    if val is None or (train is None and halves == "both"):
+        raise TranseptError(f"{name!r} has the splits {sorted(loaded)}; it needs 'train' and 'validation'")
+    features = loaded[val].features
+    pictures = [column for column, kind in features.items() if isinstance(kind, ImageFeature)]
+    if columns is None:
+        if len(pictures) != 2:
+            raise UsageError(f"{name!r} has the image columns {pictures}; say which are picture and mask with columns=")
+        first_is_mask = pictures[0].lower() in ("mask", "label", "labels", "annotation", "segmentation_mask")
+        columns = (pictures[1], pictures[0]) if first_is_mask else (pictures[0], pictures[1])
+    for column in columns:
+        if column not in pictures:
+            raise UsageError(f"{name!r} has no image column {column!r}; it has {pictures}")
+    table = _table(Path(name), "", classes, reduce_zero_label)
+    of_half = {half: HubSegmentation(loaded[half], columns, table, f"{name}/{half}") for half in (train, val) if half}
+    if halves == "val" or train is None:
+        return MaskedPictures([], [], table), of_half[val]
+    return of_half[train], of_half[val]

@@ -1,0 +1,227 @@
+"""Objects drawn on a picture: boxes, translucent masks, and labels with their scores."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
+from PIL import Image, ImageFilter
+
+from transept.draw.legend import RGB, draw_legend, entry, shorten
+from transept.errors import TranseptError
+from transept.files import write_atomically
+
+_LONGEST = 7.0
+"""Inches of the picture's longest side. Lines and letters have the same size in every figure."""
+_CLEAR = 1000
+"""Longest side in pixels below which a picture is enlarged, so that outlines of masks stay thin and smooth."""
+_STRENGTH = 0.42
+"""Of the classes' colours inside masks; less inside those that take much of the picture."""
+_TOO_MUCH = 0.75
+"""Cost (see `_place`) above which a label is left out; a legend then says what its colour means."""
+
+
+class _Label(NamedTuple):
+    text: str
+    color: RGB
+    x: float
+    y: float
+    """Of the upper left corner."""
+    width: float
+    height: float
+
+
+def draw_objects(
+    picture: Image.Image,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    palette: Sequence[RGB],
+    path: Path,
+    *,
+    scores: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
+) -> None:
+    """The picture with its objects in the colours of their classes.
+
+    A label stands where it hides least, and always inside the picture. One that would hide a small object or another
+    label is left out; then a legend names the colours.
+
+    Args:
+        picture: any size; a small one is enlarged.
+        boxes: `n 4`, x1 y1 x2 y2 in pixels.
+        labels: `n` class numbers.
+        classes: names.
+        palette: a colour for each class.
+        path: to write to; the suffix decides the format (.png, .jpg, .pdf, .svg). In .pdf and .svg lines and letters
+            can be enlarged at will.
+        scores: `n`, in 0..1.
+        masks: `n H W`, bool.
+
+    Raises:
+        TranseptError: masks of another size than the picture's; a file that cannot be written.
+    """
+    width, height = picture.size
+    if masks is not None and masks.shape != (len(boxes), height, width):
+        raise TranseptError(f"masks are {masks.shape} for {len(boxes)} objects on a picture of {height} x {width}")
+    unit = max(width, height) / (_LONGEST * 72)  # pixels of the picture in a typographic point
+    chips = list(_place_labels(boxes, labels, scores, classes, palette, (width, height), unit))
+    counts: Counter[int] = Counter(map(int, labels))
+    legend = len(chips) < len(boxes)
+    wide, tall = width / unit / 72, height / unit / 72
+    room = 0.75 + 0.075 * max(len(shorten(classes[label])) for label in counts) if legend else 0.0
+    figure = Figure(figsize=(wide + room, tall), dpi=max(200, min(max(width, height) / _LONGEST, 400)))
+    axes = figure.add_axes((0.0, 0.0, wide / (wide + room), 1.0))
+    shown = picture.convert("RGB") if masks is None else _tinted(picture, masks, [palette[label] for label in labels])
+    axes.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased")
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    _draw_boxes(axes, boxes, [palette[label] for label in labels], unit, thin=masks is not None)
+    for chip in chips:
+        _draw_label(axes, chip, unit)
+    if legend:
+        names = [entry(palette[label], f"{shorten(classes[label])} ({count})") for label, count in counts.most_common()]
+        draw_legend(figure, names, wide / (wide + room), tall)
+    write_atomically(path, figure.savefig)
+
+
+def _tinted(picture: Image.Image, masks: np.ndarray, colors: Sequence[RGB]) -> Image.Image:
+    """The picture, enlarged where it is small, with the insides and outlines of masks in their colours."""
+    times = -(-_CLEAR // max(picture.size))
+    enlarged = picture.convert("RGB").resize(
+        (picture.width * times, picture.height * times), Image.Resampling.BICUBIC if times > 1 else None
+    )
+    canvas = np.asarray(enlarged, dtype=np.float32).copy()
+    line = 2 * max(1, round(max(enlarged.size) / 1400)) + 1
+    order = np.argsort([-int(mask.sum()) for mask in masks], kind="stable")  # what is small lies on top
+    outlines: list[tuple[tuple[slice, slice], np.ndarray, RGB]] = []
+    for i in order:
+        rows, columns = (np.flatnonzero(masks[i].any(axis=axis)) for axis in (1, 0))
+        if not len(rows):
+            continue
+        # A rim of one pixel, so that smoothing and outlines end inside the window.
+        y1, y2 = max(rows[0] - 1, 0), min(rows[-1] + 2, picture.height)
+        x1, x2 = max(columns[0] - 1, 0), min(columns[-1] + 2, picture.width)
+        part = Image.fromarray(masks[i, y1:y2, x1:x2].astype(np.uint8) * 255)
+        part = part.resize((part.width * times, part.height * times), Image.Resampling.BICUBIC)
+        if times > 1:  # no steps where there were pixels
+            part = part.filter(ImageFilter.GaussianBlur(0.6 * times))
+        part = part.point([255 * (value >= 128) for value in range(256)])
+        inside = np.asarray(part) > 0
+        window = (slice(y1 * times, y2 * times), slice(x1 * times, x2 * times))
+        strength = _STRENGTH * (1 - 0.5 * (inside.sum() / canvas[..., 0].size) ** 0.5)
+        canvas[window][inside] = canvas[window][inside] * (1 - strength) + np.array(colors[i]) * strength
+        outline = inside & (np.asarray(part.filter(ImageFilter.MinFilter(line))) == 0)
+        outlines.append((window, outline, colors[i]))
+    for window, outline, color in outlines:
+        canvas[window][outline] = color
+    return Image.fromarray(canvas.round().astype(np.uint8))
+
+
+def _draw_boxes(axes: Axes, boxes: np.ndarray, colors: Sequence[RGB], unit: float, *, thin: bool) -> None:
+    sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) / unit if len(boxes) else np.zeros(0)
+    for i in np.argsort(-sides, kind="stable"):  # what is small lies on top
+        x1, y1, x2, y2 = boxes[i]
+        line = min(0.7 if thin else 1.0, max(0.4, 0.06 * float(sides[i])))
+        dark = withStroke(linewidth=line + 0.6, foreground=(0, 0, 0, 0.45))  # keeps it visible on its own colour
+        axes.add_patch(
+            Rectangle(
+                (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_unit(colors[i]), linewidth=line, path_effects=[dark]
+            )
+        )
+
+
+def _draw_label(axes: Axes, chip: _Label, unit: float) -> None:
+    red, green, blue = chip.color
+    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 150
+    axes.add_patch(
+        Rectangle((chip.x, chip.y), chip.width, chip.height, facecolor=_unit(chip.color), alpha=0.88, linewidth=0)
+    )
+    axes.text(
+        chip.x + chip.width / 2,
+        chip.y + chip.height / 2,
+        chip.text,
+        color="black" if bright else "white",
+        fontsize=chip.height / unit / 1.36,
+        ha="center",
+        va="center_baseline",
+    )
+
+
+def _place_labels(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None,
+    classes: Sequence[str],
+    palette: Sequence[RGB],
+    size: tuple[int, int],
+    unit: float,
+) -> Iterator[_Label]:
+    """Those that find room: the best objects choose first, without scores the smallest."""
+    if scores is None and len(set(labels.tolist())) == 1 and len(boxes) > 1:
+        return  # they would all say the same, which the legend says once
+    letters = 7.0 if len(boxes) <= 25 else 6.0 if len(boxes) <= 60 else 5.0
+    areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-6) if len(boxes) else np.zeros(0)
+    placed = np.zeros((0, 4))
+    for i in np.argsort(areas if scores is None else -scores, kind="stable"):
+        text = shorten(classes[int(labels[i])]) + ("" if scores is None else f" {scores[i]:.2f}")
+        across = TextPath((0, 0), text, size=letters, prop=FontProperties()).get_extents().x1
+        chip = np.array([(across + 0.7 * letters) * unit, 1.36 * letters * unit])
+        if chip[0] > size[0] or chip[1] > size[1]:
+            continue
+        corner, cost = _place(i, chip, boxes, areas, placed, size)
+        if cost <= _TOO_MUCH:
+            placed = np.vstack((placed, [*corner, *(corner + chip)]))
+            yield _Label(text, palette[int(labels[i])], *corner, *chip)
+
+
+def _place(
+    i: int, chip: np.ndarray, boxes: np.ndarray, areas: np.ndarray, placed: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, float]:
+    """The best corner for a label of object i, and what it costs: shares of objects and of other labels hidden."""
+    x1, y1, x2, y2 = boxes[i]
+    w, h = chip
+    wanted = np.array(
+        [
+            (x1, y1 - h),  # on top of the box, then under it, then inside, then beside it
+            (x2 - w, y1 - h),
+            (x1, y2),
+            (x2 - w, y2),
+            (x1, y1),
+            (x1, y2 - h),
+            (x2 - w, y1),
+            (x2 - w, y2 - h),
+            (x2, y1),
+            (x2, y2 - h),
+            (x1 - w, y1),
+            (x1 - w, y2 - h),
+        ]
+    )
+    corners = np.clip(wanted, 0, np.array(size) - chip)
+    chips = np.hstack((corners, corners + chip))
+    overlap = _overlap(chips, boxes)
+    hidden = overlap / areas
+    hidden[:, i] *= 0.6  # an object's own label may rather lie on it than on another
+    overlap[:, i] = 0  # on another it may also be taken for that one's
+    cost = hidden.sum(axis=1) + (0.15 * overlap.sum(axis=1) + 20 * _overlap(chips, placed).sum(axis=1)) / (w * h)
+    cost -= 0.15 * overlap.min(axis=0).sum() / (w * h)  # of objects around all places none can be said to be better
+    cost += 0.3 * np.abs(corners - wanted).max(axis=1) / h + 0.005 * np.arange(len(wanted))
+    best = int(cost.argmin())
+    return corners[best], float(cost[best])
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Areas `n m` that boxes `n 4` and `m 4` have in common."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.maximum(high - low, 0).prod(axis=2)
+
+
+def _unit(color: RGB) -> tuple[float, float, float]:
+    return color[0] / 255, color[1] / 255, color[2] / 255

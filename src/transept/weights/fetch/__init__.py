@@ -1,0 +1,1 @@
+"""Files from elsewhere: downloads, share pages, the Hub, the cache."""

@@ -1,0 +1,1 @@
+"""Checkpoint files to names and tensors, and back; nothing in a file is executed."""

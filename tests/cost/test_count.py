@@ -1,0 +1,122 @@
+"""Costs against hand formulas and published figures."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import transept
+from transept.cost.kept import count_variant, kept_counts
+from transept.cost.printed import PUBLISHED
+
+
+def xcit_macs(c: int, depth: int, heads: int, patch_size: int, side: int, classes: int = 1000) -> int:
+    """Convolutions and matrix products, written out from the paper; `side` is a multiple of the patch."""
+    n, d = (side // patch_size) ** 2, c // heads
+    widths = [3, *(c // 2**i for i in reversed(range(patch_size.bit_length() - 1)))]
+    stem = sum(9 * a * b * (side // 2 ** (i + 1)) ** 2 for i, (a, b) in enumerate(pairwise(widths)))
+    positions = 2 * (side // patch_size) * 32 * c
+    xca = 4 * n * c * c + 2 * heads * n * d * d
+    block = xca + 2 * 9 * n * c + 8 * n * c * c
+    class_block = (2 * (n + 1) + 2) * c * c + 2 * (n + 1) * c + 8 * c * c
+    return stem + positions + depth * block + 2 * class_block + c * classes
+
+
+def cait_macs(c: int, depth: int, heads: int, side: int, classes: int = 1000) -> int:
+    n = (side // 16) ** 2
+    block = 12 * n * c * c + 2 * n * n * c + 2 * heads * heads * n * n
+    class_block = (2 * (n + 1) + 2) * c * c + 2 * (n + 1) * c + 8 * c * c
+    return 3 * 256 * c * n + depth * block + 2 * class_block + c * classes
+
+
+@pytest.mark.parametrize("name", transept.list_models("xcit_*"))
+def test_xcit_by_hand(name: str):
+    from transept.models.xcit import VARIANTS
+
+    config = VARIANTS[name]
+    expected = xcit_macs(config.embed_dim, config.depth, config.num_heads, config.patch_size, config.img_size[0])
+    assert count_variant(name).macs == expected
+
+
+@pytest.mark.parametrize("name", transept.list_models("cait_*"))
+def test_cait_by_hand(name: str):
+    from transept.models.cait import VARIANTS
+
+    config = VARIANTS[name]
+    assert count_variant(name).macs == cait_macs(config.embed_dim, config.depth, config.num_heads, config.img_size[0])
+
+
+EXCEPTIONS = {"crossformer_pp_small"}  # the README repeats another model's operations
+RECONSTRUCTION = "cat_tiny_v2"
+
+
+@pytest.mark.parametrize("name", transept.list_models())
+def test_kept_and_published_figures(name: str):
+    printed, cost = PUBLISHED[name], count_variant(name)
+    assert dataclasses.replace(cost, modules={}) == kept_counts()[name], "run 'make counts'"
+    if name == RECONSTRUCTION:
+        return
+    if printed.params_m is not None:
+        digits = len(str(printed.params_m).partition(".")[2]) if printed.params_m != int(printed.params_m) else 0
+        assert abs(cost.parameters / 1e6 - printed.params_m) <= 0.5001 * 10**-digits
+    if printed.gmacs is not None and name not in EXCEPTIONS:  # their counters add or leave out norms and softmax
+        assert cost.macs / 1e9 == pytest.approx(printed.gmacs, rel=0.03, abs=0.06)
+
+
+# Counted on the official models (their recordings), which compute a few products that we fold or leave out.
+OFFICIAL_MACS = {
+    "cat_tiny": 2_770_478_080,
+    "cat_small": 6_063_207_936,
+    "cat_base": 8_928_056_832,
+    "cat_tiny_v2": 4_043_443_200,
+    "cabvit_h_l1": 1_374_297_280,
+    "cabvit_h_l2": 3_602_233_760,
+    "cabvit_h_l3": 6_650_569_984,
+    "cabvit_p_l0": 1_253_683_200,
+    "crossformer_tiny": 2_857_427_552,
+    "crossformer_small": 4_906_063_692,
+    "crossformer_base": 9_159_389_964,
+    "crossformer_large": 16_107_451_680,
+    "crossformer_pp_base": 9_591_549_804,
+    "crossformer_pp_huge": 22_000_137_056,
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL_MACS)
+def test_operations_of_the_official_models(name: str):
+    share = count_variant(name).macs / OFFICIAL_MACS[name]
+    assert 0.98 < share < 1.0001
+
+
+def test_parts_add_up_and_the_model_is_left_alone():
+    model = transept.create_model("cait_xxs24_224", depth=2).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    cost = transept.count(model, (64, 96))
+    assert cost.img_size == (64, 96)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    top = [macs for part, (_, macs) in cost.modules.items() if "." not in part]
+    assert sum(top) == cost.macs
+    assert cost.modules["blocks"][1] == 2 * cost.modules["blocks.0"][1]
+    assert model.training
+    assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_activations_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 8 * 6, 7))
+    assert transept.count(model, (8, 6)).activations == 5 * 8 * 6 + 7
+    assert transept.count(model, (8, 6)).macs == 27 * 5 * 48 + 240 * 7
+
+
+def test_fused_attention_is_counted():
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x) * self.weight
+
+    assert transept.count(Attend(), (10, 4)).macs == 2 * 3 * 10 * 10 * 4

@@ -1,0 +1,172 @@
+"""Names to models and weights; every message a user may meet."""
+
+import http.server
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import transept
+from transept.errors import UsageError
+from transept.weights.catalogue.records import CHECKPOINTS
+from transept.weights.fetch.download import local_path
+from transept.weights.load import default_checkpoint
+
+TINY = dict(depth=1, img_size=32, num_classes=5)
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    return transept.create_model("cait_xxs24_224", **TINY)
+
+
+def test_names():
+    assert transept.list_models("cait_xxs24*") == ["cait_xxs24_224", "cait_xxs24_384"]
+    assert len(transept.list_models("xcit*")) == 28
+    tags = ["fb_dist_in1k", "passl_dist_in1k", "timm_fb_dist_in1k"]
+    assert transept.list_models("cait_s24_224", tag=True) == [f"cait_s24_224.{tag}" for tag in tags]
+    teachers = [checkpoint for checkpoint in CHECKPOINTS if checkpoint.task == "teacher"]
+    assert len(transept.list_models(tag=True)) == len(CHECKPOINTS) - len(teachers)
+    assert transept.create_model("xcit_nano_12_p16", depth=1).pretrained_cfg["architecture"] == "xcit_nano_12_p16_224"
+    assert default_checkpoint("xcit_nano_12_p16").name == "xcit_nano_12_p16_224.fb_in1k"
+
+
+def test_unknown_names_offer_the_nearest():
+    with pytest.raises(
+        UsageError, match=r"no model is called 'xcit_nanno_12_p16_224'; did you mean 'xcit_nano_12_p16_224'"
+    ):
+        transept.create_model("xcit_nanno_12_p16_224")
+    with pytest.raises(UsageError, match="'transept models' lists them all"):
+        transept.create_model("resnet50")
+    with pytest.raises(UsageError, match="did you mean 'cait_s24_224.fb_dist_in1k'"):
+        transept.create_model("cait_s24_224.fb_dst_in1k", depth=1)
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_checkpoint_forms(model, tmp_path: Path, wrapper: str | None, prefix: str):
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "weights.pth")
+    fresh = transept.create_model("cait_xxs24_224", weights=tmp_path / "weights.pth", **TINY)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in fresh.state_dict().items())
+
+
+def test_safetensors_and_report(model, tmp_path: Path):
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    other = transept.create_model("cait_xxs24_224", depth=1, img_size=64, num_classes=3)
+    head = other.head.weight.clone()
+    report = transept.load_weights(other, tmp_path / "w.safetensors")
+    assert (report.format, report.resized) == ("safetensors", ["pos_embed"])
+    assert report.missing == ["head.weight", "head.bias"]
+    assert torch.equal(other.head.weight, head)
+    assert torch.equal(other.cls_token, model.cls_token)
+    pyramid = transept.create_model("cait_xxs24_224", depth=1, img_size=32, features_only=True)
+    report = transept.load_weights(pyramid, tmp_path / "w.safetensors")
+    assert {key.partition(".")[0] for key in report.dropped} == {"cls_token", "blocks_token_only", "norm", "head"}
+    assert {key.partition(".")[0] for key in report.missing} == {"fpn1", "fpn2"}
+
+
+def test_misfits_change_nothing(model, tmp_path: Path):
+    other = transept.create_model("cait_xxs24_224", depth=2, img_size=32)
+    torch.save(other.state_dict(), tmp_path / "deep.pth")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(
+        transept.TranseptError, match="do not fit cait_xxs24_224: the model does not know blocks.1.gamma_1"
+    ):
+        transept.load_weights(model, tmp_path / "deep.pth")
+    torch.save({"cls_token": torch.zeros(1, 1, 17)}, tmp_path / "odd.pth")
+    with pytest.raises(transept.TranseptError, match=r"cls_token is \(1, 1, 17\) in the file and \(1, 1, 192\)"):
+        transept.load_weights(model, tmp_path / "odd.pth", strict=False)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    torch.save({"cls_token": torch.ones(1, 1, 192)}, tmp_path / "part.pth")
+    assert len(transept.load_weights(model, tmp_path / "part.pth", strict=False).missing) == len(before) - 1
+    assert model.cls_token.eq(1).all()
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_unreadable_files(model, tmp_path: Path):
+    torch.save({"model": model.state_dict(), "args": Hostile(tmp_path / "owned")}, tmp_path / "hostile.pth")
+    torch.save(model.state_dict(), tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    save_file(model.state_dict(), tmp_path / "whole.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-100])
+    (tmp_path / "empty.pth").touch()
+    torch.save([1, 2], tmp_path / "list.pth")
+    cases = {
+        "hostile.pth": "holds a call of builtins.getattr, which no checkpoint needs; it was not run",
+        "cut.pth": "is truncated or damaged",
+        "cut.safetensors": "is truncated or damaged",
+        "empty.pth": "is empty",
+        "list.pth": "holds no state dict",
+        "absent.pth": "there is no weights file",
+    }
+    for name, message in cases.items():
+        with pytest.raises(transept.TranseptError, match=message):
+            transept.load_weights(model, tmp_path / name)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    (tmp_path / "www").mkdir()
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_download_once(model, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    torch.save(model.state_dict(), tmp_path / "www" / "weights.pth")
+    for _ in range(2):
+        fresh = transept.create_model("cait_xxs24_224", weights=f"{server}/weights.pth", **TINY)
+        assert torch.equal(fresh.cls_token, model.cls_token)
+        (tmp_path / "www" / "weights.pth").unlink(missing_ok=True)
+    kept = [file for file in (tmp_path / "hub" / "hub" / "checkpoints").iterdir() if not file.name.startswith(".")]
+    assert kept == [local_path(f"{server}/weights.pth")]
+    with pytest.raises(transept.TranseptError, match="could not download .*absent.pth .*404.*; fetch it by hand to"):
+        transept.load_weights(model, f"{server}/absent.pth")
+
+
+def test_importing_is_quick_and_needs_no_extra():
+    code = (
+        "import sys, time, torch; start = time.perf_counter(); import transept; "
+        "print(time.perf_counter() - start); "
+        "assert not {'timm', 'torchvision', 'lightning', 'rich'} & set(sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(out.stdout) < 2
+    assert sorted(transept.__all__) == [
+        "AttentionMap", "TranseptError", "__version__", "attention_kinds", "attention_maps",
+        "count", "create_detector", "create_model", "create_segmenter",
+        "from_pretrained", "fuse", "list_models", "load_weights", "push_to_hub", "save_pretrained", "transforms_for",
+    ]  # fmt: skip
+    assert all(callable(getattr(transept, name)) for name in transept.__all__ if name != "__version__")
+    with pytest.raises(AttributeError, match="no attribute 'creat_model'"):
+        transept.creat_model  # noqa: B018
+
+
+def test_everything_but_training_works_without_the_extras():
+    """Modules above `train` must not need Lightning, so a base install labels pictures."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['lightning', 'torchmetrics', 'tensorboard'])); "
+        "import importlib\n"
+        "for verb in ('models', 'info', 'count', 'eval', 'predict'): importlib.import_module(f'transept.cli.{verb}')\n"
+        "from transept.cli.main import main; sys.exit(main(['train', 'digits']))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert out.returncode == 2, out.stderr
+    assert out.stderr.splitlines()[-1] == "transept: this needs the package 'lightning': pip install 'transept[train]'"
