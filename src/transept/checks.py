@@ -1,0 +1,60 @@
+"""Ranges of options, which frozen dataclasses ask of their own fields: the sentence begins with `name=value`."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transept.errors import UsageError
+
+
+def check_within(interval: str, **values: float | Sequence[float] | None) -> None:
+    """Each number is in an interval, written as in mathematics: `[0, 1)` holds 0 and not 1. None is no number.
+
+    Raises:
+        UsageError: one is not; of a sequence, any of its numbers.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    for name, value in values.items():
+        for number in _numbers(value):
+            above = number >= low if interval[0] == "[" else number > low
+            below = number <= high if interval[-1] == "]" else number < high
+            if not (above and below):
+                raise UsageError(f"{name}={shown(value)} is not in {interval}")
+
+
+def check_share(**values: float | Sequence[float] | None) -> None:
+    """Each number is a share or a probability, in [0, 1]."""
+    check_within("[0, 1]", **values)
+
+
+def check_positive(**values: float | Sequence[float] | None) -> None:
+    """Each number is finite and greater than 0."""
+    for name, value in values.items():
+        if not all(0 < number < float("inf") for number in _numbers(value)):
+            raise UsageError(f"{name}={shown(value)} must be greater than 0")
+
+
+def check_not_negative(**values: float | Sequence[float] | None) -> None:
+    """Each number is finite and 0 or more."""
+    for name, value in values.items():
+        if not all(0 <= number < float("inf") for number in _numbers(value)):
+            raise UsageError(f"{name}={shown(value)} must not be negative")
+
+
+def check_range(interval: str, **values: tuple[float, float]) -> None:
+    """Each is a pair of numbers in the interval, the lower one first."""
+    for name, (low, high) in values.items():
+        check_within(interval, **{name: (low, high)})
+        if low > high:
+            raise UsageError(f"{name}={[low, high]} falls; give [low, high] with low <= high")
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a YAML page: sequences in brackets, words in quotes."""
+    return str(list(value)) if isinstance(value, tuple) else repr(value)
+
+
+def _numbers(value: float | Sequence[float] | None) -> Iterator[float]:
+    if isinstance(value, Sequence):
+        yield from value
+    elif value is not None:
+        yield value

@@ -1,0 +1,86 @@
+"""Which data a run reads, and how: what training and evaluation must agree on."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from transept.checks import check_positive, check_within, shown
+from transept.errors import TranseptError, UsageError
+from transept.tasks.run_folder import CONFIG
+
+OLD_NAMES = {"segment.reduce_zero_label": "reduce_zero_label", "detect.scenes": "scenes"}
+"""Where version 0.1 wrote the fields of `DataOptions`, and their names now."""
+
+_KINDS = {
+    "data": str | None,
+    "skip_bad_images": bool,
+    "skip_bad_annotations": bool,
+    "reduce_zero_label": bool | None,
+    "scenes": list,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The data of a run. Evaluation reads its validation pictures as training did."""
+
+    data: str | None = None
+    """classify: `digits`; a folder: `train/CLASS/*` and `val/CLASS/*`, or `CLASS/*` to be split; `hf:NAME` of the
+    Hugging Face hub; `wds:TRAIN,VAL`, patterns of tar shards.
+    detect: `digits-scenes`, or a folder as COCO's: `annotations/instances_train2017.json`, `train2017/*`, and for val.
+    segment: `digits-scenes`, or a folder of pictures and masks.
+    pretrain: as classify, or a folder of pictures without classes."""
+    val_fraction: float = 0.2
+    """Share held out where the folder is one."""
+    skip_bad_images: bool = False
+    """Leave unreadable files out instead of stopping."""
+    skip_bad_annotations: bool = False
+    """Leave out what is wrong in an annotation file, instead of stopping; only detectors read it."""
+    reduce_zero_label: bool | None = None
+    """The masks' value 0 means nothing and k is class k - 1, as in ADE20K; default: as the data's class list says.
+    Only segmenters read it."""
+    scenes: tuple[int, int] = (2000, 200)
+    """Training and validation pictures of `digits-scenes`; only detectors read it."""
+
+    def __post_init__(self) -> None:
+        check_within("(0, 1)", val_fraction=self.val_fraction)
+        check_positive(scenes=self.scenes)
+
+    @property
+    def data_options(self) -> "DataOptions":
+        """These alone, where a subclass says more."""
+        return DataOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DataOptions)})
+
+    @classmethod
+    def of_run(cls, folder: Path) -> Self:
+        """Reads the config.yaml of a run folder, of this version or of 0.1.
+
+        Raises:
+            TranseptError: there is none, or it cannot be understood.
+        """
+        file = folder / CONFIG
+        try:
+            page = yaml.safe_load(file.read_text(encoding="utf-8"))
+            return cls(**_fields(page))
+        except OSError as error:
+            raise TranseptError(f"{str(folder)!r} is no run folder: {CONFIG} {error.strerror or error}") from error
+        except (yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
+            raise TranseptError(f"cannot read {str(file)!r}: {' '.join(str(error).split())}") from error
+
+
+def _fields(page: dict[str, Any]) -> dict[str, Any]:
+    values = {field.name: page[field.name] for field in dataclasses.fields(DataOptions) if field.name in page}
+    for old, new in OLD_NAMES.items():
+        section, _, name = old.partition(".")
+        if name in (page.get(section) or {}):
+            values.setdefault(new, page[section][name])
+    for name, kind in _KINDS.items():
+        if name in values and not isinstance(values[name], kind):
+            raise UsageError(f"{name}={shown(values[name])} has the wrong type")
+    if "scenes" in values:
+        train, val = values["scenes"]
+        values["scenes"] = (train, val)
+    return values
