@@ -75,8 +75,8 @@ def trained(name: str, *options: str) -> Classifier:
 
 def draw_digit(task: Classifier, rows: list[Row], name: str, mark: tuple[float, float] | None = None) -> None:
     picture, image = digit(task)
-    labels, scores = task.predict([picture], 3)
-    best = [(task.classes[label], score) for label, score in zip(labels[0].tolist(), scores[0].tolist(), strict=True)]
+    (prediction,) = task.predict([picture], task.inference(top=3))
+    best = [(item.label, item.score) for item in task.items(prediction)]
     view = picture.resize(image.shape[-2:], Image.Resampling.BICUBIC)
     draw_attention(view, rows, FOLDER / f"{name}.png", best=best, token=mark)
 

@@ -16,18 +16,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transept.cost.count import count
     from transept.data.classification.transforms import transforms_for
+    from transept.data.images import read_image
     from transept.errors import TranseptError
     from transept.explain.attention import AttentionMap, attention_kinds, attention_maps
     from transept.inference.fuse import fuse
-    from transept.tasks.detect import create_detector
+    from transept.tasks.classify import Classifier
+    from transept.tasks.detect import Detector, create_detector
     from transept.tasks.folders import from_pretrained, push_to_hub, save_pretrained
-    from transept.tasks.segment import create_segmenter
+    from transept.tasks.load import load
+    from transept.tasks.segment import Segmenter, create_segmenter
+    from transept.tasks.use import evaluate, predict
     from transept.weights.load import create_model, list_models, load_weights
 
 __version__ = version("transept")
 
 _HOMES = {
     "AttentionMap": "transept.explain.attention",
+    "Classifier": "transept.tasks.classify",
+    "Detector": "transept.tasks.detect",
+    "Segmenter": "transept.tasks.segment",
+    "evaluate": "transept.tasks.use",
+    "load": "transept.tasks.load",
+    "predict": "transept.tasks.use",
+    "read_image": "transept.data.images",
     "attention_kinds": "transept.explain.attention",
     "attention_maps": "transept.explain.attention",
     "count": "transept.cost.count",
@@ -46,6 +57,9 @@ _HOMES = {
 
 __all__ = [
     "AttentionMap",
+    "Classifier",
+    "Detector",
+    "Segmenter",
     "TranseptError",
     "__version__",
     "attention_kinds",
@@ -54,11 +68,15 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "evaluate",
     "from_pretrained",
     "fuse",
     "list_models",
+    "load",
     "load_weights",
+    "predict",
     "push_to_hub",
+    "read_image",
     "save_pretrained",
     "transforms_for",
 ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import transept
-from transept.cost.kept import detector_skeleton
+from transept.cost.kept import system_skeleton
 from transept.cost.printed import DETECTOR_SIZE, PUBLISHED_DETECTORS
 from transept.cost.rules import count_as_published
 
@@ -50,7 +50,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "detection.md"
 )
 def test_costs(name: str):
     method, _, backbone = name.partition(" ")[0].partition("/")
-    detector = detector_skeleton(method, backbone, three=name.endswith(" 3x"))
+    detector = system_skeleton(method, backbone, three=name.endswith(" 3x"))
     ours = transept.count(detector, DETECTOR_SIZE)
     theirs = count_as_published(detector, ours)
     cells = [f"`{name}`", f"{ours.parameters / 1e6:.3f}", f"{ours.macs / 1e9:.2f}"]

@@ -26,7 +26,6 @@ from transept.export.detector import (
     compare_detections,
     default_size,
     export_detector,
-    max_detections,
     prepare,
 )
 from transept.export.onnx import METADATA, Axis, Run, onnx_runner, pt2_runner, sample_picture, write_graphs
@@ -119,7 +118,7 @@ def agree(detector: Detector, run: Run, inputs: DetectorInputs) -> dict[str, flo
     assert len(expected.labels.unique()) > 1
     assert expected.scores[0] - expected.scores[-1] > 0.1
     assert (found.masks is not None) == (expected.masks is not None) == detector.has_masks
-    errors = compare_detections(expected, found, "the graph", max_detections(detector))
+    errors = compare_detections(expected, found, "the graph", detector.max_detections)
     assert errors["detections"] >= 0.98 * len(expected.boxes)
     assert errors["boxes"] <= 1e-2
     assert errors["scores"] <= 1e-4
@@ -234,7 +233,7 @@ def test_the_code_of_the_page(
         (expected,) = detector.decode(detector(inputs.images), inputs.sizes, inputs.original_sizes)
         found = Detections(*(torch.from_numpy(names[name]) for name in ("boxes", "scores", "labels")), *names["masks"])
         assert len(expected.boxes) > 20
-        assert compare_detections(expected, found, "the page", max_detections(detector))["detections"] > 20
+        assert compare_detections(expected, found, "the page", detector.max_detections)["detections"] > 20
         assert len(capsys.readouterr().out.splitlines()) == len(found.boxes)
 
 

@@ -34,5 +34,5 @@ def test_transform_and_predict():
         logits = task(batch["images"])
         assert task.loss(logits, batch["labels"]).isfinite()
     assert torch.equal(task.decode(logits).labels, task.predict(pictures).labels)
-    shown = table.map(lambda row: {"best": int(task.predict([row["image"]], 1).labels[0, 0])})
+    shown = table.map(lambda row: {"best": int(task.predict([row["image"]])[0].labels[0])})
     assert shown["best"][:] == task.predict(pictures, 1).labels[:, 0].tolist()

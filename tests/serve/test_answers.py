@@ -70,9 +70,9 @@ def test_a_classifier(tmp_path: Path):
     path = picture(tmp_path, 60, 40)
     answer = answerer.answer(path)
     with Image.open(path) as image:
-        labels, scores = task.predict([image.convert("RGB")], 5)
-    assert [name for name, _ in answer.best] == [CLASSES[label] for label in labels[0].tolist()]
-    assert [score for _, score in answer.best] == pytest.approx(scores[0].tolist())
+        (best,) = task.predict([image.convert("RGB")])
+    assert [item.label for item in answer.items] == [CLASSES[label] for label in best.labels.tolist()]
+    assert [item.score for item in answer.items] == pytest.approx(best.scores.tolist())
     assert answer.drawing is None
     assert 0 < answer.seconds < 60
     overview, alone = answerer.explain(path), answerer.explain(path, "class")
@@ -84,7 +84,7 @@ def test_a_classifier(tmp_path: Path):
 def test_a_segmenter(tmp_path: Path):
     answerer = Answerer(segmenter())
     answer = answerer.answer(picture(tmp_path, 60, 40))
-    assert math.isclose(sum(share for _, share in answer.best), 1, rel_tol=1e-6)
+    assert math.isclose(sum(item.score for item in answer.items), 1, rel_tol=1e-6)
     assert answer.drawing is not None
     assert answer.drawing.width > 480
     with pytest.raises(UsageError, match="is a segmenter; attention is drawn of classifiers"):
@@ -94,18 +94,18 @@ def test_a_segmenter(tmp_path: Path):
 def test_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     answerer = Answerer(detector())
     path = picture(tmp_path, 120, 80)
-    answer = answerer.answer(path, FEW)
+    answer = answerer.answer(path, score=FEW)
     assert answer.drawing is not None
     assert answer.drawing.width >= 1000
-    scores = [found.score for found in answer.objects]
+    scores = [item.score for item in answer.items]
     assert 3 < len(scores) < 30
     assert scores == sorted(scores, reverse=True)
     assert scores[-1] >= FEW
     with pytest.raises(UsageError, match="not in"):
-        answerer.answer(path, 1.5)
+        answerer.answer(path, score=1.5)
     # Seen at a quarter of its pixels, boxes are still those of the picture that was sent.
     monkeypatch.setattr("transept.serve.answers._DENSE_PIXELS", 60 * 40)
-    boxes = np.array([found.box for found in answerer.answer(path, FEW).objects])
+    boxes = np.array([item.box for item in answerer.answer(path, score=FEW).items])
     assert boxes[:, 2].max() > 100
     assert boxes[:, 3].max() > 65
     assert (boxes >= 0).all()

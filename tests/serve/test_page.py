@@ -94,8 +94,8 @@ def labels_of(shown: dict[str, Any]) -> dict[str, float]:
 
 def expected(task: Classifier, path: Path) -> dict[str, float]:
     with Image.open(path) as image:
-        labels, scores = task.predict([image.convert("RGB")], 5)
-    return {task.classes[label]: score for label, score in zip(labels[0].tolist(), scores[0].tolist(), strict=True)}
+        (best,) = task.predict([image.convert("RGB")])
+    return {item.label: item.score for item in task.items(best)}
 
 
 def test_labels_time_and_attention(url: str, task: Classifier, digits: list[Path]):

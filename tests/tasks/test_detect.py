@@ -14,7 +14,8 @@ import transept
 from transept.errors import TranseptError, UsageError
 from transept.heads.instances import Target
 from transept.ops.matching import RandomSampler
-from transept.tasks.detect import METHODS, Detector, TwoStage
+from transept.tasks.detect import METHODS, Detector
+from transept.tasks.detect_methods import TwoStage
 
 TINY = dict(backbone="xcit_nano_12_p8", depth=2, embed_dim=32, num_heads=2, num_classes=3, width=32)
 

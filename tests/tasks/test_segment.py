@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 
 import transept
 from transept.data.classification.transforms import Preprocessing
+from transept.data.labels import drawing_palette
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.errors import UsageError
 from transept.heads.fcn import FCNHead
@@ -22,11 +23,10 @@ from transept.tasks.classify import Classifier
 from transept.tasks.segment import (
     METHODS,
     MULTI_SCALE,
-    Inference,
     Outputs,
+    SegmentationInference,
     Segmenter,
     create_segmenter,
-    default_palette,
 )
 
 TINY = dict(num_classes=5, width=16, depth=2)
@@ -171,12 +171,14 @@ def test_multi_scale_and_flip_is_the_mean_of_its_parts(segmenter: Segmenter, pic
         for flipped in (False, True):
             logits = segmenter(scaled.flip(-1)).flip(-1) if flipped else segmenter(scaled)
             shares.append(interpolate(logits, size=(70, 110), mode="bilinear", align_corners=False).softmax(dim=1)[0])
-    mean = segmenter.probabilities(picture, Inference(ratios=(0.5, 1.25), flip=True))
+    mean = segmenter.probabilities(picture, SegmentationInference(ratios=(0.5, 1.25), flip=True))
     torch.testing.assert_close(mean, torch.stack(shares).mean(dim=0))
     torch.testing.assert_close(mean.sum(dim=0), torch.ones(70, 110))
-    mirrored = segmenter.probabilities(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), Inference(flip=True))
+    mirrored = segmenter.probabilities(
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), SegmentationInference(flip=True)
+    )
     torch.testing.assert_close(
-        mirrored.flip(-1), segmenter.probabilities(picture, Inference(flip=True)), atol=1e-4, rtol=0
+        mirrored.flip(-1), segmenter.probabilities(picture, SegmentationInference(flip=True)), atol=1e-4, rtol=0
     )
     assert MULTI_SCALE == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
@@ -184,12 +186,12 @@ def test_multi_scale_and_flip_is_the_mean_of_its_parts(segmenter: Segmenter, pic
 @torch.inference_mode()
 def test_windows_of_a_picture(segmenter: Segmenter, picture: Image.Image):
     whole = segmenter.probabilities(picture)
-    one = segmenter.probabilities(picture, Inference(crop=(64, 96)))  # the image is 61 x 96
+    one = segmenter.probabilities(picture, SegmentationInference(crop=(64, 96)))  # the image is 61 x 96
     torch.testing.assert_close(one, whole)
-    several = segmenter.probabilities(picture, Inference(crop=(32, 48), window_batch=3, device="cpu"))
+    several = segmenter.probabilities(picture, SegmentationInference(crop=(32, 48), batch_size=3, device="cpu"))
     assert several.shape == whole.shape
     assert not torch.allclose(several, whole)
-    again = segmenter.probabilities(picture, Inference(crop=(32, 48), stride=(22, 32), window_batch=1))
+    again = segmenter.probabilities(picture, SegmentationInference(crop=(32, 48), stride=(22, 32), batch_size=1))
     torch.testing.assert_close(several, again)  # the default stride is two thirds
 
 
@@ -318,13 +320,15 @@ def test_calls_that_are_wrong(options: dict, message: str):
     [
         (dict(ratios=()), r"ratios=\(\); give one or more positive"),
         (dict(ratios=(1.0, -2.0)), "ratios=.*positive"),
+        (dict(crop=(0, 5)), r"crop=\(0, 5\); give a positive height and width"),
+        (dict(crop=(8, 8), stride=(9, 8)), r"stride=\(9, 8\) is larger than crop=\(8, 8\)"),
         (dict(stride=(3, 3)), r"stride=\(3, 3\) is of sliding windows"),
-        (dict(crop=(8, 8), window_batch=0), "window_batch=0 must be at least 1"),
+        (dict(crop=(8, 8), batch_size=0), "batch_size=0 must be at least 1"),
     ],
 )
 def test_inference_that_is_wrong(options: dict, message: str):
     with pytest.raises(UsageError, match=message):
-        Inference(**options)
+        SegmentationInference(**options)
 
 
 @pytest.mark.parametrize(
@@ -410,8 +414,8 @@ def test_initial_values_of_heads():
 
 
 def test_palette():
-    palette = default_palette(150)
+    palette = drawing_palette(150)
     assert len(set(palette)) == 150
-    assert palette[:19] == default_palette(19)
+    assert palette[:19] == drawing_palette(19)
     steps = np.abs(np.diff(np.array(palette), axis=0)).sum(axis=1)
     assert steps.min() > 60  # neighbours differ

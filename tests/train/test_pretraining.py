@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 import transept
 from transept.cli.main import main
-from transept.cli.shared.runs import load_features
 from transept.cli.train import parse_recipe
 from transept.data.classification.transforms import eval_transform
 from transept.data.loading import TransformedSet, make_loader
 from transept.errors import TranseptError, UsageError
 from transept.metrics.knn import NearestNeighbours
+from transept.tasks.load import load_features
 from transept.tasks.pretrain import FeatureExtractor, Pretrainer
 from transept.train.jobs.pretraining import PretrainJob, PretrainModule
 from transept.train.loop.run import JOBS, RunInterruptedError, train

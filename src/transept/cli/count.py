@@ -16,12 +16,11 @@ from transept.cli.shared.tables import (
     system_card,
 )
 from transept.cost.count import Cost, count
-from transept.cost.kept import count_variant, detector_skeleton, segmenter_skeleton
-from transept.cost.printed import DETECTOR_SIZE, SEGMENTER_SIZE
-from transept.errors import UsageError, unknown
+from transept.cost.kept import count_variant, system_skeleton
+from transept.cost.printed import DETECTOR_SIZE, SEGMENTER_SIZE, SYSTEM_SIZES
+from transept.errors import UsageError
 from transept.models.registry import find_model
-from transept.tasks.detect import METHODS as DETECTION_METHODS
-from transept.tasks.segment import METHODS as SEGMENTATION_METHODS
+from transept.tasks.detect import Detector
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,20 +49,15 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--img-size {' '.join(map(str, args.img_size))}: give a positive side, or height and width")
     size = None if args.img_size is None else (args.img_size[0], args.img_size[-1])
     method, slash, backbone = args.name.partition("/")
-    if args.schedule and method not in DETECTION_METHODS:
+    if args.schedule and method not in Detector.methods:
         raise UsageError(f"--schedule is for detectors, METHOD/MODEL; {args.name!r} is none")
     if slash:
         if args.features_only:
             raise UsageError(f"--features-only is of the backbone alone: transept count {backbone} --features-only")
-        name = args.name
-        if method in DETECTION_METHODS:
-            three = args.schedule == "3x"
-            system, printed_size = detector_skeleton(method, backbone, three=three), DETECTOR_SIZE
-            name += " 3x" * three
-        elif method in SEGMENTATION_METHODS:
-            system, printed_size = segmenter_skeleton(method, backbone), SEGMENTER_SIZE
-        else:
-            raise unknown("method", method, [*DETECTION_METHODS, *SEGMENTATION_METHODS])
+        three = args.schedule == "3x"
+        system = system_skeleton(method, backbone, three=three)
+        name = args.name + " 3x" * three
+        printed_size = SYSTEM_SIZES.get(system.name, system.backbone.config.img_size)
         cost = count(system, size or printed_size)
         item = system_card(name, system, cost)
     else:

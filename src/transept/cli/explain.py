@@ -11,13 +11,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from transept.cli.shared.runs import load_run
 from transept.cli.shared.tables import print_json, print_table
 from transept.data.images import read_image
 from transept.errors import UsageError
 from transept.explain.attention import TOKEN_KINDS, AttentionMap
 from transept.explain.explanation import TITLES, Explanation
-from transept.tasks.classify import Classifier
+from transept.tasks.load import load
 
 _SHEET = Path("explanation.png")
 
@@ -44,10 +43,10 @@ def run(args: argparse.Namespace) -> None:
     if args.token is not None and args.kind in TITLES and args.kind not in TOKEN_KINDS:
         raise UsageError(f"{args.kind} asks for no token; leave out --token")
     picture = read_image(args.image)
-    task, _ = load_run(args.model)
-    if not isinstance(task, Classifier):
+    task = load(args.model)
+    if not task.explains:
         raise UsageError(
-            f"{args.model!r} is a {type(task).__name__.lower()}, and explain draws classifiers; in Python, "
+            f"{args.model!r} is a {task.kind}, and explain draws classifiers; in Python, "
             "transept.attention_maps(task, images) gives the maps of its backbone"
         )
     explained = Explanation(task, picture, args.token)

@@ -16,28 +16,22 @@ import torch
 from PIL import Image
 from rich.table import Table
 
-from transept.cli.shared.runs import load_features, load_run, named_checkpoint, names_model
 from transept.cli.shared.tables import print_json, print_table
-from transept.cli.train import parse_recipe
-from transept.data.classification.sets import Splits, load_splits
+from transept.data.classification.sets import Splits
 from transept.data.classification.transforms import transforms_for
 from transept.data.images import find_images, read_image
 from transept.data.loading import TransformedSet, make_loader
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.backbone import export_backbone
 from transept.export.batches import TOLERANCE
-from transept.export.detector import BOX_TOLERANCE, MASK_TOLERANCE, SCORE_TOLERANCE, export_detector
+from transept.export.detector import BOX_TOLERANCE, MASK_TOLERANCE, SCORE_TOLERANCE
 from transept.export.int8 import CALIBRATION_PICTURES, compare_top1, export_int8, latency_ratio
-from transept.export.logits import export_logits
 from transept.export.onnx import FILES, Exported, check_formats
 from transept.models.backbone import Backbone
-from transept.models.registry import build_model
-from transept.tasks.classify import Classifier
-from transept.tasks.detect import Detector
-from transept.tasks.run_folder import BEST, CONFIG
-from transept.tasks.saving import describe, task_of
-from transept.tasks.segment import Segmenter
-from transept.train.options.recipe import read_recipe
+from transept.tasks.data_options import DataOptions
+from transept.tasks.load import load, named_checkpoint, names_model, trained_file
+from transept.tasks.saving import describe, rebuild
+from transept.tasks.task import Task
 from transept.weights.load import create_model, load_weights
 
 _FOLDER = "export"
@@ -83,28 +77,23 @@ def run(args: argparse.Namespace) -> None:
     formats = check_formats(args.format)
     _check_options(args)
     picture = None if args.image is None else read_image(args.image)
-    task, folder = _load_backbone(args.model) if args.backbone else load_run(args.model)
+    task = None if args.backbone and names_model(args.model) else load(args.model)
+    folder = task.run if task else None
     out = args.out or (folder / _FOLDER if folder else Path(_FOLDER, _name(args.model)))
     if out.exists() and not out.is_dir():
         raise TranseptError(f"--out {out} is a file; give a folder")
-    if args.int8 and not isinstance(task, Classifier):
-        raise UsageError(f"--int8 is for classifiers, and {args.model!r} is a {type(task).__name__.lower()}")
-    splits = _splits(folder) if args.int8 and folder else None
+    if args.int8 and task and not task.has_int8:
+        raise UsageError(f"--int8 is for classifiers, and {args.model!r} is a {task.kind}")
+    splits = task.load_data(DataOptions.of_run(task.run)) if args.int8 and task and task.run else None
     calibration = _calibration(args.calibration, splits) if args.int8 else []
     size = None if args.img_size is None else (args.img_size[0], args.img_size[1])
-    options: dict[str, Any] = dict(img_size=size, formats=formats, picture=picture)
-    if isinstance(task, Detector):
-        if args.dynamic_size:
-            raise UsageError(
-                "a detector's graph is for one size, to which pictures are padded; leave out --dynamic-size"
-            )
-        exported = export_detector(task, out, **options)
-    elif isinstance(task, Backbone):
-        exported = export_backbone(task, out, dynamic_size=args.dynamic_size, **options)
+    options: dict[str, Any] = dict(img_size=size, formats=formats, picture=picture, dynamic_size=args.dynamic_size)
+    if args.backbone or task is None:
+        exported = export_backbone(_pyramid(args.model, task), out, **options)
     else:
-        exported = export_logits(task, out, dynamic_size=args.dynamic_size, **options)
-    int8 = _int8(task, out, calibration, splits) if isinstance(task, Classifier) and args.int8 else None
-    limits = _limits(exported, one=isinstance(task, Detector))
+        exported = task.export(out, **options)
+    int8 = _int8(task, out, calibration, splits) if args.int8 else None
+    limits = _limits(exported)
     if args.json:
         print_json(
             {
@@ -136,21 +125,16 @@ def _check_options(args: argparse.Namespace) -> None:
         )
 
 
-def _load_backbone(source: str) -> tuple[Backbone, Path | None]:
+def _pyramid(source: str, task: Task | None) -> Backbone:
     """The pyramid of a detector or segmenter as it was trained; else one with the weights of a classifier."""
-    path = Path(source)
-    file = path / BEST if path.is_dir() else path
-    if names_model(source):
+    if task is None:
         model = create_model(source, features_only=True)
         weights: str | Path = named_checkpoint(source).name
-        folder = None
+    elif task.is_dense:
+        return task.backbone
     else:
-        task, folder = load_features(source) if file.is_file() and task_of(file) == "pretrain" else load_run(source)
-        if isinstance(task, Detector | Segmenter):
-            return task.backbone, folder
-        about = describe(task.model)
-        model = build_model(about["architecture"], in_chans=about["in_chans"], features_only=True, **about["options"])
-        weights = file
+        model = rebuild(describe(task.backbone), features_only=True)
+        weights = trained_file(Path(source))
     fresh = load_weights(model, weights).missing
     if fresh:
         warnings.warn(
@@ -159,13 +143,7 @@ def _load_backbone(source: str) -> tuple[Backbone, Path | None]:
             TranseptWarning,
             stacklevel=2,
         )
-    return model.eval(), folder
-
-
-def _splits(folder: Path) -> Splits:
-    """The run's own data."""
-    recipe = parse_recipe(read_recipe(str(folder / CONFIG)), [])
-    return load_splits(str(recipe.data), val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
+    return model.eval()
 
 
 def _calibration(source: str | None, splits: Splits | None) -> list[Image.Image]:
@@ -182,7 +160,7 @@ def _spread(length: int) -> list[int]:
     return np.linspace(0, length - 1, min(CALIBRATION_PICTURES, length)).round().astype(int).tolist()
 
 
-def _int8(task: Classifier, out: Path, calibration: list[Image.Image], splits: Splits | None) -> dict[str, Any]:
+def _int8(task: Any, out: Path, calibration: list[Image.Image], splits: Splits | None) -> dict[str, Any]:
     """Write the file and say how it compares, on the run's validation pictures where it has any."""
     quantised = export_int8(task, out, calibration)
     transform = transforms_for(task)
@@ -208,9 +186,9 @@ def _name(source: str) -> str:
     return path.stem if path.suffix == ".safetensors" else source.replace("/", "-")
 
 
-def _limits(exported: Exported, *, one: bool) -> str:
+def _limits(exported: Exported) -> str:
     height, width = exported.about["img_size"]
-    if one:
+    if "size_step" not in exported.about:
         return (
             f"Takes one picture at a time, padded to {height} x {width}, and no batch: the number of objects differs "
             "from picture to picture."

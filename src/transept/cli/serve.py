@@ -10,8 +10,8 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from transept.cli.shared.runs import best_device, load_run
 from transept.cli.shared.tables import print_json
+from transept.cli.shared.tasks import load_task
 from transept.errors import TranseptWarning, UsageError
 from transept.serve.answers import Limits
 
@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> None:
     if args.port is not None and not 1 <= args.port <= 65535:
         raise UsageError(f"--port {args.port} is not in 1..65535")
     limits = Limits(megabytes=args.max_megabytes, megapixels=args.max_megapixels)
-    task, _ = load_run(args.model)
-    task.to(best_device())
+    task = load_task(args.model)
 
     from transept.serve.page import serving  # gradio takes seconds, and the extra `serve`, which --help need not
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from transept.cost.count import Cost, count
-from transept.errors import UsageError
+from transept.errors import UsageError, unknown
 from transept.models.registry import build_skeleton, find_model, list_models, skeletons
-from transept.tasks.detect import PUBLISHED_3X_OPTIONS, Detector, create_detector
-from transept.tasks.segment import Segmenter, create_segmenter
+from transept.tasks.detect_methods import PUBLISHED_3X_OPTIONS
+from transept.tasks.registry import TASKS
+from transept.tasks.task import Task
 
 _FILE = "counts.json"
 
@@ -25,20 +26,17 @@ def count_variant(name: str, img_size: int | Sequence[int] | None = None, **opti
     return count(build_skeleton(name, **options), img_size)
 
 
-def segmenter_skeleton(method: str, backbone: str) -> Segmenter:
-    """A segmenter for ADE20K on the meta device, with the published options of its backbone."""
-    with skeletons():
-        return create_segmenter(method, backbone=backbone)
-
-
-def detector_skeleton(method: str, backbone: str, *, three: bool = False) -> Detector:
-    """A detector for COCO on the meta device, with the published options of its backbone.
+def system_skeleton(method: str, backbone: str, *, three: bool = False) -> Task:
+    """A detector or segmenter for the published classes, on the meta device, with its backbone's published options.
 
     With `three` those of the 3x schedule, where it was published with others.
 
     Raises:
-        UsageError: it was not.
+        UsageError: no such method, or it was published in one form.
     """
+    kinds = {name: kind for kind in TASKS for name in kind.methods}
+    if method not in kinds:
+        raise unknown("method", method, kinds)
     name, _ = find_model(backbone)
     options = {}
     if three:
@@ -47,7 +45,7 @@ def detector_skeleton(method: str, backbone: str, *, three: bool = False) -> Det
             raise UsageError(f"{method}/{backbone} was published in one form; the 3x schedule is of {several}")
         options = PUBLISHED_3X_OPTIONS[method, name]
     with skeletons():
-        return create_detector(method, backbone=backbone, **options)
+        return kinds[method].create(method, backbone=backbone, **options)
 
 
 def kept_counts() -> dict[str, Cost]:

@@ -128,3 +128,7 @@ PUBLISHED_DETECTORS: dict[str, Published] = {
 }
 """`METHOD/BACKBONE`, with the schedule where a second one has another cost, to the printed figures of the detector for
 COCO. XCiT prints scores alone."""
+
+PUBLISHED_SYSTEMS = PUBLISHED_DETECTORS | PUBLISHED_SEGMENTERS
+SYSTEM_SIZES = {"detect": DETECTOR_SIZE, "segment": SEGMENTER_SIZE}
+"""Task to height and width of the images that published operations are for."""

@@ -11,11 +11,10 @@ one, and those of CrossFormer's padding.
 from transept.cost.count import Cost
 from transept.models.cat import CATConfig
 from transept.models.crossformer import CrossFormerConfig
-from transept.tasks.detect import Detector
-from transept.tasks.segment import Segmenter
+from transept.tasks.task import Task
 
 
-def count_as_published(system: Detector | Segmenter, cost: Cost) -> int | None:
+def count_as_published(system: Task, cost: Cost) -> int | None:
     """From the `cost` of a system what its authors' counter shows; None where no such figures were printed.
 
     Meant for the sizes of published figures, and there equal to 0.03 * 10^9: theirs does not see the RPN's ReLU.

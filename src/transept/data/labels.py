@@ -219,6 +219,11 @@ def drawing_color(label: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def drawing_palette(number: int) -> list[Color]:
+    """Colours of that many classes."""
+    return [drawing_color(label) for label in range(number)]
+
+
 def _pixels(count: int) -> str:
     return "1 pixel" if count == 1 else f"{count} pixels"
 

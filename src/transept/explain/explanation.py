@@ -18,7 +18,7 @@ from transept.explain.attention import (
     attention_maps,
 )
 from transept.explain.page import Panel, Row, draw_attention
-from transept.tasks.classify import Classifier
+from transept.tasks.task import Task
 
 _ROWS, _COLUMNS = 6, 8
 _FINE = 8
@@ -50,10 +50,9 @@ class Explanation:
         UsageError: the token lies outside of what the model sees.
     """
 
-    def __init__(self, task: Classifier, picture: Image.Image, token: Sequence[int] | None = None) -> None:
+    def __init__(self, task: Task, picture: Image.Image, token: Sequence[int] | None = None) -> None:
         self.task = task
-        labels, scores = task.predict([picture], 3)
-        self.best = list(zip(labels[0].tolist(), scores[0].tolist(), strict=True))
+        (self.best,) = task.predict([picture], task.inference(top=3))
         self.image = eval_transform(task.preprocessing)(picture)[None].to(next(task.parameters()).device)
         self.shown: list[AttentionMap] = []
         left, top, right, bottom = box = _seen(picture, task.preprocessing)
@@ -77,7 +76,7 @@ class Explanation:
     @property
     def named(self) -> list[tuple[str, float]]:
         """The three most probable classes and their probabilities."""
-        return [(self.task.classes[label], score) for label, score in self.best]
+        return [(item.label, item.score) for item in self.task.items(self.best)]
 
     @property
     def marked(self) -> bool:
@@ -140,10 +139,13 @@ class Explanation:
         return Row(title, panels)
 
     def _grad_cam(self, blocks: Sequence[int] | None) -> list[Row]:
-        maps = [attention_maps(self.task, self.image, GRAD_CAM, blocks=blocks, target=label) for label, _ in self.best]
+        maps = [
+            attention_maps(self.task, self.image, GRAD_CAM, blocks=blocks, target=label)
+            for label in self.best.labels.tolist()
+        ]
         rows = []
         for layer in zip(*maps, strict=True):
-            names = [self.task.classes[label] for label, _ in self.best]
+            names = [name for name, _ in self.named]
             panels = [
                 self._panel(found, 0, f"Grad-CAM: {name}", smooth=True)
                 for found, name in zip(layer, names, strict=True)

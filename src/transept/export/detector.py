@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -28,10 +28,7 @@ from transept.data.detection.transforms import DetectionPreprocessing
 from transept.data.resizing import Normalise, Size, fit_within, pad_to, resize_jointly
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import FILES, Axis, Exported, Format, Run, sample_picture, write_graphs
-from transept.heads.dense import Selection
 from transept.heads.instances import Detections
-from transept.heads.roi import BoxDecoder
-from transept.tasks.detect import Detector, SingleStage
 
 BOX_TOLERANCE = 1e-2
 """In pixels of the picture."""
@@ -39,6 +36,27 @@ SCORE_TOLERANCE = 1e-4
 MASK_TOLERANCE = 1e-3
 FLIPPED = 50
 """Among so many objects one may differ."""
+
+
+class _Detector(Protocol):
+    """What is needed of `tasks.detect.Detector`."""
+
+    method: str
+    classes: list[str]
+    preprocessing: DetectionPreprocessing
+    has_masks: bool
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]: ...
+
+    @property
+    def max_detections(self) -> int: ...
+
+    def __call__(self, images: Tensor, /) -> Any: ...
+
+    def cpu(self) -> Any: ...
+
+    def decode(self, outputs: Any, image_sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]: ...
 
 
 class DetectorInputs(NamedTuple):
@@ -55,7 +73,7 @@ class DetectorInputs(NamedTuple):
 class ExportedDetector(nn.Module):
     """A detector with its decoding, one picture at a time; what is written by `export_detector`."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: _Detector) -> None:
         super().__init__()
         self.detector = detector
 
@@ -97,7 +115,7 @@ def default_size(preprocessing: DetectionPreprocessing) -> Size:
 
 
 def export_detector(
-    detector: Detector,
+    detector: _Detector,
     folder: str | PathLike[str],
     *,
     img_size: Size | None = None,
@@ -127,7 +145,7 @@ def export_detector(
     _check_size(img_size, detector.preprocessing.multiple_of)
     whole = ExportedDetector(copy.deepcopy(detector).cpu().float().eval())
     inputs = prepare(picture or sample_picture(), detector.preprocessing, img_size)
-    most = max_detections(detector)
+    most = detector.max_detections
     with torch.no_grad():
         expected = Detections(*whole(*inputs))
     if not len(expected.boxes):
@@ -150,13 +168,6 @@ def export_detector(
     }
     outputs = [Axis(name, "detections") for name in whole.outputs]
     return write_graphs(whole, inputs._asdict(), outputs, Path(folder), formats, about, compare)
-
-
-def max_detections(detector: Detector) -> int:
-    """How many objects the detector's list holds at most."""
-    decode: Any = detector.stages.decode
-    part: Selection | BoxDecoder = decode.select if isinstance(detector.stages, SingleStage) else decode.boxes
-    return part.max_detections
 
 
 def compare_detections(expected: Detections, found: Detections, name: str, most: int) -> dict[str, float]:

@@ -13,24 +13,37 @@ import time
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from transept.data.classification.transforms import eval_transform
+from transept.data.classification.transforms import Preprocessing, eval_transform
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, METADATA, check_formats, onnx_runner
 from transept.files import write_together
 from transept.metrics.accuracy import AccuracyMeter
-from transept.tasks.classify import Classifier
 
 INT8_FILE = "model.int8.onnx"
 CALIBRATION_PICTURES = 128
 """How many the command takes, spread evenly over what there is; more changed nothing measurable."""
 _QUANTISED = ("MatMul", "Gemm", "Conv")
+
+
+class _Classifier(Protocol):
+    """What is needed of `tasks.classify.Classifier`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def has_int8(self) -> bool: ...
+
+    preprocessing: Preprocessing
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor: ...
 
 
 class Quantised(NamedTuple):
@@ -52,7 +65,7 @@ class Comparison(NamedTuple):
     images: int
 
 
-def export_int8(task: Classifier, folder: str | PathLike[str], pictures: Sequence[Image.Image]) -> Quantised:
+def export_int8(task: _Classifier, folder: str | PathLike[str], pictures: Sequence[Image.Image]) -> Quantised:
     """Write `model.int8.onnx` beside the `model.onnx` that `export_logits` wrote to `folder`, with its metadata.
 
     Args:
@@ -64,8 +77,8 @@ def export_int8(task: Classifier, folder: str | PathLike[str], pictures: Sequenc
         TranseptError: there is no `model.onnx`, or the folder cannot be written to.
     """
     check_formats(["onnx"])
-    if not isinstance(task, Classifier):
-        raise UsageError(f"8-bit files are made of classifiers, and this is a {type(task).__name__.lower()}")
+    if not task.has_int8:
+        raise UsageError(f"8-bit files are made of classifiers, and this is a {task.kind}")
     if not pictures:
         raise UsageError("calibration needs pictures, a hundred or so of those that the model was trained on")
     folder = Path(folder)
@@ -88,7 +101,7 @@ def export_int8(task: Classifier, folder: str | PathLike[str], pictures: Sequenc
     return Quantised(file, {"float": source.stat().st_size, "int8": file.stat().st_size}, layers, error)
 
 
-def compare_top1(folder: Path, task: Classifier, batches: DataLoader | Iterable[tuple[Tensor, Tensor]]) -> Comparison:
+def compare_top1(folder: Path, task: _Classifier, batches: DataLoader | Iterable[tuple[Tensor, Tensor]]) -> Comparison:
     """Top-1 accuracy of both files of `export_int8` on the same labelled images."""
     runs = [onnx_runner(folder / name) for name in (FILES["onnx"], INT8_FILE)]
     meters = [AccuracyMeter() for _ in runs]

@@ -4,21 +4,35 @@ import dataclasses
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any, Protocol
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from transept.data.classification.transforms import eval_transform
 from transept.data.resizing import Size
 from transept.errors import UsageError
-from transept.export.batches import check_sizes, dynamic_step, squashed, three_views, write_batch_graphs
+from transept.export.batches import check_sizes, dynamic_step, three_views, write_batch_graphs
 from transept.export.onnx import FILES, Exported, sample_picture
-from transept.tasks.classify import Classifier
-from transept.tasks.segment import Segmenter
+from transept.models.backbone import Backbone
+
+
+class _Task(Protocol):
+    """What is needed of `tasks.classify.Classifier` and `tasks.segment.Segmenter`."""
+
+    name: str
+    classes: list[str]
+    preprocessing: Any
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    def graph_size(self, img_size: Size | None) -> Size: ...
+
+    def prepare(self, picture: Image.Image, img_size: Size) -> Tensor: ...
 
 
 def export_logits(
-    task: Classifier | Segmenter,
+    task: _Task,
     folder: str | PathLike[str],
     *,
     img_size: Size | None = None,
@@ -48,40 +62,17 @@ def export_logits(
         TranseptError: a graph differs from eager by more than 1e-4 standard deviations, or the folder cannot be written
             to.
     """
-    size = _size(task, img_size)
-    if dynamic_size and isinstance(task, Segmenter) and task.method == "upernet":
-        raise UsageError(
-            "UPerNet pools maps to grids of its own, which ONNX does not compute for any size; export one file for "
-            "each size with --img-size, without --dynamic-size"
-        )
-    model = task.backbone if isinstance(task, Segmenter) else task.model
-    step = dynamic_step(model, size) if dynamic_size else None
+    size = task.graph_size(img_size)
+    if min(size) < 1:
+        raise UsageError(f"img_size={size[0]} x {size[1]}: give a positive height and width")
+    step = dynamic_step(task.backbone, size) if dynamic_size else None
     picture = picture or sample_picture()
-    batches = [three_views(_prepare(task, picture, each)) for each in check_sizes(size, step)]
+    batches = [three_views(task.prepare(picture, each)) for each in check_sizes(size, step)]
     about = {
-        "task": "segment" if isinstance(task, Segmenter) else "classify",
-        "architecture": model.pretrained_cfg["architecture"],
+        "task": task.name,
+        "architecture": task.backbone.pretrained_cfg["architecture"],
         "classes": task.classes,
         **dataclasses.asdict(task.preprocessing),
     }
+    assert isinstance(task, nn.Module)
     return write_batch_graphs(task, batches, ["logits"], Path(folder), formats, about, step=step)
-
-
-def _size(task: Classifier | Segmenter, img_size: Size | None) -> Size:
-    if img_size is None:
-        if isinstance(task, Classifier):
-            return task.preprocessing.img_size
-        if task.preprocessing.scale is None:
-            raise UsageError("this segmenter leaves pictures as large as they are; give the size of the exported graph")
-        side = min(task.preprocessing.scale)
-        img_size = (side, side)
-    if min(img_size) < 1:
-        raise UsageError(f"img_size={img_size[0]} x {img_size[1]}: give a positive height and width")
-    return img_size
-
-
-def _prepare(task: Classifier | Segmenter, picture: Image.Image, size: Size) -> Tensor:
-    about = task.preprocessing
-    if isinstance(task, Segmenter):
-        return squashed(picture, size, about.mean, about.std, antialias=task.preprocessing.antialias)
-    return eval_transform(dataclasses.replace(task.preprocessing, img_size=size))(picture)

@@ -7,26 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from transept.data.images import BadImageError, read_image, stored_form
-from transept.data.labels import drawing_color
-from transept.draw.boxes import draw_objects
-from transept.draw.overlay import draw_overlay, shares
 from transept.errors import UsageError
 from transept.explain.explanation import Explanation
-from transept.tasks.classify import Classifier
-from transept.tasks.detect import Detector
-from transept.tasks.detect_pictures import DetectionInference
-from transept.tasks.segment import Segmenter
+from transept.tasks.task import Item, Task
 
 OVERVIEW = "overview"
 """The kind of explanation that shows a layer of each kind."""
-SHOWN_SCORE = 0.3
-"""Least score of an object, where none is asked for."""
-_TOP = 5
 _DENSE_PIXELS = 1333 * 800
 """Detectors and segmenters see larger pictures scaled down to so many pixels, the size of COCO's published tests: their
 masks and probabilities take bytes for each pixel and each class, or object."""
@@ -47,22 +38,11 @@ class Limits:
                 raise UsageError(f"the limit of {getattr(self, name):g} {name} lets no picture through")
 
 
-class Found(NamedTuple):
-    """An object."""
-
-    label: str
-    score: float
-    box: tuple[float, float, float, float]
-    """x1 y1 x2 y2, in pixels of the picture as it was sent, turned upright."""
-
-
 class Answer(NamedTuple):
-    best: list[tuple[str, float]]
-    """A classifier's most probable classes, or the shares of a segmenter's classes; largest first."""
-    objects: list[Found]
-    """A detector's, best first."""
+    items: list[Item]
+    """What the model says, most important first; boxes in pixels of the picture as it was sent, turned upright."""
     drawing: Image.Image | None
-    """Objects or classes of pixels drawn over the picture; None of classifiers."""
+    """Objects or classes of pixels drawn over the picture; None where answers have no places in it."""
     seconds: float
     """From the picture to what the model says, preparation and decoding included."""
 
@@ -74,33 +54,33 @@ class Answerer:
     of is turned into errors for the whole process.
     """
 
-    def __init__(self, task: Classifier | Detector | Segmenter, limits: Limits | None = None) -> None:
+    def __init__(self, task: Task, limits: Limits | None = None) -> None:
         self.task = task.eval()
         self.limits = limits or Limits()
         self._lock = threading.Lock()
 
-    def answer(self, path: Path, score: float = SHOWN_SCORE) -> Answer:
+    def answer(self, path: Path, **options: Any) -> Answer:
         """Labels, objects or classes of pixels.
 
         Args:
             path: a picture file.
-            score: least score of a detector's objects, in 0..1.
+            options: of the task's inference, e.g. a detector's least `score`.
 
         Raises:
             BadImageError: it cannot be read, or is beyond the limits.
-            UsageError: the score is not in 0..1.
+            UsageError: an option is out of its range.
         """
+        task = self.task
         with self._lock:
             picture = self._read(path)
-            if isinstance(self.task, Detector):
-                return _detect(self.task, picture, score)
-            if isinstance(self.task, Segmenter):
-                return _segment(self.task, picture)
-            started = time.perf_counter()
-            labels, scores = self.task.predict([picture], _TOP)
-            best = zip(labels[0].tolist(), scores[0].tolist(), strict=True)
-            named = [(self.task.classes[label], score) for label, score in best]
-            return Answer(named, [], None, time.perf_counter() - started)
+            inference = task.inference(**{**task.shown_defaults, **options})
+            seen = _scaled_down(picture) if task.is_dense else picture
+            start = time.perf_counter()
+            (prediction,) = task.predict([seen], inference)
+            items = task.items(prediction)
+            seconds = time.perf_counter() - start
+            drawing = _drawn(lambda file: task.draw(seen, prediction, file)) if task.is_dense else None
+            return Answer([_as_sent(item, picture, seen) for item in items], drawing, seconds)
 
     def explain(self, path: Path, kind: str = OVERVIEW) -> Image.Image:
         """The sheet of `transept explain`.
@@ -113,8 +93,8 @@ class Answerer:
             BadImageError: as `answer`.
             UsageError: another kind than the model has, or no classifier.
         """
-        if not isinstance(self.task, Classifier):
-            raise UsageError(f"this model is a {type(self.task).__name__.lower()}; attention is drawn of classifiers")
+        if not self.task.explains:
+            raise UsageError(f"this model is a {self.task.kind}; attention is drawn of classifiers")
         with self._lock:
             explained = Explanation(self.task, self._read(path))
             rows = explained.overview() if kind == OVERVIEW else explained.rows_of(kind)
@@ -138,38 +118,16 @@ class Answerer:
             raise BadImageError(name, f"cannot be read ({error.strerror or error})") from error
 
 
-def _detect(task: Detector, picture: Image.Image, score: float) -> Answer:
-    seen = _dense(picture)
-    inference = DetectionInference(score_threshold=score)
-    started = time.perf_counter()
-    (found,) = task.predict([seen], inference)
-    boxes, labels = found.boxes.float().cpu().numpy(), found.labels.cpu().numpy()
-    scores = found.scores.float().cpu().numpy()
-    masks = None if found.masks is None else found.masks.cpu().numpy()
-    seconds = time.perf_counter() - started
-    palette = [drawing_color(i) for i in range(len(task.classes))]
-    drawing = _drawn(
-        lambda file: draw_objects(seen, boxes, labels, task.classes, palette, file, scores=scores, masks=masks)
-    )
+def _as_sent(item: Item, picture: Image.Image, seen: Image.Image) -> Item:
+    """The box in pixels of the picture, where the model saw it scaled down."""
+    if item.box is None:
+        return item
     across, down = picture.width / seen.width, picture.height / seen.height
-    objects = [
-        Found(task.classes[label], share, (x1 * across, y1 * down, x2 * across, y2 * down))
-        for label, share, (x1, y1, x2, y2) in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
-    ]
-    return Answer([], objects, drawing, seconds)
+    x1, y1, x2, y2 = item.box
+    return item._replace(box=(x1 * across, y1 * down, x2 * across, y2 * down))
 
 
-def _segment(task: Segmenter, picture: Image.Image) -> Answer:
-    seen = _dense(picture)
-    started = time.perf_counter()
-    (prediction,) = task.predict([seen])
-    labels = prediction.labels.cpu().numpy()
-    seconds = time.perf_counter() - started
-    drawing = _drawn(lambda file: draw_overlay(seen, labels, task.classes, task.palette, file))
-    return Answer(list(shares(labels, task.classes).items()), [], drawing, seconds)
-
-
-def _dense(picture: Image.Image) -> Image.Image:
+def _scaled_down(picture: Image.Image) -> Image.Image:
     ratio = sqrt(_DENSE_PIXELS / (picture.width * picture.height))
     if ratio >= 1:
         return picture

@@ -7,18 +7,16 @@ from sklearn.datasets import load_sample_image
 
 from transept.data.classification.sets import load_splits
 from transept.data.scenes import DIGITS, make_scene
-from transept.tasks.classify import Classifier
-from transept.tasks.detect import Detector
-from transept.tasks.segment import Segmenter
+from transept.tasks.task import Task
 
 _DIGITS, _SCENES = 8, 4
 
 
-def write_examples(task: Classifier | Detector | Segmenter, folder: Path) -> list[Path]:
+def write_examples(task: Task, folder: Path) -> list[Path]:
     """Example pictures as files of `folder`: held-out digits or scenes of them, or the two photographs."""
     if not set(DIGITS) <= set(task.classes):
         pictures = {name: Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")}
-    elif isinstance(task, Classifier):
+    elif not task.is_dense:
         held_out = load_splits("digits").val
         pictures = {held_out.paths.name(i): held_out[i][0] for i in range(_DIGITS)}
     else:

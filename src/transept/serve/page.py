@@ -16,11 +16,9 @@ import gradio as gr
 from transept.errors import TranseptError, UsageError
 from transept.explain.attention import attention_kinds
 from transept.explain.explanation import TITLES
-from transept.serve.answers import OVERVIEW, SHOWN_SCORE, Answer, Answerer, Limits
+from transept.serve.answers import OVERVIEW, Answer, Answerer, Limits
 from transept.serve.examples import write_examples
-from transept.tasks.classify import Classifier
-from transept.tasks.detect import Detector
-from transept.tasks.segment import Segmenter
+from transept.tasks.task import Task
 
 _WAITING = 64
 """Questions that may wait at once; further ones are told so."""
@@ -43,7 +41,7 @@ _CSS = """
 
 @contextmanager
 def serving(
-    task: Classifier | Detector | Segmenter,
+    task: Task,
     name: str,
     *,
     host: str = "127.0.0.1",
@@ -138,11 +136,11 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
 
         answers = len(outputs)
 
-        def look(sent: Any, score: float = SHOWN_SCORE) -> list[Any]:
+        def look(sent: Any, score: float | None = None) -> list[Any]:
             path = _uploaded(sent, folder)
             if path is None:
                 return [None] * answers
-            return _shown(task, answerer.answer(path, score))
+            return _shown(task, answerer.answer(path, **({} if score is None else {"score": score})))
 
         # The model takes one question after the other anyway: a line in front of it shows everybody their place.
         line: dict[str, Any] = dict(preprocess=False, concurrency_limit=1, concurrency_id="model")
@@ -150,7 +148,7 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
         asked = picture.change(_in_words(look), inputs, outputs, api_name="look", **line)
         for setting in settings:
             setting.release(_in_words(look), inputs, outputs, api_visibility="private", **line)
-        if isinstance(task, Classifier):
+        if task.explains:
             titles = [("A layer of each kind", OVERVIEW)]
             titles += [(TITLES[kind], kind) for kind in attention_kinds(task)]
             kind = gr.Dropdown(titles, value=OVERVIEW, label="Where it looks", elem_id="kind")
@@ -168,17 +166,22 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
     return page.queue(max_size=_WAITING, api_open=False)
 
 
-def _results(task: Classifier | Detector | Segmenter) -> tuple[list[Any], list[Any]]:
+def _results(task: Task) -> tuple[list[Any], list[Any]]:
     """What may be set, and where the answer is shown."""
-    if isinstance(task, Classifier):
+    if not task.is_dense:
         return [], [gr.Label(label="Classes", elem_id="labels")]
     drawing = _drawing("drawing")
-    if isinstance(task, Segmenter):
+    if not _lists_objects(task):
         return [], [drawing, gr.Label(label="Shares of the picture", show_heading=False, elem_id="labels")]
-    score = gr.Slider(0, 0.95, value=SHOWN_SCORE, step=0.05, label="Least score")
+    score = gr.Slider(0, 0.95, value=task.shown_defaults["score"], step=0.05, label="Least score")
     headers = ["object", "score", "x1", "y1", "x2", "y2"]
     table = gr.Dataframe(headers=headers, interactive=False, max_height=320, elem_id="objects")
     return [score], [drawing, table]
+
+
+def _lists_objects(task: Task) -> bool:
+    """Whether its items are objects with boxes, of which those with a low score can be left out."""
+    return "score" in task.options
 
 
 def _drawing(elem_id: str) -> gr.Image:
@@ -188,18 +191,18 @@ def _drawing(elem_id: str) -> gr.Image:
     )
 
 
-def _shown(task: Classifier | Detector | Segmenter, answer: Answer) -> list[Any]:
+def _shown(task: Task, answer: Answer) -> list[Any]:
     """The answer as the components of `_results` take it, and the time."""
     device = next(task.parameters()).device.type
     line = f"{_readable(answer.seconds)} on the {_DEVICES.get(device, device)}"
-    if isinstance(task, Detector):
+    if _lists_objects(task):
         rows = [
-            [found.label, round(found.score, 3), *(round(side, 1) for side in found.box)] for found in answer.objects
+            [item.label, round(item.score, 3), *(round(side, 1) for side in item.box or ())] for item in answer.items
         ]
         return [answer.drawing, rows, line]
     best: dict[str, float] = {}
-    for label, score in answer.best:
-        best.setdefault(label, score)  # ImageNet has two classes called crane; the more probable one counts
+    for item in answer.items:
+        best.setdefault(item.label, item.score)  # ImageNet has two classes called crane; the more probable one counts
     if answer.drawing is None:
         return [best, line]
     return [answer.drawing, {label: share for label, share in best.items() if share >= _SHOWN_SHARE}, line]
@@ -214,12 +217,11 @@ def _readable(seconds: float) -> str:
 
 def _describe(answerer: Answerer) -> str:
     task, limits = answerer.task, answerer.limits
-    kind = {Classifier: "classifier", Detector: "detector", Segmenter: "segmenter"}[type(task)]
     parameters = sum(parameter.numel() for parameter in task.parameters()) / 1e6
     size = f"{parameters:.{1 if parameters >= 1 else 2}f} M parameters"
     most = f"{limits.megabytes:g} MB and {limits.megapixels:g} megapixels"
     classes = "one class" if len(task.classes) == 1 else f"{len(task.classes)} classes"
-    return f"A {kind} of {classes} with {size}. Drop a picture of at most {most}, or take an example."
+    return f"A {task.kind} of {classes} with {size}. Drop a picture of at most {most}, or take an example."
 
 
 def _uploaded(sent: Any, folder: Path) -> Path | None:

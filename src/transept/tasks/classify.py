@@ -1,32 +1,85 @@
 """Image classification."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from time import monotonic
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from transept.data.classification.transforms import Preprocessing, eval_transform
+from transept.data.classification.sets import Splits, load_splits
+from transept.data.classification.transforms import Preprocessing, eval_transform, preprocessing_of
+from transept.data.loading import TransformedSet, make_loader
+from transept.draw.sheet import Labelled, draw_sheet
+from transept.errors import UsageError
+from transept.export.logits import export_logits
+from transept.export.onnx import FILES, Exported
+from transept.metrics.accuracy import AccuracyMeter
 from transept.models.backbone import Backbone
-from transept.models.registry import build_model
-from transept.tasks.saving import describe, loading_task, save_task, tuples
+from transept.tasks.data_options import DataOptions
+from transept.tasks.saving import rebuild, tuples
+from transept.tasks.task import (
+    PICTURE_ENDINGS,
+    Column,
+    Evaluation,
+    Halves,
+    Item,
+    Option,
+    Picture,
+    Results,
+    Table,
+    Task,
+    as_picture,
+    check_classes,
+)
+from transept.weights.catalogue.records import Checkpoint
+from transept.weights.load import create_model
 
 
-class Predictions(NamedTuple):
-    """The best classes of each image, best first."""
+class Classification(NamedTuple):
+    """The best classes of an image, best first."""
 
     labels: Tensor
-    """`b k` class numbers."""
+    """`k` class numbers (of a batch: `b k`)."""
     scores: Tensor
-    """`b k` probabilities, in 0..1."""
+    """Their probabilities, in 0..1."""
 
 
-class Classifier(nn.Module):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassificationInference:
+    """How classes are read from pictures."""
+
+    top: int = 5
+    """Classes of each picture, at most."""
+    batch_size: int = 32
+    """Pictures of one call of the model."""
+
+    def __post_init__(self) -> None:
+        for name in ("top", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+class Classifier(Task):
     """A model with the names of its classes and the preprocessing it was trained for."""
+
+    name = "classify"
+    kind = "classifier"
+    checkpoints = "classification"
+    creator = "create_model(name, "
+    options: ClassVar[Mapping[str, Option]] = {
+        "top": Option(help="how many classes to show", type=int),
+        "batch_size": Option(help="pictures at once", type=int),
+    }
+    explains = True
+    has_int8 = True
 
     def __init__(
         self,
@@ -44,6 +97,14 @@ class Classifier(nn.Module):
         self.preprocessing = preprocessing
         self.label_smoothing = label_smoothing
 
+    @property
+    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.model
+
+    @property
+    def stored(self) -> nn.Module:
+        return self.model
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `b 3 H W` to logits `b num_classes`."""
         return self.model(images)
@@ -54,43 +115,173 @@ class Classifier(nn.Module):
         smoothing = self.label_smoothing if self.training and not labels.is_floating_point() else 0.0
         return cross_entropy(logits, labels, label_smoothing=smoothing)
 
-    def decode(self, logits: Tensor, k: int = 5) -> Predictions:
-        """The `k` most probable classes, or all where there are fewer."""
-        scores, labels = logits.float().softmax(dim=-1).topk(min(k, len(self.classes)), dim=-1)
-        return Predictions(labels, scores)
+    def decode(self, logits: Tensor, top: int = 5) -> Classification:
+        """The `top` most probable classes of each image, or all where there are fewer: `b k`."""
+        scores, labels = logits.float().softmax(dim=-1).topk(min(top, len(self.classes)), dim=-1)
+        return Classification(labels, scores)
+
+    def inference(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *, top: int | None = None, batch_size: int | None = None
+    ) -> ClassificationInference:
+        defaults = ClassificationInference()
+        return ClassificationInference(
+            top=defaults.top if top is None else top,
+            batch_size=defaults.batch_size if batch_size is None else batch_size,
+        )
+
+    def pictures_at_once(self, inference: ClassificationInference) -> int:
+        return inference.batch_size
 
     @torch.inference_mode()
-    def predict(self, pictures: Sequence[Image.Image], k: int = 5) -> Predictions:
-        """RGB pictures of any size to their classes."""
+    def predict(
+        self, pictures: Sequence[Picture], inference: ClassificationInference | None = None
+    ) -> list[Classification]:
+        """RGB pictures (or bytes `3 H W`) of any sizes to the best classes of each."""
+        inference = inference or ClassificationInference()
         transform = eval_transform(self.preprocessing)
         device = next(self.parameters()).device
-        images = torch.stack([transform(picture) for picture in pictures]).to(device)
         training = self.training
-        predictions = self.eval().decode(self(images), k)
-        self.train(training)
-        return predictions
+        self.eval()
+        try:
+            predictions = []
+            for start in range(0, len(pictures), inference.batch_size):
+                images = [transform(as_picture(each)) for each in pictures[start : start + inference.batch_size]]
+                batch = self.decode(self(torch.stack(images).to(device)), inference.top)
+                predictions += [Classification(labels, scores) for labels, scores in zip(*batch, strict=True)]
+            return predictions
+        finally:
+            self.train(training)
 
-    def save(self, path: Path) -> None:
-        """Weights, architecture, class names and preprocessing in one safetensors file, written atomically."""
-        about = describe(self.model) | {
-            "classes": self.classes,
-            "preprocessing": dataclasses.asdict(self.preprocessing),
-        }
-        save_task(path, "classify", self.model, about)
+    def items(self, prediction: Classification) -> list[Item]:
+        labels, scores = prediction.labels.tolist(), prediction.scores.tolist()
+        return [Item(self.classes[label], score) for label, score in zip(labels, scores, strict=True)]
 
-    @staticmethod
-    def load(path: Path) -> "Classifier":
-        """What `save` wrote.
+    def draw(self, picture: Image.Image, prediction: Classification, path: Path) -> None:
+        draw_sheet([self._labelled(picture, prediction, "")], path)
 
-        Raises:
-            TranseptError: the file is missing, damaged, or was not written by `save`.
-        """
-        with loading_task(path, "classify") as (state, about):
-            model = build_model(
-                about["architecture"],
-                num_classes=len(about["classes"]),
-                in_chans=about["in_chans"],
-                **about["options"],
-            )
-            model.load_state_dict(state)
-            return Classifier(model, about["classes"], Preprocessing(**tuples(about["preprocessing"]))).eval()
+    def results(
+        self, out: Path | None, *, inputs: Iterable[Path] = (), no_sheet: bool = False, **options: Any
+    ) -> "ClassifierResults":
+        out = out or Path("predictions.png")
+        if out.suffix.lower() not in PICTURE_ENDINGS:
+            raise UsageError(f"--out {out}: give a name that ends in .png, .jpg, .pdf, .svg or .webp")
+        return ClassifierResults(self, out, sheet=not no_sheet)
+
+    def _labelled(self, picture: Image.Image, prediction: Classification, title: str) -> Labelled:
+        return Labelled(title, picture, [(item.label, item.score) for item in self.items(prediction)])
+
+    def load_data(self, options: DataOptions, halves: Halves = "both") -> Splits:
+        return load_splits(
+            str(options.data), val_fraction=options.val_fraction, skip_bad_images=options.skip_bad_images
+        )
+
+    def evaluate(
+        self,
+        data: DataOptions,
+        inference: ClassificationInference | None = None,
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    ) -> Evaluation:
+        splits = self.load_data(data)
+        if not len(self.classes) == len(splits.classes) == 1000:  # ImageNet's folders have numbers, in the same order
+            check_classes(self.classes, splits.classes, str(data.data))
+        images = TransformedSet(splits.val, eval_transform(self.preprocessing))
+        loader = make_loader(images, batch_size or 64, workers=workers)
+        device = next(self.parameters()).device
+        meter, start = AccuracyMeter(), monotonic()
+        self.eval()
+        with torch.inference_mode():
+            for batch, labels in progress(loader):
+                logits, labels = self(batch.to(device)), labels.to(device)
+                meter.update(self.loss(logits, labels), logits, labels)
+        scores = meter.means()
+        return Evaluation(
+            metrics=scores,
+            summary=f"top-1 {scores['top1']:.2%}   top-5 {scores['top5']:.2%}   loss {scores['loss']:.4f}",
+            images=meter.samples,
+            seconds=monotonic() - start,
+            skipped=splits.skipped,
+        )
+
+    def export(
+        self,
+        folder: str | PathLike[str],
+        *,
+        img_size: tuple[int, int] | None = None,
+        formats: Sequence[str] = tuple(FILES),
+        picture: Image.Image | None = None,
+        dynamic_size: bool = False,
+    ) -> Exported:
+        return export_logits(
+            self, folder, img_size=img_size, formats=formats, picture=picture, dynamic_size=dynamic_size
+        )
+
+    def graph_size(self, img_size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of an exported graph's images."""
+        return img_size or self.preprocessing.img_size
+
+    def prepare(self, picture: Image.Image, img_size: tuple[int, int]) -> Tensor:
+        """A picture as an exported graph takes it: `3 H W`."""
+        return eval_transform(dataclasses.replace(self.preprocessing, img_size=img_size))(picture)
+
+    def description(self) -> dict[str, Any]:
+        return {"classes": self.classes, "preprocessing": dataclasses.asdict(self.preprocessing)}
+
+    @classmethod
+    def build(cls, about: Mapping[str, Any]) -> Self:
+        model = rebuild(about, num_classes=len(about["classes"]))
+        return cls(model, about["classes"], Preprocessing(**tuples(about["preprocessing"])))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        model = create_model(checkpoint.name, pretrained=True)
+        classes = [description.partition(",")[0] for description in ImageNetInfo().label_descriptions()]
+        return cls(model, classes, preprocessing_of(model)).eval()
+
+
+class ClassifierResults(Results):
+    """One sheet of the first hundred pictures."""
+
+    task: Classifier
+    _limit = 100
+
+    def __init__(self, task: Classifier, out: Path, *, sheet: bool) -> None:
+        super().__init__(task, out)
+        self._labelled: list[Labelled] = []
+        self.about = {"sheet": str(out) if sheet else None}
+
+    def add(self, path: Path, picture: Image.Image, prediction: Classification) -> None:
+        best = self.task.items(prediction)
+        self.rows.append(
+            {"image": str(path), "predictions": [{"label": item.label, "score": item.score} for item in best]}
+        )
+        if len(self._labelled) < self._limit:
+            picture = picture.copy()
+            picture.thumbnail((256, 256))
+            self._labelled.append(Labelled(path.name, picture, [(item.label, item.score) for item in best]))
+
+    def finish(self) -> str:
+        if self.about["sheet"] is None:
+            return ""
+        draw_sheet(self._labelled, self.out)
+        return f"{self.out}{f' (the first {self._limit})' if len(self.rows) > self._limit else ''}"
+
+    def table(self, top: int) -> Table:
+        ranks = min(top, len(self.task.classes))
+        best = [[(entry["label"], entry["score"]) for entry in row["predictions"]] for row in self.rows]
+        return ranked_table([row["image"] for row in self.rows], best, ranks, "label", "score")
+
+
+def ranked_table(
+    pictures: Sequence[str], best: Sequence[Sequence[tuple[str, float]]], ranks: int, label: str, score: str
+) -> Table:
+    """The `ranks` best classes of each picture with their shares, the first in bold."""
+    first = [Column("picture"), Column(label, style="bold"), Column(score, True)]
+    columns = first + [Column("then", style="dim"), Column(score, True, "dim")] * (ranks - 1)
+    rows = [
+        [picture, *(cell for name, share in items[:ranks] for cell in (name, f"{share:.1%}"))]
+        for picture, items in zip(pictures, best, strict=True)
+    ]
+    return Table(columns, rows)

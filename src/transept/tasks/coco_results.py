@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transept.data.detection.masks import mask_api
 from transept.errors import TranseptError, UsageError
 from transept.heads.instances import Detections, Size
 
@@ -80,7 +81,7 @@ def from_coco_results(
 
 
 def _encoded(found: Detections, size: Size | None) -> Iterable[dict[str, Any]]:
-    api = _mask_api()
+    api = mask_api()
     assert found.masks is not None
     if size is None:
         if found.masks.dtype != torch.bool:
@@ -94,12 +95,4 @@ def _encoded(found: Detections, size: Size | None) -> Iterable[dict[str, Any]]:
 
 
 def _decoded(masks: list[dict[str, Any]]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(_mask_api().decode(masks).transpose(2, 0, 1))).bool()
-
-
-def _mask_api() -> Any:
-    try:
-        from pycocotools import mask
-    except ModuleNotFoundError as error:
-        raise UsageError("results with masks need the package 'pycocotools': pip install 'transept[detect]'") from error
-    return mask
+    return torch.from_numpy(np.ascontiguousarray(mask_api().decode(masks).transpose(2, 0, 1))).bool()

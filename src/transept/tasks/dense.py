@@ -11,9 +11,18 @@ from torch import nn
 from transept.errors import UsageError, unknown
 from transept.models.backbone import Backbone
 from transept.models.registry import find_model
+from transept.tasks.task import Option
 from transept.weights.load import create_model, load_weights
 
 Source = str | PathLike[str] | None
+
+VIEW_OPTIONS: Mapping[str, Option] = {
+    "multi_scale": Option(
+        help="the published test at several scales: segmenters take the mean, detectors merge the objects of short "
+        "sides of 0.6 to 1 of their scale"
+    ),
+    "flip": Option(help="the picture and its mirror image, too"),
+}
 
 
 def build_pyramid(

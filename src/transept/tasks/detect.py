@@ -1,32 +1,34 @@
 """Object detection and instance segmentation: a box, a class and where the method has it a mask for every object."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from transept.data.detection.coco_classes import COCO_CLASSES
+from transept.data.detection.sets import DetectionSplits, load_detection_splits
 from transept.data.detection.transforms import DetectionPreprocessing
 from transept.errors import TranseptError, UsageError, unknown
-from transept.heads.atss import ATSSDecoder, ATSSHead, ATSSLoss
-from transept.heads.cascade_rcnn import CascadeRCNNDecoder, CascadeRCNNHead, CascadeRCNNLoss
-from transept.heads.fcos import FCOSDecoder, FCOSHead, FCOSLoss
-from transept.heads.fpn import FPN
+from transept.export.detector import export_detector
+from transept.export.onnx import FILES, Exported
 from transept.heads.instances import Detections, Size, Target
-from transept.heads.mask_rcnn import MaskRCNNDecoder, MaskRCNNHead, MaskRCNNLoss
-from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetLoss
 from transept.heads.roi import BoxHead, MaskHead
-from transept.heads.rpn import Proposals, RPNHead, RPNLoss, RPNOutputs
+from transept.heads.rpn import RPNOutputs
 from transept.models.backbone import Backbone
-from transept.models.registry import build_model, find_model
-from transept.tasks.dense import build_pyramid, check_sources, class_names, load_sources
-from transept.tasks.detect_pictures import DetectionInference, detect_pictures
-from transept.tasks.saving import describe, loading_task, save_task, tuples
+from transept.models.registry import find_model
+from transept.tasks.data_options import DataOptions
+from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
+from transept.tasks.detect_methods import METHODS, PUBLISHED_OPTIONS, PUBLISHED_PREPROCESSING, SingleStage
+from transept.tasks.detect_pictures import DetectionInference, detect_pictures, multi_scale_test
+from transept.tasks.detect_results import SHOWN_SCORE, DetectorResults, draw_detections, evaluate_detector
+from transept.tasks.saving import rebuild, tuples
+from transept.tasks.task import Evaluation, Halves, Item, Option, Task
+from transept.weights.catalogue.records import Checkpoint
 
 
 class TwoStageOutputs(NamedTuple):
@@ -37,170 +39,27 @@ class TwoStageOutputs(NamedTuple):
     rpn: RPNOutputs
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SingleStage:
-    """How a method learns and answers whose head sees every place once."""
-
-    loss: Any
-    """`RetinaNetLoss` or its like: outputs and targets to losses by name."""
-    decode: Any
-    """`RetinaNetDecoder` or its like: outputs and sizes to detections."""
-
-    def with_anchors(self, scale: float) -> "SingleStage":
-        """With anchors of so many times the published sides."""
-        return SingleStage(loss=_scaled(self.loss, scale), decode=_scaled(self.decode, scale))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TwoStage:
-    """How a method learns and answers whose head looks again at the proposals of a region proposal network."""
-
-    rpn_loss: RPNLoss
-    loss: Any
-    """`MaskRCNNLoss` or `CascadeRCNNLoss`."""
-    decode: Callable[..., list[Detections]]
-    train_proposals: Proposals
-    test_proposals: Proposals = Proposals()
-
-    def with_anchors(self, scale: float) -> "TwoStage":
-        """With anchors of so many times the published sides."""
-        parts = ("rpn_loss", "train_proposals", "test_proposals")
-        return dataclasses.replace(self, **{part: _scaled(getattr(self, part), scale) for part in parts})
-
-    def learning_from(self, rois: int) -> "TwoStage":
-        """With so many regions of each image in the loss, of at most four times as many proposals."""
-        sampler = dataclasses.replace(self.loss.sampler, number=rois)
-        kept = min(4 * rois, self.train_proposals.kept)
-        return dataclasses.replace(
-            self,
-            loss=dataclasses.replace(self.loss, sampler=sampler),
-            train_proposals=dataclasses.replace(self.train_proposals, per_level=kept, kept=kept),
-        )
-
-
-def _scaled(part: Any, scale: float) -> Any:
-    """A part that has anchors, with them scaled."""
-    anchors = dataclasses.replace(part.anchors, scales=tuple(scale * each for each in part.anchors.scales))
-    return dataclasses.replace(part, anchors=anchors)
-
-
-class Parts(NamedTuple):
-    """What a method puts on a backbone."""
-
-    neck: FPN
-    heads: Mapping[str, nn.Module]
-    """By their names in checkpoints."""
-    stages: SingleStage | TwoStage
-    has_masks: bool = False
-
-
-def _retinanet(channels: Sequence[int], num_classes: int, width: int) -> Parts:
-    neck = FPN(channels, width, 5, start_level=1, extra="on_input")
-    head = RetinaNetHead(width, num_classes, channels=width)
-    stages = SingleStage(loss=RetinaNetLoss(num_classes=num_classes), decode=RetinaNetDecoder(num_classes=num_classes))
-    return Parts(neck, {"bbox_head": head}, stages)
-
-
-def _fcos(channels: Sequence[int], num_classes: int, width: int) -> Parts:
-    neck = FPN(channels, width, 5, start_level=1, extra="on_output", relu_before_extra=True)
-    head = FCOSHead(width, num_classes, channels=width)
-    stages = SingleStage(loss=FCOSLoss(num_classes=num_classes), decode=FCOSDecoder(num_classes=num_classes))
-    return Parts(neck, {"bbox_head": head}, stages)
-
-
-def _atss(channels: Sequence[int], num_classes: int, width: int) -> Parts:
-    neck = FPN(channels, width, 5, start_level=1, extra="on_output")
-    head = ATSSHead(width, num_classes, channels=width)
-    stages = SingleStage(loss=ATSSLoss(num_classes=num_classes), decode=ATSSDecoder(num_classes=num_classes))
-    return Parts(neck, {"bbox_head": head}, stages)
-
-
-def _mask_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
-    head = MaskRCNNHead(width, num_classes, hidden=4 * width, mask_channels=width)
-    stages = TwoStage(
-        rpn_loss=RPNLoss(),
-        loss=MaskRCNNLoss(),
-        decode=MaskRCNNDecoder(),
-        train_proposals=Proposals(per_level=2000, kept=1000),
-    )
-    neck = FPN(channels, width, 5, extra="pool")
-    return Parts(neck, {"rpn_head": RPNHead(width, channels=width), "roi_head": head}, stages, has_masks=True)
-
-
-def _cascade(channels: Sequence[int], width: int, head: CascadeRCNNHead, *, giou: bool) -> Parts:
-    stages = TwoStage(
-        rpn_loss=RPNLoss(beta=1 / 9, inside=True),
-        loss=CascadeRCNNLoss(giou=giou),
-        decode=CascadeRCNNDecoder(),
-        train_proposals=Proposals(per_level=2000, kept=2000),
-    )
-    neck = FPN(channels, width, 5, extra="pool")
-    heads = {"rpn_head": RPNHead(width, channels=width), "roi_head": head}
-    return Parts(neck, heads, stages, has_masks=bool(head.mask_heads))
-
-
-def _cascade_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
-    return _cascade(channels, width, CascadeRCNNHead(width, num_classes, hidden=4 * width), giou=False)
-
-
-def _cascade_mask_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
-    head = CascadeRCNNHead(
-        width,
-        num_classes,
-        num_convs=4,
-        num_fcs=1,
-        class_agnostic=False,
-        with_masks=True,
-        hidden=4 * width,
-        mask_channels=width,
-    )
-    return _cascade(channels, width, head, giou=True)
-
-
-METHODS: Mapping[str, Callable[[Sequence[int], int, int], Parts]] = {
-    "retinanet": _retinanet,
-    "fcos": _fcos,
-    "atss": _atss,
-    "mask_rcnn": _mask_rcnn,
-    "cascade_rcnn": _cascade_rcnn,
-    "cascade_mask_rcnn": _cascade_mask_rcnn,
-}
-"""Method to `(channels, num_classes, width)`; a new one is a head and a line here."""
-
-_SMALL_GROUPS = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
-_LARGE_GROUPS = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
-PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    # Of CrossFormer's Mask R-CNN the 1x rows; its 3x rows, as the cascade, have the large groups.
-    (method, f"crossformer_{size}"): _LARGE_GROUPS if method == "cascade_mask_rcnn" else _SMALL_GROUPS
-    for method in METHODS
-    for size in ("small", "base", "large")
-} | {
-    # CAT-B was published with two numbers of heads, that of the classifier and this one.
-    (method, "cat_base"): dict(num_heads=(4, 8, 16, 32))
-    for method in ("mask_rcnn", "fcos", "atss")
-}
-"""Method and backbone to the options of the published detector, where they are not the classifier's."""
-
-PUBLISHED_3X_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("mask_rcnn", f"crossformer_{size}"): _LARGE_GROUPS for size in ("small", "base")
-}
-"""The same of those that were also published with three times the training, in which they differ."""
-
-PUBLISHED_PREPROCESSING: Mapping[tuple[str, str], DetectionPreprocessing] = {
-    ("fcos", f"cat_{size}"): DetectionPreprocessing(
-        mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True
-    )
-    for size in ("small", "base")
-}
-"""Method and backbone to the preprocessing of the published detector, where it is not the default."""
-
-
-class Detector(nn.Module):
+class Detector(Task):
     """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
 
     Names of parameters are those of mmdetection's checkpoints: `backbone`, `neck`, and `bbox_head`, or `rpn_head` and
     `roi_head`.
     """
+
+    name = "detect"
+    kind = "detector"
+    checkpoints = "detection"
+    creator = "create_detector(method, backbone=name, "
+    options: ClassVar[Mapping[str, Option]] = {
+        **VIEW_OPTIONS,
+        "score": Option(help=f"least score of an object (shown ones: {SHOWN_SCORE}; when scored: none)", type=float),
+        "classes": Option(help="only objects of these classes", type=str, number="+", metavar="CLASS"),
+        "batch_size": Option(help="pictures at once", type=int),
+    }
+    shown_defaults: ClassVar[Mapping[str, Any]] = {"score": SHOWN_SCORE}
+    data_options = frozenset({"skip_bad_annotations"})
+    is_dense = True
+    methods = METHODS.keys()
 
     bbox_head: nn.Module
     rpn_head: nn.Module
@@ -249,11 +108,6 @@ class Detector(nn.Module):
             name = levels.module_name(level)
             if "." not in name:  # else a stage, which the next levels come from
                 backbone.get_submodule(name).requires_grad_(False)
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """The backbone's: its name and the channels and native size of its images."""
-        return self.backbone.pretrained_cfg
 
     def forward(self, images: Tensor) -> Any:
         """Normalised images `b 3 H W`, padded on the right and at the bottom, to the raw outputs of the method."""
@@ -317,38 +171,117 @@ class Detector(nn.Module):
         """
         return detect_pictures(self, pictures, inference or DetectionInference())
 
-    def save(self, path: Path) -> None:
-        """Weights, architecture, classes and preprocessing in one safetensors file, written atomically."""
-        about = describe(self.backbone) | {
+    def inference(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *,
+        multi_scale: bool | None = None,
+        flip: bool | None = None,
+        score: float | None = None,
+        classes: Sequence[str] | None = None,
+        batch_size: int | None = None,
+    ) -> DetectionInference:
+        if score is not None and not 0 <= score < 1:
+            raise UsageError(f"score={score:g} is not in [0, 1)")
+        return DetectionInference(
+            score_threshold=score or 0.0,
+            classes=None if classes is None else tuple(classes),
+            scales=multi_scale_test(self.preprocessing.scale) if multi_scale else (),
+            flip=bool(flip),
+            batch_size=1 if batch_size is None else batch_size,
+        )
+
+    def pictures_at_once(self, inference: DetectionInference) -> int:
+        return inference.batch_size
+
+    def items(self, prediction: Detections) -> list[Item]:
+        """The objects."""
+        rows = zip(prediction.labels.tolist(), prediction.scores.tolist(), prediction.boxes.tolist(), strict=True)
+        return [Item(self.classes[label], score, (x1, y1, x2, y2)) for label, score, (x1, y1, x2, y2) in rows]
+
+    def draw(self, picture: Image.Image, prediction: Detections, path: Path) -> None:
+        draw_detections(picture, prediction, self.classes, path)
+
+    def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> DetectorResults:
+        return DetectorResults(self, out or Path("predictions"), inputs)
+
+    def load_data(self, options: DataOptions, halves: Halves = "both") -> DetectionSplits:
+        return load_detection_splits(
+            str(options.data),
+            halves=halves,
+            masks=self.has_masks,
+            skip_bad_annotations=options.skip_bad_annotations,
+            scenes=options.scenes,
+        )
+
+    def evaluate(
+        self,
+        data: DataOptions,
+        inference: DetectionInference | None = None,
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    ) -> Evaluation:
+        """See `Task.evaluate`. By default every object counts, whatever its score."""
+        inference = inference or DetectionInference()
+        if inference.classes is not None:
+            raise UsageError("classes are for predict; average precision is given for each class")
+        return evaluate_detector(self, self.load_data(data, "val"), str(data.data), inference, progress)
+
+    def export(
+        self,
+        folder: str | PathLike[str],
+        *,
+        img_size: tuple[int, int] | None = None,
+        formats: Sequence[str] = tuple(FILES),
+        picture: Image.Image | None = None,
+        dynamic_size: bool = False,
+    ) -> Exported:
+        if dynamic_size:
+            raise UsageError(
+                "a detector's graph is for one size, to which pictures are padded; leave out --dynamic-size"
+            )
+        return export_detector(self, folder, img_size=img_size, formats=formats, picture=picture)
+
+    @property
+    def max_detections(self) -> int:
+        """How many objects the list of a picture holds at most."""
+        decode: Any = self.stages.decode
+        return (decode.select if isinstance(self.stages, SingleStage) else decode.boxes).max_detections
+
+    def description(self) -> dict[str, Any]:
+        return {
             "method": self.method,
             "width": self.width,
             "anchor_scale": self.anchor_scale,
             "classes": self.classes,
             "preprocessing": dataclasses.asdict(self.preprocessing),
         }
-        save_task(path, "detect", self, about)
 
-    @staticmethod
-    def load(path: Path) -> "Detector":
-        """What `save` wrote.
+    @classmethod
+    def build(cls, about: Mapping[str, Any]) -> Self:
+        return cls(
+            about["method"],
+            rebuild(about, features_only=True),
+            about["classes"],
+            width=about["width"],
+            anchor_scale=about.get("anchor_scale", 1.0),
+            preprocessing=DetectionPreprocessing(**tuples(about["preprocessing"])),
+        )
 
-        Raises:
-            TranseptError: the file is missing, damaged, or was not written by `save`.
-        """
-        with loading_task(path, "detect") as (state, about):
-            backbone = build_model(
-                about["architecture"], in_chans=about["in_chans"], features_only=True, **about["options"]
-            )
-            detector = Detector(
-                about["method"],
-                backbone,
-                about["classes"],
-                width=about["width"],
-                anchor_scale=about.get("anchor_scale", 1.0),
-                preprocessing=DetectionPreprocessing(**tuples(about["preprocessing"])),
-            )
-            detector.load_state_dict(state)
-            return detector.eval()
+    @classmethod
+    def create(cls, method: str, *, backbone: str, **options: Any) -> "Detector":
+        return create_detector(method, backbone=backbone, **options)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Detector":
+        return create_detector(
+            checkpoint.method,
+            backbone=checkpoint.model,
+            num_classes=len(COCO_CLASSES),
+            classes=COCO_CLASSES,
+            weights=checkpoint.name,
+        ).eval()
 
     def _check(self, outputs: Any, targets: Sequence[Target]) -> None:
         logits = outputs.rpn.logits if isinstance(outputs, TwoStageOutputs) else outputs.logits

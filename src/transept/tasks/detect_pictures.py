@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as v2
 
 from transept.data.detection.transforms import DetectionPreprocessing, collate_detections, detection_eval_transform
-from transept.errors import TranseptError, UsageError, unknown
+from transept.errors import UsageError, unknown
 from transept.heads.instances import Detections, Size
 from transept.ops.boxes import nms_by_label
+from transept.tasks.task import as_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class DetectionInference:
             raise UsageError(f"scales={self.scales}; give pairs of a longest long and short side, in pixels")
 
 
-def multi_scale(scale: Size) -> tuple[Size, ...]:
+def multi_scale_test(scale: Size) -> tuple[Size, ...]:
     """The scales of a multi-scale test for a model made for `scale`: 11, from three fifths of the short side to all.
 
     Of (1333, 800) short sides of 480, 512, ... 800 pixels, those that published multi-scale training draws from.
@@ -86,7 +86,7 @@ def detect_pictures(
     try:
         found: list[Detections] = []
         for start in range(0, len(pictures), inference.batch_size):
-            images = [_pixels(picture) for picture in pictures[start : start + inference.batch_size]]
+            images = [as_bytes(picture).cpu() for picture in pictures[start : start + inference.batch_size]]
             views = [_detect(detector, images, scale, mirror) for scale, mirror in _views(inference)]
             for image, seen in zip(images, zip(*views, strict=True), strict=True):
                 objects = seen[0] if len(seen) == 1 else merge_detections(seen, inference.iou_threshold)
@@ -150,11 +150,3 @@ def _class_numbers(classes: list[str], wanted: tuple[str, ...] | None) -> Tensor
         if name not in classes:
             raise unknown("class of this detector", name, classes)
     return torch.tensor([number for number, name in enumerate(classes) if name in wanted])
-
-
-def _pixels(picture: Image.Image | Tensor) -> Tensor:
-    image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture.convert("RGB"))
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        kind = str(image.dtype).removeprefix("torch.")
-        raise TranseptError(f"the picture is {tuple(image.shape)} of {kind}; give 3 x H x W bytes")
-    return image.as_subclass(Tensor).cpu()

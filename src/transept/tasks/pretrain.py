@@ -10,19 +10,26 @@ are averaged.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from transept.data.classification.transforms import Preprocessing
-from transept.errors import UsageError
+from transept.data.classification.sets import Splits, load_splits
+from transept.data.classification.transforms import Preprocessing, eval_transform, preprocessing_of
+from transept.errors import TranseptError, UsageError
+from transept.export.onnx import Exported
 from transept.models.backbone import Backbone
-from transept.models.registry import build_model
-from transept.tasks.saving import describe, loading_task, save_task, tuples
+from transept.tasks.data_options import DataOptions
+from transept.tasks.saving import rebuild, tuples
+from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, Results, Task, as_picture
+from transept.weights.catalogue.records import Checkpoint
+from transept.weights.load import create_model
 
 
 class Projections(NamedTuple):
@@ -34,34 +41,92 @@ class Projections(NamedTuple):
     """Of all crops, the global ones first."""
 
 
-class FeatureExtractor(nn.Module):
+class FeatureExtractor(Task):
     """A backbone without a classifier, and the preprocessing that it was trained for."""
+
+    name = "pretrain"
+    kind = "feature extractor"
+    checkpoints = "self-supervised"
+    creator = "create_model(name, num_classes=0, "
+    options: ClassVar[Mapping[str, Option]] = {"batch_size": Option(help="pictures at once", type=int)}
 
     def __init__(self, model: Backbone, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model
+        self.classes = []
         self.preprocessing = preprocessing
+
+    @property
+    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.model
+
+    @property
+    def stored(self) -> nn.Module:
+        return self.model
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `b 3 H W` to what a classifier would read, `b c`."""
         return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
 
-    def save(self, path: Path) -> None:
-        """Weights, architecture and preprocessing in one safetensors file, which `load_weights` reads, too."""
-        about = describe(self.model) | {"preprocessing": dataclasses.asdict(self.preprocessing)}
-        save_task(path, "pretrain", self.model, about)
+    def inference(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *, batch_size: int | None = None
+    ) -> int:
+        """The number of pictures at once."""
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size={batch_size} must be at least 1")
+        return batch_size or 32
+
+    @torch.inference_mode()
+    def predict(self, pictures: Sequence[Picture], inference: int | None = None) -> list[Tensor]:
+        """RGB pictures of any sizes to the features `c` of each."""
+        transform, device = eval_transform(self.preprocessing), next(self.parameters()).device
+        training, size = self.training, inference or 32
+        self.eval()
+        try:
+            starts = range(0, len(pictures), size)
+            batches = [torch.stack([transform(as_picture(each)) for each in pictures[i : i + size]]) for i in starts]
+            return [features for batch in batches for features in self(batch.to(device))]
+        finally:
+            self.train(training)
+
+    def items(self, prediction: Tensor) -> list[Item]:
+        raise self._no_classes()
+
+    def draw(self, picture: Image.Image, prediction: Tensor, path: Path) -> None:
+        raise self._no_classes()
+
+    def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> Results:
+        raise self._no_classes()
+
+    def load_data(self, options: DataOptions, halves: Halves = "both") -> Splits:
+        return load_splits(
+            str(options.data), val_fraction=options.val_fraction, skip_bad_images=options.skip_bad_images
+        )
+
+    def evaluate(self, data: DataOptions, inference: Any = None, **options: Any) -> Evaluation:
+        raise self._no_classes()
+
+    def export(self, folder: str | PathLike[str], **options: Any) -> Exported:
+        raise self._no_classes()
+
+    def description(self) -> dict[str, Any]:
+        return {"preprocessing": dataclasses.asdict(self.preprocessing)}
+
+    @classmethod
+    def build(cls, about: Mapping[str, Any]) -> Self:
+        return cls(rebuild(about, num_classes=0), Preprocessing(**tuples(about["preprocessing"])))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        model = create_model(checkpoint.name, pretrained=True, num_classes=0)
+        return cls(model, preprocessing_of(model)).eval()
 
     @staticmethod
-    def load(path: Path) -> "FeatureExtractor":
-        """What `save` wrote.
-
-        Raises:
-            TranseptError: the file is missing, damaged, or was not written by `save`.
-        """
-        with loading_task(path, "pretrain") as (state, about):
-            model = build_model(about["architecture"], num_classes=0, in_chans=about["in_chans"], **about["options"])
-            model.load_state_dict(state)
-            return FeatureExtractor(model, Preprocessing(**tuples(about["preprocessing"]))).eval()
+    def _no_classes() -> TranseptError:
+        return TranseptError(
+            "the model was pretrained without classes; measure its features with 'transept eval --knn' or '--linear', "
+            "or train a classifier from it with --model.weights"
+        )
 
 
 class Projected(nn.Module):

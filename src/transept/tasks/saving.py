@@ -2,27 +2,28 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from transept.errors import TranseptError
 from transept.files import write_atomically
 from transept.models.backbone import Backbone
-from transept.weights.files.reading import StateDict, read_state_dict
+from transept.models.registry import build_model
+from transept.weights.files.reading import read_checkpoint
 
-_METADATA_KEY = "transept"
+if TYPE_CHECKING:
+    from transept.tasks.task import Task
 
-Task = Literal["classify", "detect", "segment", "pretrain"]
+METADATA_KEY = "transept"
+_Task = TypeVar("_Task", bound="Task")
 
 
 def describe(model: Backbone) -> dict[str, Any]:
-    """What `build_model` needs to build `model` again, but for its number of classes."""
+    """Plain data from which `rebuild` makes `model` again, but for its number of classes."""
     return {
         "architecture": model.pretrained_cfg["architecture"],
         "options": {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)},
@@ -30,51 +31,48 @@ def describe(model: Backbone) -> dict[str, Any]:
     }
 
 
-def save_task(path: Path, task: Task, module: nn.Module, about: dict[str, Any]) -> None:
-    """Weights and description in one safetensors file, written atomically."""
-    state = {name: value.contiguous() for name, value in module.state_dict().items()}
-    metadata = {_METADATA_KEY: json.dumps({"task": task} | about)}
+def rebuild(about: Mapping[str, Any], **arguments: Any) -> Backbone:
+    """The model that `describe` described, freshly initialised; `arguments` are those of `build_model`."""
+    return build_model(about["architecture"], in_chans=about["in_chans"], **arguments, **about["options"])
+
+
+def save_task(path: Path, name: str, module: nn.Module, about: Mapping[str, Any]) -> None:
+    """Weights and description of the task called `name` in one safetensors file, written atomically."""
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    metadata = {METADATA_KEY: json.dumps({"task": name} | dict(about))}
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata))
 
 
-def task_of(path: Path) -> Task:
-    """What the model in a file was trained to do; `classify` where the file does not say (loading it tells why)."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()[_METADATA_KEY]).get("task", "classify")
-    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError):
-        return "classify"
+def read_task(path: Path, kinds: Sequence[type[_Task]]) -> _Task:
+    """The task in a file that `save_task` wrote, in evaluation mode. The file is opened once.
 
-
-@contextmanager
-def loading_task(path: Path, task: Task) -> Iterator[tuple[StateDict, dict[str, Any]]]:
-    """Weights and description of a file that `save_task` wrote; lists in the description come back as they are.
+    Args:
+        path: of the file.
+        kinds: which tasks are welcome.
 
     Raises:
-        TranseptError: the file is missing, damaged, of another task, was not written by `save_task`, or the body of
-            the `with` finds something missing.
+        TranseptError: the file is missing, damaged, of another task, or was not written by `save_task`.
     """
-    state, _ = read_state_dict(path)
+    contents = read_checkpoint(path)
+    kind = kinds[0]
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()[_METADATA_KEY])
-        if about.get("task", "classify") != task:
-            raise TranseptError(f"{str(path)!r} holds a model that was trained to {about['task']}, not to {task}")
-        yield state, about
+        about = json.loads(contents.metadata[METADATA_KEY])
+        name = about.get("task", "classify")
+        if name not in (known.name for known in kinds):
+            wanted = " or ".join(known.name for known in kinds)
+            raise TranseptError(f"{str(path)!r} holds a model that was trained to {name}, not to {wanted}")
+        kind = next(known for known in kinds if known.name == name)
+        task = kind.build(about)
+        task.stored.load_state_dict(contents.tensors)
+        return task.eval()
     except TranseptError:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        creator = {
-            "classify": "create_model(name, ",
-            "pretrain": "create_model(name, num_classes=0, ",
-            "detect": "create_detector(method, backbone=name, ",
-            "segment": "create_segmenter(method, backbone=name, ",
-        }[task]
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TranseptError(
-            f"{str(path)!r} does not say which model it is for; load it with {creator}weights=...)"
+            f"{str(path)!r} does not say which model it is for; load it with {kind.creator}weights=...)"
         ) from error
 
 
-def tuples(options: dict[str, Any]) -> dict[str, Any]:
+def tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has lists only; our configurations have tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

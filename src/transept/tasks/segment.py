@@ -1,40 +1,41 @@
 """Semantic segmentation: a class for every pixel."""
 
-import colorsys
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as v2
 
+from transept.data.labels import IGNORE, Color, drawing_palette
+from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
+from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
+from transept.draw.overlay import draw_overlay, shares
 from transept.errors import TranseptError, UsageError, unknown
-from transept.heads.fcn import FCNHead
-from transept.heads.fpn import FPN
-from transept.heads.semantic_fpn import SemanticFPNHead
-from transept.heads.upernet import UPerNetHead
+from transept.export.batches import squashed
+from transept.export.logits import export_logits
+from transept.export.onnx import FILES, Exported
 from transept.inference.windows import sliding_logits
 from transept.models.backbone import Backbone
-from transept.models.registry import build_model, find_model
+from transept.models.registry import find_model
 from transept.ops.interpolation import resize_map
-from transept.tasks.dense import build_pyramid, check_sources, class_names, load_sources
-from transept.tasks.saving import describe, loading_task, save_task, tuples
-
-IGNORE_LABEL = 255
-"""Pixels of a mask that belong to no class: they neither train nor score."""
+from transept.tasks.data_options import DataOptions
+from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
+from transept.tasks.saving import rebuild, tuples
+from transept.tasks.segment_methods import METHODS, PUBLISHED_OPTIONS
+from transept.tasks.segment_results import SegmenterResults, evaluate_segmenter
+from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, Task, as_bytes
+from transept.weights.catalogue.records import Checkpoint
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The ratios of multi-scale testing, as published."""
-
-RGB = tuple[int, int, int]
 
 
 class Outputs(NamedTuple):
@@ -56,7 +57,7 @@ class Segmentation(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Inference:
+class SegmentationInference:
     """How classes are read from pictures. The default is what all published single-scale figures were taken with."""
 
     ratios: tuple[float, ...] = (1.0,)
@@ -67,7 +68,7 @@ class Inference:
     """Height and width of sliding windows; None: the whole picture at once."""
     stride: tuple[int, int] | None = None
     """From one window to the next; default: two thirds of `crop`."""
-    window_batch: int = 4
+    batch_size: int = 4
     """Windows of one call of the model."""
     device: str | None = None
     """Where logits of windows are summed, e.g. "cpu" for pictures too large for the GPU; default: the model's."""
@@ -75,51 +76,21 @@ class Inference:
     def __post_init__(self) -> None:
         if not self.ratios or min(self.ratios) <= 0:
             raise UsageError(f"ratios={self.ratios}; give one or more positive numbers")
+        for name in ("crop", "stride"):
+            size = getattr(self, name)
+            if size is not None and (len(size) != 2 or min(size) < 1):
+                raise UsageError(f"{name}={size}; give a positive height and width")
         if self.stride is not None and self.crop is None:
-            raise UsageError(f"stride={self.stride} is of sliding windows; give their size as crop=(height, width)")
-        if self.window_batch < 1:
-            raise UsageError(f"window_batch={self.window_batch} must be at least 1")
+            raise UsageError(f"stride={self.stride} is of sliding windows; give their size as crop, too")
+        if self.stride is not None and self.crop is not None and any(map(int.__gt__, self.stride, self.crop)):
+            raise UsageError(
+                f"stride={self.stride} is larger than crop={self.crop} and would leave pixels out; make it smaller"
+            )
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size={self.batch_size} must be at least 1")
 
 
-class Parts(NamedTuple):
-    """What a method puts on a backbone."""
-
-    neck: nn.Module
-    decode_head: nn.Module
-    auxiliary_head: nn.Module | None
-
-
-def _semantic_fpn(channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int | None) -> Parts:
-    # Levels of one width keep it (XCiT: the embedding's), others get 256 channels. The head has half of that.
-    neck_width = width or (channels[0] if len(set(channels)) == 1 else 256)
-    neck = FPN(channels, neck_width, len(channels))
-    widths = [neck_width] * len(channels)
-    return Parts(neck, SemanticFPNHead(widths, strides, num_classes, channels=width // 2 if width else 128), None)
-
-
-def _upernet(channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int | None) -> Parts:
-    width = width or 512
-    decode_head = UPerNetHead(channels, num_classes, channels=width)
-    return Parts(nn.Identity(), decode_head, FCNHead(channels, num_classes, channels=width // 2))
-
-
-METHODS: Mapping[str, Callable[[Sequence[int], Sequence[int], int, int | None], Parts]] = {
-    "semantic_fpn": _semantic_fpn,
-    "upernet": _upernet,
-}
-"""Method to `(channels, strides, num_classes, width)`; a new one is a head and a line here."""
-
-_LARGE_GROUPS = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
-_SMALL_GROUPS = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
-PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    (method, f"crossformer_{size}"): groups
-    for method, groups in (("semantic_fpn", _LARGE_GROUPS), ("upernet", _SMALL_GROUPS))
-    for size in ("small", "base", "large")
-}
-"""Method and backbone to the options of the published segmenter, where they are not the classifier's."""
-
-
-class Segmenter(nn.Module):
+class Segmenter(Task):
     """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
 
     Names of parameters are those of mmsegmentation's checkpoints. Called directly it takes any image size.
@@ -129,6 +100,20 @@ class Segmenter(nn.Module):
     `torch.nn.attention`: the graph otherwise relies on the memory layout of the fused attention of the CPU.
     """
 
+    name = "segment"
+    kind = "segmenter"
+    checkpoints = "segmentation"
+    creator = "create_segmenter(method, backbone=name, "
+    options: ClassVar[Mapping[str, Option]] = {
+        **VIEW_OPTIONS,
+        "crop": Option(help="sliding windows instead of the whole", type=int, number=2, metavar=("H", "W")),
+        "stride": Option(
+            help="from window to window (default two thirds of the crop)", type=int, number=2, metavar=("H", "W")
+        ),
+        "batch_size": Option(help="sliding windows at once", type=int),
+    }
+    is_dense = True
+    methods = METHODS.keys()
     auxiliary_weight = 0.4
 
     def __init__(
@@ -137,15 +122,15 @@ class Segmenter(nn.Module):
         backbone: Backbone,
         classes: Sequence[str],
         *,
-        palette: Sequence[RGB] | None = None,
+        palette: Sequence[Color] | None = None,
         preprocessing: SegmentationPreprocessing | None = None,
         width: int | None = None,
     ) -> None:
         super().__init__()
         if method not in METHODS:
             raise unknown("segmentation method", method, METHODS)
-        if not 1 <= len(classes) <= IGNORE_LABEL:
-            raise UsageError(f"{len(classes)} classes; give 1 to {IGNORE_LABEL}, as label {IGNORE_LABEL} is ignored")
+        if not 1 <= len(classes) <= IGNORE:
+            raise UsageError(f"{len(classes)} classes; give 1 to {IGNORE}, as label {IGNORE} is ignored")
         if palette is not None and len(palette) != len(classes):
             raise UsageError(f"the palette has {len(palette)} colours for {len(classes)} classes; give one for each")
         if width is not None and (width < 2 or width % 2):
@@ -153,18 +138,13 @@ class Segmenter(nn.Module):
         self.method = method
         self.width = width
         self.classes = list(classes)
-        self.palette = [(r, g, b) for r, g, b in palette] if palette is not None else default_palette(len(classes))
+        self.palette = [(r, g, b) for r, g, b in palette] if palette is not None else drawing_palette(len(classes))
         self.preprocessing = preprocessing or SegmentationPreprocessing()
         levels = backbone.feature_info
         self.backbone = backbone
         self.neck, self.decode_head, self.auxiliary_head = METHODS[method](
             levels.channels(), levels.reduction(), len(classes), width
         )
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """The backbone's: its name and the channels and native size of its images."""
-        return self.backbone.pretrained_cfg
 
     def forward(self, images: Tensor) -> Any:
         """Normalised images `b 3 H W` to logits `b k H W`; in training to `Outputs`, at the heads' own sizes."""
@@ -186,11 +166,11 @@ class Segmenter(nn.Module):
         if masks.ndim != 3 or len(masks) != len(decode):
             raise TranseptError(f"masks are {tuple(masks.shape)}; give one H x W mask for each of {len(decode)} images")
         if masks.device.type == "cpu":  # elsewhere the look would make the processor wait
-            wrong = masks[((masks < 0) | (masks >= len(self.classes))) & (masks != IGNORE_LABEL)]
+            wrong = masks[((masks < 0) | (masks >= len(self.classes))) & (masks != IGNORE)]
             if len(wrong):
                 raise TranseptError(
                     f"a mask holds the label {int(wrong[0])}; classes are 0 to {len(self.classes) - 1}, and"
-                    f" {IGNORE_LABEL} is ignored"
+                    f" {IGNORE} is ignored"
                 )
         loss = self._cross_entropy(decode, masks)
         if auxiliary is not None:
@@ -200,7 +180,7 @@ class Segmenter(nn.Module):
     @staticmethod
     def _cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
         logits = resize_map(logits, masks.shape[-2:]).float()
-        return cross_entropy(logits, masks.long(), ignore_index=IGNORE_LABEL, reduction="sum") / masks.numel()
+        return cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum") / masks.numel()
 
     def decode(self, logits: Tensor) -> Segmentation:
         """Logits `b k H W` to the best class of each pixel."""
@@ -209,7 +189,7 @@ class Segmenter(nn.Module):
 
     @torch.inference_mode()
     def predict(
-        self, pictures: Sequence[Image.Image | Tensor], inference: Inference | None = None
+        self, pictures: Sequence[Picture], inference: SegmentationInference | None = None
     ) -> list[Segmentation]:
         """RGB pictures (or bytes `3 H W`) of any sizes to the class of each of their pixels, each at its own size."""
         predictions = []
@@ -219,17 +199,13 @@ class Segmenter(nn.Module):
         return predictions
 
     @torch.inference_mode()
-    def probabilities(self, picture: Image.Image | Tensor, inference: Inference | None = None) -> Tensor:
+    def probabilities(self, picture: Picture, inference: SegmentationInference | None = None) -> Tensor:
         """`k H W` at the size of the RGB picture (or bytes `3 H W`): the mean over scales and mirror images.
 
         Logits are resized to the picture before the softmax, as in the official tests.
         """
-        inference = inference or Inference()
-        image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture.convert("RGB"))
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            kind = str(image.dtype).removeprefix("torch.")
-            raise TranseptError(f"the picture is {tuple(image.shape)} of {kind}; give 3 x H x W bytes")
-        image = image.as_subclass(Tensor).to(next(self.parameters()).device)
+        inference = inference or SegmentationInference()
+        image = as_bytes(picture).to(next(self.parameters()).device)
         training = self.training
         self.eval()
         try:
@@ -246,48 +222,134 @@ class Segmenter(nn.Module):
         assert total is not None
         return total.div_(len(inference.ratios) * (1 + inference.flip))
 
-    def logits(self, images: Tensor, inference: Inference) -> Tensor:
+    def logits(self, images: Tensor, inference: SegmentationInference) -> Tensor:
         """Normalised images `b 3 H W` to logits `b k H W`: at once, or by sliding windows where there is a crop."""
         if inference.crop is None:
             return self(images)
         height, width = inference.crop
         stride = inference.stride or (-(-height * 2 // 3), -(-width * 2 // 3))
         return sliding_logits(
-            self, images, inference.crop, stride, batch_size=inference.window_batch, device=inference.device
+            self, images, inference.crop, stride, batch_size=inference.batch_size, device=inference.device
         )
 
-    def save(self, path: Path) -> None:
-        """Weights, architecture, classes, palette and preprocessing in one safetensors file, written atomically."""
-        about = describe(self.backbone) | {
+    def inference(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *,
+        multi_scale: bool | None = None,
+        flip: bool | None = None,
+        crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> SegmentationInference:
+        if batch_size is not None and crop is None:
+            raise UsageError(f"batch_size={batch_size} counts sliding windows; give their size as crop, too")
+        return SegmentationInference(
+            ratios=MULTI_SCALE if multi_scale else (1.0,),
+            flip=bool(flip),
+            crop=None if crop is None else (crop[0], crop[1]),
+            stride=None if stride is None else (stride[0], stride[1]),
+            batch_size=4 if batch_size is None else batch_size,
+        )
+
+    def items(self, prediction: Segmentation) -> list[Item]:
+        """The share of the picture that each class has."""
+        return [Item(name, share) for name, share in shares(prediction.labels.cpu().numpy(), self.classes).items()]
+
+    def draw(self, picture: Image.Image, prediction: Segmentation, path: Path) -> None:
+        draw_overlay(picture, prediction.labels.cpu().numpy(), self.classes, self.palette, path)
+
+    def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> SegmenterResults:
+        return SegmenterResults(self, out or Path("predictions"), inputs)
+
+    def load_data(self, options: DataOptions, halves: Halves = "both") -> SegmentationSplits:
+        return load_segmentation_splits(
+            str(options.data),
+            halves=halves,
+            reduce_zero_label=options.reduce_zero_label,
+            val_fraction=options.val_fraction,
+            skip_bad_images=options.skip_bad_images,
+        )
+
+    def evaluate(
+        self,
+        data: DataOptions,
+        inference: SegmentationInference | None = None,
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    ) -> Evaluation:
+        inference = inference or SegmentationInference()
+        if batch_size is not None:
+            inference = dataclasses.replace(inference, batch_size=batch_size)
+        splits = self.load_data(data, "val")
+        return evaluate_segmenter(self, splits, str(data.data), inference, workers, progress)
+
+    def export(
+        self,
+        folder: str | PathLike[str],
+        *,
+        img_size: tuple[int, int] | None = None,
+        formats: Sequence[str] = tuple(FILES),
+        picture: Image.Image | None = None,
+        dynamic_size: bool = False,
+    ) -> Exported:
+        if dynamic_size and self.method == "upernet":
+            raise UsageError(
+                "UPerNet pools maps to grids of its own, which ONNX does not compute for any size; export one file for "
+                "each size with --img-size, without --dynamic-size"
+            )
+        return export_logits(
+            self, folder, img_size=img_size, formats=formats, picture=picture, dynamic_size=dynamic_size
+        )
+
+    def graph_size(self, img_size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of an exported graph's images: by default the short side of the preprocessing's scale."""
+        if img_size is not None:
+            return img_size
+        if self.preprocessing.scale is None:
+            raise UsageError("this segmenter leaves pictures as large as they are; give the size of the exported graph")
+        side = min(self.preprocessing.scale)
+        return side, side
+
+    def prepare(self, picture: Image.Image, img_size: tuple[int, int]) -> Tensor:
+        """A picture as an exported graph takes it: `3 H W`."""
+        how = self.preprocessing
+        return squashed(picture, img_size, how.mean, how.std, antialias=how.antialias)
+
+    def description(self) -> dict[str, Any]:
+        return {
             "method": self.method,
             "width": self.width,
             "classes": self.classes,
             "palette": self.palette,
             "preprocessing": dataclasses.asdict(self.preprocessing),
         }
-        save_task(path, "segment", self, about)
 
-    @staticmethod
-    def load(path: Path) -> "Segmenter":
-        """What `save` wrote.
+    @classmethod
+    def build(cls, about: Mapping[str, Any]) -> Self:
+        return cls(
+            about["method"],
+            rebuild(about, features_only=True),
+            about["classes"],
+            palette=about["palette"],
+            preprocessing=SegmentationPreprocessing(**tuples(about["preprocessing"])),
+            width=about["width"],
+        )
 
-        Raises:
-            TranseptError: the file is missing, damaged, or was not written by `save`.
-        """
-        with loading_task(path, "segment") as (state, about):
-            backbone = build_model(
-                about["architecture"], in_chans=about["in_chans"], features_only=True, **about["options"]
-            )
-            segmenter = Segmenter(
-                about["method"],
-                backbone,
-                about["classes"],
-                palette=about["palette"],
-                preprocessing=SegmentationPreprocessing(**tuples(about["preprocessing"])),
-                width=about["width"],
-            )
-            segmenter.load_state_dict(state)
-            return segmenter.eval()
+    @classmethod
+    def create(cls, method: str, *, backbone: str, **options: Any) -> "Segmenter":
+        return create_segmenter(method, backbone=backbone, **options)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Segmenter":
+        return create_segmenter(
+            checkpoint.method,
+            backbone=checkpoint.model,
+            num_classes=len(ADE20K_CLASSES),
+            classes=ADE20K_CLASSES,
+            weights=checkpoint.name,
+        ).eval()
 
 
 def create_segmenter(
@@ -298,7 +360,7 @@ def create_segmenter(
     weights: str | PathLike[str] | None = None,
     backbone_weights: str | PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
-    palette: Sequence[RGB] | None = None,
+    palette: Sequence[Color] | None = None,
     preprocessing: SegmentationPreprocessing | None = None,
     width: int | None = None,
     in_chans: int = 3,
@@ -318,7 +380,7 @@ def create_segmenter(
             number of classes starts fresh.
         backbone_weights: load the backbone from a classification checkpoint instead.
         classes: names of the classes, `num_classes` of them; default: their numbers.
-        palette: colours of the classes in pictures; default: `default_palette`.
+        palette: colours of the classes in pictures; default: `drawing_palette`.
         preprocessing: default: the published one, pictures within 2048 x 512 pixels.
         width: channels of the convolutions, for models smaller than the published: of Semantic FPN's neck (its head
             has half), or of UPerNet (512; its auxiliary head has half).
@@ -353,10 +415,3 @@ def create_segmenter(
     segmenter = Segmenter(method, model, names, palette=palette, preprocessing=preprocessing, width=width)
     load_sources(segmenter, model, weights, backbone_weights)
     return segmenter
-
-
-def default_palette(num_classes: int) -> list[RGB]:
-    """Colours that differ from their neighbours in the list: hues in steps of the golden ratio, in three tones."""
-    tones = ((0.95, 0.85), (0.6, 0.95), (0.9, 0.55))
-    colours = (colorsys.hsv_to_rgb(i * 0.618034 % 1, *tones[i % 3]) for i in range(num_classes))
-    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours]

@@ -20,7 +20,7 @@ _NO_ORIGIN = """
 No published checkpoint is recorded as the origin of these weights, and no score is claimed.
 """
 _USE = {
-    "classify": "labels, scores = model.predict([picture])  # RGB pictures (PIL) of any size; names in model.classes",
+    "classify": "(best,) = model.predict([picture])  # RGB pictures (PIL) of any size; names: model.items(best)",
     "features": "levels = model(images)  # `b {c} {h} {w}` normalised images to maps, finest first",
     "logits": "logits = model(images)  # `b {c} {h} {w}` normalised images to `b {num_classes}`",
     "pooled": "features = model(images)  # `b {c} {h} {w}` normalised images to pooled features",

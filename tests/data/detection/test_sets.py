@@ -12,7 +12,9 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
-from transept.data.detection.sets import CocoSet, _fills, load_detection_splits
+from transept.data.detection.coco_set import CocoSet
+from transept.data.detection.masks import _fills
+from transept.data.detection.sets import load_detection_splits
 from transept.data.detection.transforms import (
     DetectionAugmentation,
     DetectionPreprocessing,
@@ -558,3 +560,12 @@ def test_impossible_options_are_refused():
             DetectionAugmentation(**wrong)
     with pytest.raises(ValueError, match="multiple_of=0"):
         DetectionPreprocessing(multiple_of=0)
+
+
+def test_each_annotation_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = make_set(tmp_path, "coco")
+    parsed: list[int] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(len(text)) or loads(text))
+    load_detection_splits(str(data))
+    assert len(parsed) == 2  # the training and the validation half

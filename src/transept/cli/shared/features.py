@@ -3,23 +3,22 @@
 import argparse
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from transept.cli.shared.runs import best_device, load_features
 from transept.cli.shared.tables import plain_skipped, print_json
-from transept.cli.train import parse_recipe
-from transept.data.classification.sets import load_splits
+from transept.cli.shared.tasks import best_device
 from transept.data.classification.transforms import transforms_for
 from transept.data.loading import TransformedSet, make_loader
 from transept.errors import TranseptError, UsageError
 from transept.metrics.knn import KNNMeter, NearestNeighbours
+from transept.tasks.load import load_features
 from transept.tasks.pretrain import FeatureExtractor
-from transept.tasks.run_folder import CONFIG
-from transept.train.options.recipe import read_recipe
+from transept.tasks.use import data_of
 
 _K = 20
 
@@ -39,16 +38,11 @@ def eval_features(args: argparse.Namespace) -> None:
     """Features of the training pictures, then accuracy on the validation pictures."""
     if args.k is not None and args.k < 1:
         raise UsageError(f"--k {args.k} must be at least 1")
-    task, folder = load_features(args.model)
-    recipe = parse_recipe(read_recipe(str(folder / CONFIG)), []) if folder else None
-    data = args.data or (recipe.data if recipe else None)
-    if data is None:
+    task = load_features(args.model)
+    if args.data is None and task.run is None:
         raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
-    splits = load_splits(
-        data,
-        val_fraction=recipe.val_fraction if recipe else 0.2,
-        skip_bad_images=args.skip_bad_images or bool(recipe and recipe.skip_bad_images),
-    )
+    options = data_of(task, args.data)
+    splits = task.load_data(replace(options, skip_bad_images=args.skip_bad_images or options.skip_bad_images))
     device, started = best_device(), time.monotonic()
     task.to(device).eval()
     halves = [
@@ -72,7 +66,7 @@ def eval_features(args: argparse.Namespace) -> None:
         "skipped": plain_skipped(splits.skipped),
     }
     if args.json:
-        print_json({"model": args.model, "data": data} | result)
+        print_json({"model": args.model, "data": options.data} | result)
         return
     scores = []
     if args.knn:

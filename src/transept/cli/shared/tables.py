@@ -1,28 +1,21 @@
 """What the verbs share: tables, numbers, and the figures of one model."""
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from transept.cost.count import Cost
-from transept.cost.printed import (
-    DETECTOR_SIZE,
-    PUBLISHED,
-    PUBLISHED_DETECTORS,
-    PUBLISHED_SEGMENTERS,
-    SEGMENTER_SIZE,
-    Published,
-)
+from transept.cost.printed import PUBLISHED, PUBLISHED_SYSTEMS, SYSTEM_SIZES, Published
 from transept.cost.rules import count_as_published
 from transept.data.classification.sets import Skipped
 from transept.models.registry import find_model
-from transept.tasks.detect import Detector
-from transept.tasks.segment import Segmenter
+from transept.tasks.task import Table as PlainTable
+from transept.tasks.task import Task
 from transept.weights.catalogue.records import METRICS, checkpoints_of
 
 
@@ -33,6 +26,16 @@ def print_json(value: Any) -> None:
 def print_table(table: Table) -> None:
     """To stdout, cut to the terminal; whole where stdout is no terminal."""
     _console().print(table)
+
+
+def table_for_people(table: PlainTable) -> Table:
+    """A task's table as rich prints it."""
+    shown = Table(box=None, pad_edge=False)
+    for column in table.columns:
+        shown.add_column(column.name, justify="right" if column.is_number else "left", style=column.style)
+    for row in table.rows:
+        shown.add_row(*map(escape, row))
+    return shown
 
 
 def table_width() -> int:
@@ -69,19 +72,18 @@ def card(name: str, cost: Cost) -> dict[str, Any]:
     }
 
 
-def system_card(name: str, system: Detector | Segmenter, cost: Cost) -> dict[str, Any]:
+def system_card(name: str, system: Task, cost: Cost) -> dict[str, Any]:
     """The same of a detector or segmenter, METHOD/BACKBONE; published operations are for one size of images."""
     method, _, backbone = name.partition(" ")[0].partition("/")
-    detects = isinstance(system, Detector)
-    printed = (PUBLISHED_DETECTORS if detects else PUBLISHED_SEGMENTERS).get(name, Published())
-    size = DETECTOR_SIZE if detects else SEGMENTER_SIZE
+    printed = PUBLISHED_SYSTEMS.get(name, Published())
+    size = SYSTEM_SIZES.get(system.name, cost.img_size)
     at_size = sorted(cost.img_size) == sorted(size)
     return _figures(name, cost, printed, {"img_size": list(size)}) | {
         "macs_as_published": count_as_published(system, cost) if at_size else None,
         "weights": [
             weights.as_dict()
             for weights in checkpoints_of(find_model(backbone)[0])
-            if (weights.task, weights.method) == ("detection" if detects else "segmentation", method)
+            if (weights.task, weights.method) == (system.checkpoints, method)
         ],
     }
 
@@ -110,11 +112,6 @@ def scores_as_printed(scores: Mapping[str, float]) -> str:
 def plain_skipped(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
     """What was left out, and why, for JSON."""
     return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
-
-
-def plain_number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
 
 
 def percent(score: float) -> str:

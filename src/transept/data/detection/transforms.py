@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from transept.data.detection.sets import Target
+from transept.data.detection.target import Target
 from transept.data.resizing import FitWithin, Normalise, Size, pad_to, picture_size
 
 

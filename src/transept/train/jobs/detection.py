@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
-from transept.data.detection.sets import Target as Annotated
 from transept.data.detection.sets import load_detection_splits
+from transept.data.detection.target import Target as Annotated
 from transept.data.detection.transforms import (
     DetectionAugmentation,
     DetectionPreprocessing,
@@ -26,7 +26,8 @@ from transept.heads.instances import Target
 from transept.metrics.detection import DetectionMeter
 from transept.metrics.loss import LossMeter
 from transept.tasks.coco_results import to_coco_results
-from transept.tasks.detect import Detector, TwoStage, create_detector
+from transept.tasks.detect import Detector, create_detector
+from transept.tasks.detect_methods import TwoStage
 from transept.train.jobs.job import Job, Meter, Score
 from transept.train.options.recipe import Recipe
 

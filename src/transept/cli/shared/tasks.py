@@ -1,0 +1,78 @@
+"""What the verbs share about trained tasks: loading them, and the options of inference."""
+
+import argparse
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from transept.errors import UsageError
+from transept.tasks.load import load
+from transept.tasks.registry import TASKS
+from transept.tasks.task import Option, Task
+
+
+def load_task(source: str) -> Task:
+    """`transept.load`, on the fastest device of this machine."""
+    return load(source).to(best_device())
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def add_options(parser: argparse.ArgumentParser, *, but: Collection[str] = ()) -> None:
+    """Every option of inference that some task has, under the names of the tasks that have it."""
+    groups: dict[str, Any] = {}
+    for name in dict.fromkeys(name for kind in TASKS for name in kind.options if name not in but):
+        kinds = [kind for kind in TASKS if name in kind.options]
+        title = _listing([f"{kind.kind}s" for kind in kinds])
+        group = groups.setdefault(title, parser.add_argument_group(title)) if title not in groups else groups[title]
+        option = kinds[0].options[name]
+        helps = {kind.options[name].help: f"{kind.kind}s" for kind in reversed(kinds)}
+        text = option.help if len(helps) == 1 else "; ".join(f"{who}: {what}" for what, who in reversed(helps.items()))
+        group.add_argument(_flag(name), help=text, **_arguments(option))
+
+
+def options_of(args: argparse.Namespace, task: Task, *, but: Collection[str] = ()) -> dict[str, Any]:
+    """The options of inference that were given.
+
+    Raises:
+        UsageError: one is another task's.
+    """
+    given: dict[str, Any] = {}
+    for name in dict.fromkeys(name for kind in TASKS for name in kind.options if name not in but):
+        if getattr(args, name) in (None, False):
+            continue
+        if name not in task.options:
+            refuse(name, [kind for kind in TASKS if name in kind.options], f"{args.model!r} is a {task.kind}")
+        given[name] = getattr(args, name)
+    return given
+
+
+def refuse(name: str, kinds: Collection[type[Task]], instead: str) -> None:
+    """Raises the `UsageError` of an option of other tasks."""
+    raise UsageError(f"{_flag(name)} is for {_listing([f'{kind.kind}s' for kind in kinds])}, and {instead}")
+
+
+def inference_of(task: Task, options: dict[str, Any]) -> Any:
+    """The task's `...Inference`; what is wrong with an option is said of it as it is written on the command line."""
+    try:
+        return task.inference(**options)
+    except UsageError as error:
+        name, _, rest = str(error).partition("=")
+        raise UsageError(f"{_flag(name)}={rest}" if name in task.options else str(error)) from error
+
+
+def _arguments(option: Option) -> dict[str, Any]:
+    if option.type is bool:
+        return {"action": "store_true"}
+    return {"type": option.type, "nargs": option.number, "metavar": option.metavar}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _listing(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,176 @@
+"""What each method of detection puts on a backbone, how it learns and answers, and what was published of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from transept.data.detection.transforms import DetectionPreprocessing
+from transept.heads.atss import ATSSDecoder, ATSSHead, ATSSLoss
+from transept.heads.cascade_rcnn import CascadeRCNNDecoder, CascadeRCNNHead, CascadeRCNNLoss
+from transept.heads.fcos import FCOSDecoder, FCOSHead, FCOSLoss
+from transept.heads.fpn import FPN
+from transept.heads.instances import Detections
+from transept.heads.mask_rcnn import MaskRCNNDecoder, MaskRCNNHead, MaskRCNNLoss
+from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetLoss
+from transept.heads.rpn import Proposals, RPNHead, RPNLoss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SingleStage:
+    """How a method learns and answers whose head sees every place once."""
+
+    loss: Any
+    """`RetinaNetLoss` or its like: outputs and targets to losses by name."""
+    decode: Any
+    """`RetinaNetDecoder` or its like: outputs and sizes to detections."""
+
+    def with_anchors(self, scale: float) -> "SingleStage":
+        """With anchors of so many times the published sides."""
+        return SingleStage(loss=_scaled(self.loss, scale), decode=_scaled(self.decode, scale))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwoStage:
+    """How a method learns and answers whose head looks again at the proposals of a region proposal network."""
+
+    rpn_loss: RPNLoss
+    loss: Any
+    """`MaskRCNNLoss` or `CascadeRCNNLoss`."""
+    decode: Callable[..., list[Detections]]
+    train_proposals: Proposals
+    test_proposals: Proposals = Proposals()
+
+    def with_anchors(self, scale: float) -> "TwoStage":
+        """With anchors of so many times the published sides."""
+        parts = ("rpn_loss", "train_proposals", "test_proposals")
+        return dataclasses.replace(self, **{part: _scaled(getattr(self, part), scale) for part in parts})
+
+    def learning_from(self, rois: int) -> "TwoStage":
+        """With so many regions of each image in the loss, of at most four times as many proposals."""
+        sampler = dataclasses.replace(self.loss.sampler, number=rois)
+        kept = min(4 * rois, self.train_proposals.kept)
+        return dataclasses.replace(
+            self,
+            loss=dataclasses.replace(self.loss, sampler=sampler),
+            train_proposals=dataclasses.replace(self.train_proposals, per_level=kept, kept=kept),
+        )
+
+
+def _scaled(part: Any, scale: float) -> Any:
+    """A part that has anchors, with them scaled."""
+    anchors = dataclasses.replace(part.anchors, scales=tuple(scale * each for each in part.anchors.scales))
+    return dataclasses.replace(part, anchors=anchors)
+
+
+class Parts(NamedTuple):
+    """What a method puts on a backbone."""
+
+    neck: FPN
+    heads: Mapping[str, nn.Module]
+    """By their names in checkpoints."""
+    stages: SingleStage | TwoStage
+    has_masks: bool = False
+
+
+def _retinanet(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    neck = FPN(channels, width, 5, start_level=1, extra="on_input")
+    head = RetinaNetHead(width, num_classes, channels=width)
+    stages = SingleStage(loss=RetinaNetLoss(num_classes=num_classes), decode=RetinaNetDecoder(num_classes=num_classes))
+    return Parts(neck, {"bbox_head": head}, stages)
+
+
+def _fcos(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    neck = FPN(channels, width, 5, start_level=1, extra="on_output", relu_before_extra=True)
+    head = FCOSHead(width, num_classes, channels=width)
+    stages = SingleStage(loss=FCOSLoss(num_classes=num_classes), decode=FCOSDecoder(num_classes=num_classes))
+    return Parts(neck, {"bbox_head": head}, stages)
+
+
+def _atss(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    neck = FPN(channels, width, 5, start_level=1, extra="on_output")
+    head = ATSSHead(width, num_classes, channels=width)
+    stages = SingleStage(loss=ATSSLoss(num_classes=num_classes), decode=ATSSDecoder(num_classes=num_classes))
+    return Parts(neck, {"bbox_head": head}, stages)
+
+
+def _mask_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    head = MaskRCNNHead(width, num_classes, hidden=4 * width, mask_channels=width)
+    stages = TwoStage(
+        rpn_loss=RPNLoss(),
+        loss=MaskRCNNLoss(),
+        decode=MaskRCNNDecoder(),
+        train_proposals=Proposals(per_level=2000, kept=1000),
+    )
+    neck = FPN(channels, width, 5, extra="pool")
+    return Parts(neck, {"rpn_head": RPNHead(width, channels=width), "roi_head": head}, stages, has_masks=True)
+
+
+def _cascade(channels: Sequence[int], width: int, head: CascadeRCNNHead, *, giou: bool) -> Parts:
+    stages = TwoStage(
+        rpn_loss=RPNLoss(beta=1 / 9, inside=True),
+        loss=CascadeRCNNLoss(giou=giou),
+        decode=CascadeRCNNDecoder(),
+        train_proposals=Proposals(per_level=2000, kept=2000),
+    )
+    neck = FPN(channels, width, 5, extra="pool")
+    heads = {"rpn_head": RPNHead(width, channels=width), "roi_head": head}
+    return Parts(neck, heads, stages, has_masks=bool(head.mask_heads))
+
+
+def _cascade_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    return _cascade(channels, width, CascadeRCNNHead(width, num_classes, hidden=4 * width), giou=False)
+
+
+def _cascade_mask_rcnn(channels: Sequence[int], num_classes: int, width: int) -> Parts:
+    head = CascadeRCNNHead(
+        width,
+        num_classes,
+        num_convs=4,
+        num_fcs=1,
+        class_agnostic=False,
+        with_masks=True,
+        hidden=4 * width,
+        mask_channels=width,
+    )
+    return _cascade(channels, width, head, giou=True)
+
+
+METHODS: Mapping[str, Callable[[Sequence[int], int, int], Parts]] = {
+    "retinanet": _retinanet,
+    "fcos": _fcos,
+    "atss": _atss,
+    "mask_rcnn": _mask_rcnn,
+    "cascade_rcnn": _cascade_rcnn,
+    "cascade_mask_rcnn": _cascade_mask_rcnn,
+}
+"""Method to `(channels, num_classes, width)`; a new one is a head and a line here."""
+
+_SMALL_GROUPS = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
+_LARGE_GROUPS = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
+PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    # Of CrossFormer's Mask R-CNN the 1x rows; its 3x rows, as the cascade, have the large groups.
+    (method, f"crossformer_{size}"): _LARGE_GROUPS if method == "cascade_mask_rcnn" else _SMALL_GROUPS
+    for method in METHODS
+    for size in ("small", "base", "large")
+} | {
+    # CAT-B was published with two numbers of heads, that of the classifier and this one.
+    (method, "cat_base"): dict(num_heads=(4, 8, 16, 32))
+    for method in ("mask_rcnn", "fcos", "atss")
+}
+"""Method and backbone to the options of the published detector, where they are not the classifier's."""
+
+PUBLISHED_3X_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("mask_rcnn", f"crossformer_{size}"): _LARGE_GROUPS for size in ("small", "base")
+}
+"""The same of those that were also published with three times the training, in which they differ."""
+
+PUBLISHED_PREPROCESSING: Mapping[tuple[str, str], DetectionPreprocessing] = {
+    ("fcos", f"cat_{size}"): DetectionPreprocessing(
+        mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True
+    )
+    for size in ("small", "base")
+}
+"""Method and backbone to the preprocessing of the published detector, where it is not the default."""

@@ -1,0 +1,122 @@
+"""What `eval` and `predict` make of a detector's answers: COCO's average precision, and objects drawn and listed."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from transept.data.detection.sets import DetectionSplits
+from transept.data.labels import drawing_palette
+from transept.draw.boxes import draw_objects
+from transept.files import write_together
+from transept.heads.instances import Detections
+from transept.metrics.detection import DetectionScores, Kind, detection_scores
+from transept.tasks.coco_results import to_coco_results
+from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, check_classes, check_folder
+from transept.words import percent, plain_number
+
+if TYPE_CHECKING:
+    from transept.tasks.detect import Detector
+    from transept.tasks.detect_pictures import DetectionInference
+
+SHOWN_SCORE = 0.3
+"""Least score of an object that people are shown, where none is asked for."""
+DRAWN, RESULTS = ".objects.png", "results.json"
+_TITLES: dict[Kind, str] = {"bbox": "box AP", "segm": "mask AP"}
+
+
+def evaluate_detector(
+    task: "Detector",
+    splits: DetectionSplits,
+    data: str,
+    inference: "DetectionInference",
+    progress: Callable[[Iterable[Any]], Iterable[Any]],
+) -> Evaluation:
+    """See `Detector.evaluate`."""
+    check_classes(task.classes, splits.classes, data)
+    truth, results, start = splits.val.ground_truth(), [], monotonic()
+    for i in progress(range(len(splits.val))):
+        picture, target = splits.val[i]
+        (detections,) = task.predict([picture], inference)
+        size = (picture.shape[-2], picture.shape[-1])
+        results += to_coco_results([detections], [target["image_id"]], splits.category_ids, [size])
+    seconds = monotonic() - start
+    kinds: tuple[Kind, ...] = ("bbox", "segm") if task.has_masks else ("bbox",)
+    scores: dict[Kind, DetectionScores] = {kind: detection_scores(truth, results, kind) for kind in kinds}
+    metrics: dict[str, Any] = {"map": scores["bbox"].map}
+    metrics |= {"scales": [list(scale) for scale in inference.scales], "flip": inference.flip}
+    return Evaluation(
+        metrics=metrics | {kind: _plain(scores[kind]) for kind in kinds},
+        summary="   ".join(_line(_TITLES[kind], scores[kind]) for kind in kinds),
+        table=_class_table(scores),
+        images=len(splits.val),
+        seconds=seconds,
+        skipped=splits.skipped,
+    )
+
+
+def _plain(scores: DetectionScores) -> dict[str, Any]:
+    per_class = {name: plain_number(value) for name, value in scores.per_class.items()}
+    return {name: plain_number(value) for name, value in scores.means().items()} | {"per_class": per_class}
+
+
+def _line(title: str, scores: DetectionScores) -> str:
+    return f"{title} {percent(scores.map)}   AP50 {percent(scores.map50)}   AP75 {percent(scores.map75)}"
+
+
+def _class_table(scores: dict[Kind, DetectionScores]) -> Table:
+    columns = [Column("class"), *(Column(_TITLES[kind], True) for kind in scores)]
+    names = scores["bbox"].per_class
+    return Table(columns, [[name, *(percent(each.per_class[name]) for each in scores.values())] for name in names])
+
+
+def draw_detections(picture: Image.Image, detections: Detections, classes: list[str], path: Path) -> None:
+    """The picture with boxes, masks, classes and scores."""
+    draw_objects(
+        picture,
+        detections.boxes.float().cpu().numpy(),
+        detections.labels.cpu().numpy(),
+        classes,
+        drawing_palette(len(classes)),
+        path,
+        scores=detections.scores.float().cpu().numpy(),
+        masks=None if detections.masks is None else detections.masks.cpu().numpy(),
+    )
+
+
+class DetectorResults(Results):
+    """For each picture NAME.objects.png, and results.json with all objects in COCO's result format."""
+
+    task: "Detector"
+
+    def __init__(self, task: "Detector", out: Path, inputs: Iterable[Path]) -> None:
+        check_folder(out, task.kind, "a file")
+        super().__init__(task, out)
+        self._names = FileNames.beside(out, [*inputs, out / RESULTS])
+        self._results: list[dict[str, Any]] = []
+
+    def add(self, path: Path, picture: Image.Image, prediction: Detections) -> None:
+        classes = self.task.classes
+        size = (picture.height, picture.width)
+        self._results += to_coco_results([prediction], [str(path)], list(range(len(classes))), [size])
+        name = self._names.take(path.stem, {"drawn": DRAWN})["drawn"]
+        write_together(self.out, {name: lambda file: draw_detections(picture, prediction, classes, file)})
+        counts = Counter(item.label for item in self.task.items(prediction))
+        self.rows.append({"image": str(path), "objects": dict(counts.most_common()), "drawn": str(self.out / name)})
+
+    def finish(self) -> str:
+        content = {"classes": self.task.classes, "results": self._results}
+        text = json.dumps(content, ensure_ascii=False) + "\n"
+        write_together(self.out, {RESULTS: lambda file: file.write_text(text, encoding="utf-8")})
+        return f"{self.out}: *{DRAWN}, {RESULTS}"
+
+    def table(self, top: int) -> Table:
+        rows = [
+            [row["image"], ", ".join(f"{number} {name}" for name, number in row["objects"].items()) or "none"]
+            for row in self.rows
+        ]
+        return Table([Column("picture"), Column("objects")], rows)

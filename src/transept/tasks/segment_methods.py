@@ -1,0 +1,49 @@
+"""What each method of semantic segmentation puts on a backbone, and what was published of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from transept.heads.fcn import FCNHead
+from transept.heads.fpn import FPN
+from transept.heads.semantic_fpn import SemanticFPNHead
+from transept.heads.upernet import UPerNetHead
+
+
+class Parts(NamedTuple):
+    """What a method puts on a backbone."""
+
+    neck: nn.Module
+    decode_head: nn.Module
+    auxiliary_head: nn.Module | None
+
+
+def _semantic_fpn(channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int | None) -> Parts:
+    # Levels of one width keep it (XCiT: the embedding's), others get 256 channels. The head has half of that.
+    neck_width = width or (channels[0] if len(set(channels)) == 1 else 256)
+    neck = FPN(channels, neck_width, len(channels))
+    widths = [neck_width] * len(channels)
+    return Parts(neck, SemanticFPNHead(widths, strides, num_classes, channels=width // 2 if width else 128), None)
+
+
+def _upernet(channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int | None) -> Parts:
+    width = width or 512
+    decode_head = UPerNetHead(channels, num_classes, channels=width)
+    return Parts(nn.Identity(), decode_head, FCNHead(channels, num_classes, channels=width // 2))
+
+
+METHODS: Mapping[str, Callable[[Sequence[int], Sequence[int], int, int | None], Parts]] = {
+    "semantic_fpn": _semantic_fpn,
+    "upernet": _upernet,
+}
+"""Method to `(channels, strides, num_classes, width)`; a new one is a head and a line here."""
+
+_LARGE_GROUPS = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
+_SMALL_GROUPS = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
+PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    (method, f"crossformer_{size}"): groups
+    for method, groups in (("semantic_fpn", _LARGE_GROUPS), ("upernet", _SMALL_GROUPS))
+    for size in ("small", "base", "large")
+}
+"""Method and backbone to the options of the published segmenter, where they are not the classifier's."""

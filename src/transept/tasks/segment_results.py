@@ -1,0 +1,128 @@
+"""What `eval` and `predict` make of a segmenter's answers: mIoU, and three files for each picture."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from transept.data.segmentation.sets import SegmentationSplits
+from transept.draw.overlay import draw_overlay, label_image
+from transept.errors import TranseptError
+from transept.files import write_together
+from transept.metrics.segmentation import ConfusionMeter, SegmentationScores
+from transept.tasks.classify import ranked_table
+from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, check_classes, check_folder
+from transept.words import listed, percent, plain_number
+
+if TYPE_CHECKING:
+    from transept.tasks.segment import Segmentation, SegmentationInference, Segmenter
+
+ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".shares.json"}
+
+
+def evaluate_segmenter(
+    task: "Segmenter",
+    splits: SegmentationSplits,
+    data: str,
+    inference: "SegmentationInference",
+    workers: int,
+    progress: Callable[[Iterable[Any]], Iterable[Any]],
+) -> Evaluation:
+    """See `Segmenter.evaluate`."""
+    check_classes(task.classes, splits.classes, data)
+    meter, start = ConfusionMeter(len(task.classes)), monotonic()
+    # Pictures keep their own sizes, so each is a batch of its own.
+    loader = DataLoader(splits.val, batch_size=None, num_workers=workers)  # pyright: ignore[reportArgumentType]
+    for picture, mask in progress(loader):
+        (prediction,) = task.predict([picture], inference)
+        meter.update(prediction.labels.cpu(), mask)
+    seconds = monotonic() - start
+    scores, pixels = meter.scores(), meter.matrix.sum(dim=1)
+    if not pixels.sum():
+        raise TranseptError(f"no pixel of the validation masks of {data!r} is of a class; all are to be ignored")
+    absent = [name for name, count in zip(task.classes, pixels.tolist(), strict=True) if count == 0]
+    per_class = _per_class(task.classes, scores, pixels)
+    metrics = {
+        "miou": scores.miou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "mean_accuracy": scores.mean_accuracy,
+        "per_class": per_class,
+        "absent": absent,
+        "ratios": list(inference.ratios),
+        "flip": inference.flip,
+        "crop": None if inference.crop is None else list(inference.crop),
+        "stride": None if inference.stride is None else list(inference.stride),
+    }
+    return Evaluation(
+        metrics=metrics,
+        summary=f"mIoU {scores.miou:.2%}   pixel accuracy {scores.pixel_accuracy:.2%}   "
+        f"mean class accuracy {scores.mean_accuracy:.2%}",
+        table=_class_table(per_class, int(pixels.sum())),
+        images=len(splits.val),
+        seconds=seconds,
+        skipped=splits.skipped,
+        notes=[_absent_note(absent, data)] if absent else [],
+    )
+
+
+def _per_class(classes: list[str], scores: SegmentationScores, pixels: Tensor) -> dict[str, dict[str, Any]]:
+    rows = zip(classes, scores.iou.tolist(), scores.accuracy.tolist(), pixels.tolist(), strict=True)
+    return {
+        name: {"iou": plain_number(iou), "accuracy": plain_number(accuracy), "pixels": count}
+        for name, iou, accuracy, count in rows
+    }
+
+
+def _class_table(per_class: dict[str, dict[str, Any]], pixels: int) -> Table:
+    columns = [Column("class"), *(Column(name, True) for name in ("IoU", "accuracy", "of all pixels"))]
+    rows = [
+        [name, percent(row["iou"]), percent(row["accuracy"]), f"{row['pixels'] / pixels:.2%}"]
+        for name, row in per_class.items()
+    ]
+    return Table(columns, rows)
+
+
+def _absent_note(absent: list[str], data: str) -> str:
+    verb = "1 class never occurs" if len(absent) == 1 else f"{len(absent)} classes never occur"
+    return f"{verb} in the validation masks of {data!r}: {listed(map(repr, absent), 10)}"
+
+
+class SegmenterResults(Results):
+    """For each picture NAME.overlay.png with a legend, NAME.labels.png of class numbers, and NAME.shares.json."""
+
+    task: "Segmenter"
+
+    def __init__(self, task: "Segmenter", out: Path, inputs: Iterable[Path]) -> None:
+        check_folder(out, task.kind, "three files")
+        super().__init__(task, out)
+        self._names = FileNames.beside(out, inputs)
+
+    def add(self, path: Path, picture: Image.Image, prediction: "Segmentation") -> None:
+        task = self.task
+        labels = prediction.labels.cpu().numpy()
+        files = self._names.take(path.stem, ENDINGS)
+        row: dict[str, Any] = {"image": str(path), "width": picture.width, "height": picture.height}
+        row["shares"] = {item.label: item.score for item in task.items(prediction)}
+        text = json.dumps(row | {"classes": task.classes}, ensure_ascii=False, indent=1) + "\n"
+        write_together(
+            self.out,
+            {
+                files["overlay"]: lambda file: draw_overlay(picture, labels, task.classes, task.palette, file),
+                files["labels"]: lambda file: label_image(labels, task.palette).save(file),
+                files["json"]: lambda file: file.write_text(text, encoding="utf-8"),
+            },
+        )
+        self.rows.append(row | {kind: str(self.out / file) for kind, file in files.items()})
+
+    def finish(self) -> str:
+        return f"{self.out}: {', '.join(f'*{ending}' for ending in ENDINGS.values())}"
+
+    def table(self, top: int) -> Table:
+        best = [list(row["shares"].items()) for row in self.rows]
+        ranks = min(top, max(map(len, best)))
+        return ranked_table([row["image"] for row in self.rows], best, ranks, "class", "share")

@@ -1,0 +1,348 @@
+"""The contract of a trained task: a model with its classes, its preprocessing and its decoding.
+
+The verbs of the command line, the page in the browser, and `transept.load`, `predict` and `evaluate` ask a task for no
+more than stands here. A further task is one file with a `Task`, and one line in `TASKS` (`registry.py`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as v2
+
+from transept.data.classification.sets import Skipped
+from transept.errors import TranseptError, UsageError
+from transept.export.onnx import FILES, Exported
+from transept.models.backbone import Backbone
+from transept.tasks.data_options import DataOptions
+from transept.tasks.saving import describe, read_task, save_task
+from transept.weights.catalogue.records import Checkpoint
+
+Picture = Image.Image | Tensor
+"""RGB, or bytes `3 H W`."""
+Halves = Literal["both", "val"]
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
+"""Of drawings."""
+
+
+class Item(NamedTuple):
+    """One thing that a prediction says."""
+
+    label: str
+    score: float
+    """In 0..1: a probability, or of a segmenter the class's share of the picture."""
+    box: tuple[float, float, float, float] | None = None
+    """Of a detector: x1 y1 x2 y2 in pixels of the picture."""
+
+
+class Column(NamedTuple):
+    name: str
+    is_number: bool = False
+    style: str | None = None
+
+
+class Table(NamedTuple):
+    """For people: cells as text."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """An option of `predict` and `eval` that a task understands, and `Task.inference` takes."""
+
+    help: str
+    type: Callable[[str], Any] = bool
+    """`bool`: a switch without a value."""
+    number: int | Literal["+"] | None = None
+    """Of values; None: one."""
+    metavar: str | tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The scores of a task on a set of pictures."""
+
+    metrics: Mapping[str, Any]
+    """Plain data, shares in 0..1: `top1`; `map`, `bbox`, `segm`; `miou`, `per_class`. As `transept eval --json`."""
+    summary: str
+    """A line for people."""
+    table: Table | None = None
+    """Scores of each class, for people."""
+    images: int
+    seconds: float
+    """Of the model, with reading and preparing the pictures."""
+    skipped: Sequence[Skipped] = ()
+    """Files and annotations that were left out."""
+    notes: Sequence[str] = ()
+    """What deserves a look, a sentence each."""
+
+
+class Results(ABC):
+    """What `predict` says and writes of many pictures: `add` each, then `finish`."""
+
+    def __init__(self, task: Any, out: Path) -> None:
+        self.task = task
+        self.out = out
+        self.rows: list[dict[str, Any]] = []
+        """Plain data, one for each picture."""
+        self.about: dict[str, Any] = {"out": str(out)}
+        """Plain data on all of them."""
+
+    @abstractmethod
+    def add(self, path: Path, picture: Image.Image, prediction: Any) -> None:
+        """Write the files of a picture, and add its row.
+
+        Raises:
+            TranseptError: they cannot be written.
+        """
+
+    def finish(self) -> str:
+        """Write the files of all pictures together; gives the names of what was written."""
+        return str(self.out)
+
+    @abstractmethod
+    def table(self, top: int) -> Table:
+        """The rows for people, with the `top` best of each."""
+
+
+class Task(nn.Module, ABC):
+    """A trained model with all that is needed to use it."""
+
+    name: ClassVar[str]
+    """In files and recipes: `classify`."""
+    kind: ClassVar[str]
+    """For people: `classifier`."""
+    checkpoints: ClassVar[str] = ""
+    """The catalogue's word for its published weights: `classification`."""
+    creator: ClassVar[str]
+    """How a model is made that a weights file without a description can be loaded into."""
+    options: ClassVar[Mapping[str, Option]]
+    """Of `inference`."""
+    shown_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Of `options`: what stands in for one that is not given where people look at the answers."""
+    data_options: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `DataOptions` that only this kind of data has, and `eval` lets one set."""
+    is_dense: ClassVar[bool] = False
+    """Its answers have places in the picture, and `draw` shows them there."""
+    explains: ClassVar[bool] = False
+    """It gives one vector of logits for a picture, whose causes `transept explain` draws."""
+    has_int8: ClassVar[bool] = False
+    """`transept export --int8` can write it."""
+
+    methods: ClassVar[Collection[str]] = ()
+    """What may stand on a backbone: published ones are called METHOD/BACKBONE."""
+
+    backbone: Backbone
+    classes: list[str]
+    preprocessing: Any
+    run: Path | None = None
+    """The run folder that it was loaded from."""
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The backbone's: its name and the channels and native size of its images."""
+        return self.backbone.pretrained_cfg
+
+    # Answers
+
+    @abstractmethod
+    def inference(self, **options: Any) -> Any:
+        """The task's `...Inference`, from values of `options`; None stands for an option's default.
+
+        Raises:
+            UsageError: a value out of its range.
+        """
+
+    @abstractmethod
+    def predict(self, pictures: Sequence[Picture], inference: Any = None) -> list[Any]:
+        """One answer for each picture, whatever its size; `inference` is the task's `...Inference`."""
+
+    def pictures_at_once(self, inference: Any) -> int:
+        """How many pictures `predict` is best given together."""
+        return 1
+
+    @abstractmethod
+    def items(self, prediction: Any) -> list[Item]:
+        """A prediction in words, most important first."""
+
+    @abstractmethod
+    def draw(self, picture: Image.Image, prediction: Any, path: Path) -> None:
+        """The picture with the prediction, written in the format of the path's ending."""
+
+    @abstractmethod
+    def results(self, out: Path | None, *, inputs: Iterable[Path], **options: Any) -> Results:
+        """For `predict`: what takes one prediction after the other and writes it to `out` (None: the default's name).
+
+        `inputs` are the pictures' own files, which nothing written may replace.
+
+        Raises:
+            UsageError: `out` is not what this task writes.
+        """
+
+    # Scores
+
+    @abstractmethod
+    def load_data(self, options: DataOptions, halves: Halves = "both") -> Any:
+        """Pictures with their truth: an object with `train`, `val`, `classes`, `skipped`.
+
+        Raises:
+            TranseptError: the data is missing or bad.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self,
+        data: DataOptions,
+        inference: Any = None,
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    ) -> Evaluation:
+        """Scores on the validation pictures of the data.
+
+        Args:
+            data: which, and how it is read.
+            inference: default: the task's own defaults.
+            batch_size: pictures (segmenters: windows) at once.
+            workers: processes that read pictures.
+            progress: is handed the batches and hands them on, e.g. with a bar.
+
+        Raises:
+            TranseptError: the data is missing or bad, or has other classes than the model.
+        """
+
+    # Files
+
+    @abstractmethod
+    def export(
+        self,
+        folder: str | PathLike[str],
+        *,
+        img_size: tuple[int, int] | None = None,
+        formats: Sequence[str] = tuple(FILES),
+        picture: Image.Image | None = None,
+        dynamic_size: bool = False,
+    ) -> Exported:
+        """Files for other runtimes, kept only if they agree with the model on a picture.
+
+        Raises:
+            UsageError: a size that cannot be, an unknown format, or packages that are not installed.
+            TranseptError: a file differs from eager, or the folder cannot be written to.
+        """
+
+    @property
+    def stored(self) -> nn.Module:
+        """The module whose parameters a file of the task holds, under its names."""
+        return self
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """Plain data from which, with the backbone's, `build` makes the task again."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, about: Mapping[str, Any]) -> Self:
+        """A task without weights, from `description` and the backbone's own."""
+
+    def save(self, path: Path) -> None:
+        """Weights, architecture, classes and preprocessing in one safetensors file, written atomically.
+
+        Raises:
+            TranseptError: it cannot be written; what was there is as it was.
+        """
+        save_task(path, self.name, self.stored, describe(self.backbone) | self.description())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """A task from the file that `save` wrote, in evaluation mode.
+
+        Raises:
+            TranseptError: the file is missing, damaged, of another task, or was not written by `save`.
+        """
+        return read_task(Path(path), (cls,))
+
+    @classmethod
+    def create(cls, method: str, *, backbone: str, **options: Any) -> "Task":
+        """A fresh task of one of its `methods`, for the published classes."""
+        raise UsageError(f"a {cls.kind} has no methods; {method!r} is none of it")
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """The task of published weights, in evaluation mode."""
+        raise UsageError(f"no weights of a {cls.kind} were published")
+
+
+def as_picture(picture: Picture) -> Image.Image:
+    """Bytes `3 H W` as a picture.
+
+    Raises:
+        TranseptError: a tensor that is no picture.
+    """
+    if isinstance(picture, Image.Image):
+        return picture
+    return v2.to_pil_image(as_bytes(picture))
+
+
+def as_bytes(picture: Picture) -> Tensor:
+    """A picture as bytes `3 H W`, RGB.
+
+    Raises:
+        TranseptError: a tensor that is no picture.
+    """
+    image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture.convert("RGB"))
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        kind = str(image.dtype).removeprefix("torch.")
+        raise TranseptError(f"the picture is {tuple(image.shape)} of {kind}; give 3 x H x W bytes")
+    return image.as_subclass(Tensor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileNames:
+    """Names of written files that are neither an input's nor another picture's."""
+
+    folder: Path
+    taken: set[str] = field(default_factory=set)
+
+    @classmethod
+    def beside(cls, folder: Path, inputs: Iterable[Path]) -> Self:
+        return cls(folder=folder, taken={_key(path) for path in inputs})
+
+    def take(self, stem: str, endings: Mapping[str, str]) -> dict[str, str]:
+        """A free name for each ending, all with one stem: `stem`, `stem-2`, ..."""
+        number = 1
+        while True:
+            files = {kind: (stem if number == 1 else f"{stem}-{number}") + end for kind, end in endings.items()}
+            keys = {_key(self.folder / file) for file in files.values()}
+            if not keys & self.taken:
+                self.taken.update(keys)
+                return files
+            number += 1
+
+
+def _key(path: Path) -> str:
+    """Equal for paths of one file, also where the file system does not tell upper from lower case."""
+    return str(path.resolve()).casefold()
+
+
+def check_classes(known: Sequence[str], classes: Sequence[str], data: str) -> None:
+    """Raises `TranseptError` where a set has other classes than the model, or others in their places."""
+    if list(known) == list(classes):
+        return
+    odd = sorted(set(known) ^ set(classes))
+    what = f"{odd[0]!r} is only in {'the data' if odd[0] in classes else 'the model'}" if odd else "their order differs"
+    raise TranseptError(f"the classes of {data!r} are not the model's {len(known)}: {what}")
+
+
+def check_folder(out: Path, kind: str, writes: str) -> None:
+    """Raises `UsageError` where `out`, which is to be a folder, is or looks like a file."""
+    if out.suffix.lower() in PICTURE_ENDINGS or (out.exists() and not out.is_dir()):
+        raise UsageError(f"--out {out}: a {kind} writes {writes} for each picture; give a folder")

@@ -1,0 +1,114 @@
+"""`transept.predict` and `transept.evaluate`: a trained task on pictures and on data, from Python."""
+
+import dataclasses
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from transept.data.images import find_images, read_image
+from transept.errors import UsageError, unknown
+from transept.tasks.data_options import DataOptions
+from transept.tasks.load import load
+from transept.tasks.task import Evaluation, Option, Picture, Task
+
+Source = str | PathLike[str]
+
+
+def predict(task: Task | Source, pictures: Source | Picture | Sequence[Source | Picture], **options: Any) -> list[Any]:
+    """What a trained task says about pictures, one answer for each.
+
+    Args:
+        task: from `transept.load`, or what that takes.
+        pictures: one or more: files, folders, patterns (`"holiday/*.jpg"`), PIL pictures, or bytes `3 H W` (RGB).
+        options: a classifier's `top=5`; a detector's `score=0.3`, `classes=None`; a detector's or segmenter's
+            `multi_scale=False`, `flip=False`; a segmenter's `crop=(H, W)`, `stride=(H, W)`; `batch_size`.
+
+    Returns:
+        `Classification` (labels and scores, ` k`), `Detections` (boxes `n 4`, scores and labels ` n`, masks `n H W`) or
+        `Segmentation` (labels and scores, `H W`), in the order of the pictures. `task.items(answer)` says it in words.
+
+    Raises:
+        UsageError: an option that this task lacks (with the nearest name), or out of its range.
+        TranseptError: a file is no picture, or the task cannot be loaded.
+    """
+    task = task if isinstance(task, Task) else load(task)
+    inference = task.inference(**{**task.shown_defaults, **check_options(task, options)})
+    answers: list[Any] = []
+    size = task.pictures_at_once(inference)
+    images = _pictures(pictures)
+    for start in range(0, len(images), size):
+        chunk = [read_image(each) if isinstance(each, Path) else each for each in images[start : start + size]]
+        answers += task.predict(chunk, inference)
+    return answers
+
+
+def evaluate(
+    task: Task | Source,
+    data: str | PathLike[str] | DataOptions | None = None,
+    *,
+    batch_size: int | None = None,
+    workers: int = 0,
+    **options: Any,
+) -> Evaluation:
+    """The scores of a trained task on the validation pictures of a data set.
+
+    Args:
+        task: from `transept.load`, or what that takes.
+        data: a name or folder as `transept train` takes it, or `DataOptions`; default: the data that its run was
+            trained on.
+        batch_size: pictures (segmenters: windows) at once.
+        workers: processes that read pictures.
+        options: how answers are read, as in `predict`.
+
+    Returns:
+        `metrics` has `top1`, `map` or `miou`, in 0..1, and all other figures; `summary` is a line of them.
+
+    Raises:
+        UsageError: an option that this task lacks, or out of its range.
+        TranseptError: the data is missing or bad, or has other classes than the model.
+    """
+    task = task if isinstance(task, Task) else load(task)
+    known = check_options(task, options)
+    inference = task.inference(**known) if known else None
+    return task.evaluate(data_of(task, data), inference, batch_size=batch_size, workers=workers)
+
+
+def data_of(task: Task, data: str | PathLike[str] | DataOptions | None) -> DataOptions:
+    """The data named, read as the task's run reads its own; that of the run where none is named.
+
+    Raises:
+        UsageError: none is named, and the task is of no run.
+    """
+    if isinstance(data, DataOptions):
+        return data
+    options = DataOptions.of_run(task.run) if task.run else DataOptions()
+    if data is not None:
+        options = dataclasses.replace(options, data=str(data))
+    if options.data is None:
+        raise UsageError("the model is of no run, so there is no data of its own to measure it on; name some")
+    return options
+
+
+def check_options(task: Task, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, all of them the task's.
+
+    Raises:
+        UsageError: one is not; the message names the nearest one.
+    """
+    known: dict[str, Option] = dict(task.options)
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of a {task.kind}", name, known)
+    return options
+
+
+def _pictures(pictures: Source | Picture | Sequence[Source | Picture]) -> list[Path | Picture]:
+    several: Sequence[Any] = pictures if isinstance(pictures, list | tuple) else [pictures]
+    inputs: list[Path | Picture] = []
+    for each in several:
+        inputs += [each] if isinstance(each, Image.Image | Tensor) else find_images([str(each)])
+    return inputs

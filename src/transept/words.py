@@ -1,0 +1,21 @@
+"""Numbers and lists as people, and JSON, read them."""
+
+import math
+from collections.abc import Iterable
+
+
+def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
+    """The first names, and how many more there are: `a, b, c, and 4 more`."""
+    names = list(names)
+    rest = len(names) - most
+    return separator.join([*names[:most], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def percent(share: float | None) -> str:
+    """A share in 0..1 as `12.34%`; `-` where there is none."""
+    return "-" if share is None or math.isnan(share) else f"{share:.2%}"
+
+
+def plain_number(value: float) -> float | None:
+    """None for NaN, which JSON lacks."""
+    return None if math.isnan(value) else value
