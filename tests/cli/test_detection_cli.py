@@ -103,7 +103,7 @@ def test_predict(model: Path, data: Path, tmp_path: Path, capsys: pytest.Capture
         (["eval", "MODEL", "--data", "DATA", "--classes", "disc"], "--classes is for predict"),
         (["eval", "mask_rcnn/cait_xxs24_224", "--data", "DATA"], "no weights of mask_rcnn on cait_xxs24_224"),
         (["eval", "fcos/cat_small.atss_1x_coco", "--data", "DATA"], "are no weights of fcos, but of atss"),
-        (["predict", "MODEL", "DATA/val2017", "--score", "1.5"], "--score 1.5 is not in"),
+        (["predict", "MODEL", "DATA/val2017", "--score", "1.5"], "--score=1.5 is not in"),
         (["predict", "MODEL", "DATA/val2017", "--classes", "disk", "--out", "OUT"], "did you mean 'disc'"),
         (["predict", "MODEL", "DATA/val2017", "--out", "OUT.png"], "give a folder"),
     ],

@@ -148,11 +148,12 @@ def test_eval_with_scales_mirror_and_windows(run: Path, capsys):
 
 
 def test_eval_refuses_what_does_not_apply(run: Path, capsys, tmp_path: Path):
-    assert "larger than --crop 8 8" in fails(capsys, ["eval", str(run), "--crop", "8", "8", "--stride", "9", "8"], 2)
-    assert "--stride is of sliding windows" in fails(capsys, ["eval", str(run), "--stride", "9", "8"], 2)
+    assert "--stride=(9, 8) is larger than crop=(8, 8)" in fails(capsys, ["eval", str(run), "--crop", "8", "8", "--stride", "9", "8"], 2)
+    assert "--stride=(9, 8) is of sliding windows" in fails(capsys, ["eval", str(run), "--stride", "9", "8"], 2)
     assert "give a positive height" in fails(capsys, ["eval", str(run), "--crop", "0", "8"], 2)
-    assert "--batch-size counts" in fails(capsys, ["eval", str(run), "--batch-size", "3"], 2)
-    assert "at least 1" in fails(capsys, ["eval", str(run), "--batch-size", "0"], 2)
+    assert "--batch-size=3 counts sliding windows" in fails(capsys, ["eval", str(run), "--batch-size", "3"], 2)
+    windows = ["--crop", "8", "8", "--batch-size", "0"]
+    assert "--batch-size=0 must be at least 1" in fails(capsys, ["eval", str(run), *windows], 2)
     other = write_set(tmp_path / "other", val=2, classes=CLASSES.replace("ground", "lawn"))
     message = fails(capsys, ["eval", str(run), "--data", str(other)])
     assert "are not the model's 4: 'ground' is only in the model" in message
@@ -174,7 +175,7 @@ def test_classifiers_refuse_the_options_of_segmenters(capsys, tmp_path: Path):
     assert main(["train", "quick", "--data", str(tmp_path / "set"), "--out", run, *options.split()]) == 0
     capsys.readouterr()
     picture = str(tmp_path / "set/dark/0.png")
-    assert "--flip is for segmenters" in fails(capsys, ["eval", run, "--flip"], 2)
+    assert "--flip is for detectors and segmenters" in fails(capsys, ["eval", run, "--flip"], 2)
     assert "--crop is for segmenters" in fails(capsys, ["predict", run, picture, "--crop", "8", "8"], 2)
 
 

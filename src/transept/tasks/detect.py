@@ -225,7 +225,7 @@ class Detector(Task):
         """See `Task.evaluate`. By default every object counts, whatever its score."""
         inference = inference or DetectionInference()
         if inference.classes is not None:
-            raise UsageError("classes are for predict; average precision is given for each class")
+            raise UsageError("--classes is for predict; average precision is given for each class")
         return evaluate_detector(self, self.load_data(data, "val"), str(data.data), inference, progress)
 
     def export(

@@ -563,7 +563,7 @@ def test_impossible_options_are_refused():
 
 
 def test_each_annotation_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    data = make_set(tmp_path, "coco")
+    data = make_set(tmp_path, "HALF.json images")
     parsed: list[int] = []
     loads = json.loads
     monkeypatch.setattr(json, "loads", lambda text: parsed.append(len(text)) or loads(text))
