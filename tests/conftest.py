@@ -1,10 +1,14 @@
 """Fixtures of all tests."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.stand_in_hub import Hub
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -27,3 +31,11 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()

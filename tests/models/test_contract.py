@@ -3,57 +3,24 @@
 import copy
 import re
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import transept
-from transept.models import registry
+from tests.helpers import FAMILIES, image, lively, tiny
 
 NAMES = transept.list_models()
-STAGES = dict(img_size=64, depths=(1, 1, 2, 1))
-TINY = {
-    "CAT": STAGES | dict(pad=True),
-    "CabViT": STAGES,
-    "CrossFormer": STAGES | dict(pad=True),
-    "XCiT": dict(img_size=64, depth=2),
-    "CaiT": dict(img_size=64, depth=2),
-}
 # 224 and 384 are the same modules; what is slow runs once for each shape.
 SHAPES = sorted({re.sub(r"_\d+$", "", name): name for name in NAMES}.values())
-FAMILIES = ("cabvit_h_l1", "cabvit_p_l0", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "xcit_nano_12_p8_224")
-
-
-def tiny(name: str, **options: Any) -> Any:
-    """The variant with few blocks, for small images; its widths and kinds of layers are its own."""
-    _, family = registry.find_model(name)
-    small = dict(TINY[family.name])
-    if name.startswith("cabvit_p"):
-        small = dict(img_size=64, depth=4)
-    if not options.get("features_only"):
-        options = {"num_classes": 7} | options
-    return transept.create_model(name, **small, **options)
 
 
 @cache
 @torch.inference_mode(False)  # kept for tests that train
 def model_of(name: str, features_only: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    return _lively(tiny(name, features_only=features_only)).eval()
-
-
-def _lively(model: nn.Module) -> nn.Module:
-    """LayerScale starts at 1e-5 in deep models: at 1, errors in any branch show in the output."""
-    for key, parameter in model.named_parameters():
-        if "gamma" in key or "layer_scale" in key:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return model
-
-
-def image(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+    return lively(tiny(name, features_only=features_only)).eval()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,7 +38,7 @@ def test_forward_of_any_size_and_batch(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_parameter(name: str):
     model = tiny(name, drop_path_rate=0.1).train()
-    _lively(model)(image(4)).square().mean().backward()
+    lively(model)(image(4)).square().mean().backward()
     assert not [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     # proj_l's bias cancels in the softmax: its gradient is zero in exact arithmetic
     silent = [key for key, p in model.named_parameters() if not p.grad.any() and not key.endswith("proj_l.bias")]
@@ -135,7 +102,7 @@ def test_gradient_checkpointing_changes_nothing(name: str):
     results = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = _lively(tiny(name, drop_path_rate=0.2)).train()
+        model = lively(tiny(name, drop_path_rate=0.2)).train()
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(1)
         model(image(4)).square().sum().backward()
@@ -151,7 +118,7 @@ def test_gradient_checkpointing_changes_nothing(name: str):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_evaluation_keeps_follows_the_parameters(name: str):
     """Position biases are kept from one evaluation to the next, and must not outlive their parameters."""
-    model = _lively(tiny(name)).eval()
+    model = lively(tiny(name)).eval()
     with torch.inference_mode():
         first = model(image())
         assert torch.equal(model(image()), first)
