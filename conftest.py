@@ -5,6 +5,7 @@ own. No page downloads anything: an invisible block before the visible one write
 weights by `stand_in`. What cannot run anywhere is marked with `<!-- skip: next "why" -->`.
 """
 
+import os
 import tempfile
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+# Containers often set it to keep images small; every process that a test starts would then compile torch anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def begin(page: dict[str, Any]) -> None:

@@ -1,18 +1,23 @@
 """Fixtures of all tests."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.stand_in_hub import Hub
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Two workers share two cores: one thread each, or they wait for each other.
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // workers))
+    # Small models gain nothing from a second thread, and threads that wait for each other's turn burn the whole core.
+    torch.set_num_threads(1)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 @pytest.fixture
@@ -27,3 +32,11 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()

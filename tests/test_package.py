@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import transept
+from transept.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +30,13 @@ def test_wheel_holds_the_source_and_nothing_else(tmp_path: Path):
     assert source == {line.removeprefix("src/") for line in listed.stdout.splitlines()}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert {"transept/py.typed", "transept/recipes/digits.yaml", "transept/cost/counts.json"} <= source
+
+
+def test_one_version(capsys: pytest.CaptureFixture[str]):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"version: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"transept {project['version']}\n"
 
 
 def test_import_gives_no_warning():

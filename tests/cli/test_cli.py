@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import transept
+from tests.helpers import fails
 from transept.cli.main import VERBS, main
 from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
@@ -28,16 +29,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options += " --model.options.depth 1 --model.options.embed_dim 32 --optimizer.lr 0.01"
     assert main(["train", "quick", "--data", str(root / "set"), "--out", str(root / "run"), *options.split()]) == 0
     return root / "run"
-
-
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str], code: int) -> str:
-    assert main(argv) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("transept: ")
-    return lines[0]
 
 
 def test_help_and_version(capsys):

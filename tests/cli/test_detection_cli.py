@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import fails
 from transept.cli.main import main
 from transept.cost.printed import PUBLISHED_DETECTORS
 from transept.data.detection.coco_classes import COCO_CLASSES
@@ -245,14 +246,6 @@ def broken(data: Path, root: Path, half: str, change: Callable[[dict[str, Any]],
     change(page)
     file.write_text(json.dumps(page))
     return root / "bad", file
-
-
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    assert main(argv) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    (line,) = err.strip().splitlines()
-    return line
 
 
 @pytest.mark.parametrize("what", BAD)

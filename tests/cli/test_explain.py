@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import transept
-from tests.cli.test_cli import fails
+from tests.helpers import fails
 from transept.cli.main import main
 from transept.data.classification.transforms import Preprocessing, eval_transform
 from transept.explain.explanation import _seen

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import transept
+from tests.helpers import fails
 from transept.cli.main import main
 from transept.cost.printed import PUBLISHED_SEGMENTERS
 from transept.data.labels import read_table
@@ -63,16 +64,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tiny.yaml").write_text(RECIPE)
     assert main(["train", str(root / "tiny.yaml"), "--data", str(root / "set"), "--out", str(root / "run")]) == 0
     return root / "run"
-
-
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str], code: int = 1) -> str:
-    assert main(argv) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("transept: ")
-    return lines[0]
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], run: Path, *options: str) -> dict:

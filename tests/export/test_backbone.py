@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import transept
-from tests.small import NAMES, build
+from tests.helpers import NAMES, build
 from transept.cli.main import main
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import UsageError

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 import transept
-from tests.tasks.test_detect import SMALL
+from tests.helpers import NARROW
 from transept.cli.main import main
 from transept.data.detection.transforms import DetectionPreprocessing, detection_eval_transform
 from transept.data.images import read_image
@@ -38,7 +38,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    name.removesuffix("_224"): options for name, options in SMALL.items() if name != "cabvit_p_l0"
+    name.removesuffix("_224"): options for name, options in NARROW.items() if name != "cabvit_p_l0"
 } | {"xcit_nano_12_p8": dict(depth=1, embed_dim=32, num_heads=2)}
 PAIRS = [
     ("retinanet", "cat_tiny"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.export.test_logits import a_classifier
+from tests.export.small import a_classifier
 from transept.cli.main import main
 from transept.errors import TranseptError, UsageError
 from transept.export.int8 import INT8_FILE, compare_top1, export_int8

@@ -7,25 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.small import build
-from tests.tasks.test_segment import FAMILIES
+from tests.export.small import a_classifier
+from tests.helpers import BACKBONES, build
 from transept.cli.main import main
 from transept.data.classification.transforms import Preprocessing
 from transept.data.segmentation.transforms import SegmentationPreprocessing
 from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
 from transept.export.onnx import METADATA, onnx_runner, pt2_runner
-from transept.models.registry import build_model
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import METHODS, create_segmenter
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-
-
-def a_classifier() -> Classifier:
-    model = build_model("xcit_nano_12_p16", num_classes=3, depth=1, embed_dim=32, num_heads=2)
-    return Classifier(model, ["a", "b", "c"], Preprocessing(img_size=(64, 64))).eval()
 
 
 @torch.no_grad()
@@ -88,7 +82,7 @@ def test_a_classifier_of_another_size(tmp_path: Path):
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_a_segmenter(method: str, tmp_path: Path):
-    options = FAMILIES["xcit_nano_12_p16"]
+    options = BACKBONES["xcit_nano_12_p16"]
     segmenter = create_segmenter(method, backbone="xcit_nano_12_p16", num_classes=5, width=16, **options).eval()
     exported = export_logits(segmenter, tmp_path, img_size=(96, 160))
     assert set(exported.errors) == {"onnx", "pt2"}

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import transept
-from tests.small import build
+from tests.helpers import build
 from transept.data.classification.transforms import preprocessing_of
 from transept.tasks.classify import Classifier
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.weights.fetch.test_hub import TOKEN, Hub, client, hub  # noqa: F401  `hub` is the fixture
+from tests.stand_in_hub import TOKEN, Hub, client
 
 
 @pytest.mark.slow  # a process of its own imports everything anew
-def test_round_trip_through_timm(hub: Hub, tmp_path: Path):  # noqa: F811
+def test_round_trip_through_timm(hub: Hub, tmp_path: Path):
     found = client(
         f"""
 import timm

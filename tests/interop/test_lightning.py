@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.small import build
+from tests.helpers import build
 
 lightning = pytest.importorskip("lightning")
 

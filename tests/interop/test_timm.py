@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
 import transept
-from tests.small import NAMES, build
+from tests.helpers import NAMES, build
 
 
 @pytest.mark.parametrize("name", NAMES)

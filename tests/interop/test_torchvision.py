@@ -14,7 +14,7 @@ from torch.fx.proxy import TraceError
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FeaturePyramidNetwork
 
-from tests.small import NAMES, build
+from tests.helpers import NAMES, build
 
 IMAGE = torch.randn(2, 3, 75, 53, generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import transept
-from tests.small import SMALL
+from tests.helpers import SMALL
 
 NAMES = ("cabvit_h_l1", "cat_tiny", "crossformer_tiny", "xcit_nano_12_p8_224")
 

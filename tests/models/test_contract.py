@@ -1,62 +1,41 @@
 """What every registered variant promises, at a small size of its own shape."""
 
 import copy
+import dataclasses
 import re
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import transept
+from tests.helpers import FAMILIES, image, lively, tiny
 from transept.models import registry
 
 NAMES = transept.list_models()
-STAGES = dict(img_size=64, depths=(1, 1, 2, 1))
-TINY = {
-    "CAT": STAGES | dict(pad=True),
-    "CabViT": STAGES,
-    "CrossFormer": STAGES | dict(pad=True),
-    "XCiT": dict(img_size=64, depth=2),
-    "CaiT": dict(img_size=64, depth=2),
-}
-# 224 and 384 are the same modules; what is slow runs once for each shape.
+# 224 and 384 are the same modules, as the first test says: the others run once for each shape.
 SHAPES = sorted({re.sub(r"_\d+$", "", name): name for name in NAMES}.values())
-FAMILIES = ("cabvit_h_l1", "cabvit_p_l0", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "xcit_nano_12_p8_224")
+# One of each kind of network; the others differ in widths alone, which graphs and checkpointing do not see.
+KINDS = ("cabvit_h_l1", "cabvit_p_l0_cross", "cait_xxs24_384", "cat_tiny", "crossformer_pp_small", "crossformer_tiny",
+         "xcit_nano_12_p8_384")  # fmt: skip
 
 
-def tiny(name: str, **options: Any) -> Any:
-    """The variant with few blocks, for small images; its widths and kinds of layers are its own."""
-    _, family = registry.find_model(name)
-    small = dict(TINY[family.name])
-    if name.startswith("cabvit_p"):
-        small = dict(img_size=64, depth=4)
-    if not options.get("features_only"):
-        options = {"num_classes": 7} | options
-    return transept.create_model(name, **small, **options)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(SHAPES)))
+def test_another_size_is_the_same_network(name: str):
+    (same,) = (shape for shape in SHAPES if re.sub(r"_\d+$", "", shape) == re.sub(r"_\d+$", "", name))
+    configs = [dataclasses.asdict(registry.find_model(n)[1].variants[n]) for n in (name, same)]
+    assert {key for key in configs[0] if configs[0][key] != configs[1][key]} == {"img_size"}
 
 
 @cache
 @torch.inference_mode(False)  # kept for tests that train
 def model_of(name: str, features_only: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    return _lively(tiny(name, features_only=features_only)).eval()
+    return lively(tiny(name, features_only=features_only)).eval()
 
 
-def _lively(model: nn.Module) -> nn.Module:
-    """LayerScale starts at 1e-5 in deep models: at 1, errors in any branch show in the output."""
-    for key, parameter in model.named_parameters():
-        if "gamma" in key or "layer_scale" in key:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return model
-
-
-def image(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHAPES)
 @torch.inference_mode()
 def test_forward_of_any_size_and_batch(name: str):
     model = model_of(name)
@@ -68,20 +47,20 @@ def test_forward_of_any_size_and_batch(name: str):
     assert torch.equal(model(image()), whole), "other sizes in between left a trace"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_gradients_reach_every_parameter(name: str):
     model = tiny(name, drop_path_rate=0.1).train()
-    _lively(model)(image(4)).square().mean().backward()
+    lively(model)(image(4)).square().mean().backward()
     assert not [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     # proj_l's bias cancels in the softmax: its gradient is zero in exact arithmetic
     silent = [key for key, p in model.named_parameters() if not p.grad.any() and not key.endswith("proj_l.bias")]
     assert not silent
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHAPES)
 @torch.inference_mode()
 def test_head(name: str):
-    model = tiny(name).eval()
+    model = copy.deepcopy(model_of(name))
     features = model.forward_features(image())
     assert torch.equal(model.forward_head(features), model(image()))
     pooled = model.forward_head(features, pre_logits=True)
@@ -99,7 +78,7 @@ def test_head(name: str):
         model.reset_classifier(5, global_pool="max")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHAPES)
 @torch.inference_mode()
 def test_pyramid(name: str):
     model = model_of(name, features_only=True)
@@ -130,12 +109,12 @@ def test_intermediates(name: str):
         model.forward_intermediates(image(), indices=50)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", KINDS)
 def test_gradient_checkpointing_changes_nothing(name: str):
     results = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = _lively(tiny(name, drop_path_rate=0.2)).train()
+        model = lively(tiny(name, drop_path_rate=0.2)).train()
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(1)
         model(image(4)).square().sum().backward()
@@ -151,7 +130,7 @@ def test_gradient_checkpointing_changes_nothing(name: str):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_evaluation_keeps_follows_the_parameters(name: str):
     """Position biases are kept from one evaluation to the next, and must not outlive their parameters."""
-    model = _lively(tiny(name)).eval()
+    model = lively(tiny(name)).eval()
     with torch.inference_mode():
         first = model(image())
         assert torch.equal(model(image()), first)
@@ -169,25 +148,18 @@ def test_what_evaluation_keeps_follows_the_parameters(name: str):
     assert all(p.grad is not None for name, p in model.named_parameters() if not name.endswith("proj_l.bias"))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", KINDS)
 @torch.inference_mode()
 def test_other_channels_and_precision(name: str):
     grey = tiny(name, in_chans=1).eval()
     assert grey(image()[:, :1]).shape == (2, 7)
     model = model_of(name)
     expected = model(image())
-    half = tiny(name).eval()
-    half.load_state_dict(model.state_dict())
+    half = copy.deepcopy(model)
     assert torch.allclose(half.bfloat16()(image().bfloat16()).float(), expected, atol=0.1, rtol=0.1)
 
 
-# The small variants of each kind of network; the others differ in widths alone, which the graph does not see.
-EXPORTED = re.compile(r"cat_tiny$|cabvit_h_l1|cabvit_p|crossformer_pp_small|crossformer_tiny|xcit_nano|cait_xxs24")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if EXPORTED.match(n) else [pytest.mark.slow]) for n in SHAPES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in KINDS else [pytest.mark.slow]) for n in SHAPES])
 def test_captured_whole_and_exported(name: str):
     torch.compiler.reset()
     model = model_of(name)
@@ -200,7 +172,7 @@ def test_captured_whole_and_exported(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n[:3] in ("cab", "cat", "cro") else []) for n in FAMILIES]
+    "name", [pytest.param(n, marks=[] if n.startswith("xcit") else [pytest.mark.slow]) for n in FAMILIES]
 )
 @torch.inference_mode()
 def test_compiled(name: str):

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.serve.browser import Browser
-from tests.serve.test_answers import FEW, classifier, detector, picture, segmenter
+from tests.serve.trained import FEW, classifier, detector, picture, segmenter
 from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
 from transept.serve.answers import Limits

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
 import transept
+from tests.helpers import NARROW
 from transept.errors import TranseptError, UsageError
 from transept.heads.instances import Target
 from transept.ops.matching import RandomSampler
@@ -77,22 +78,13 @@ def test_images_without_objects(method: str):
     assert not any(located)
 
 
-SMALL = {
-    "cabvit_h_l1": dict(embed_dims=(16, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(2, 2)),
-    "cabvit_p_l0": dict(depth=2, embed_dim=32, num_heads=2),
-    "cait_xxs24_224": dict(depth=2, embed_dim=32, num_heads=2),
-    "cat_tiny": dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)),
-    "crossformer_tiny": dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)),
-}
-
-
 @pytest.mark.parametrize(
     ("method", "backbone"),
-    [(method, "cabvit_h_l1") for method in METHODS] + [("retinanet", name) for name in list(SMALL)[1:]],
+    [(method, "cabvit_h_l1") for method in METHODS] + [("retinanet", name) for name in list(NARROW)[1:]],
 )
 def test_what_gets_no_gradient_does_not_ask_for_one(method: str, backbone: str):
     width = 64 if method in ("fcos", "atss") else 32
-    detector = transept.create_detector(method, backbone=backbone, num_classes=3, width=width, **SMALL[backbone])
+    detector = transept.create_detector(method, backbone=backbone, num_classes=3, width=width, **NARROW[backbone])
     for targets in ([a_target(), no_objects()], [no_objects(), no_objects()]):
         detector.zero_grad()
         detector.loss(detector(torch.randn(2, 3, 96, 128)), targets).backward()

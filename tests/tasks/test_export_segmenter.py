@@ -9,14 +9,14 @@ import torch
 from torch.export import Dim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.tasks.test_segment import FAMILIES
+from tests.helpers import BACKBONES
 from transept.tasks.segment import METHODS, create_segmenter
 
 QUICK = [("upernet", "xcit_nano_12_p16")]
 CASES = [
     pytest.param(method, backbone, marks=[] if (method, backbone) in QUICK else [pytest.mark.slow])
     for method in METHODS
-    for backbone in FAMILIES
+    for backbone in BACKBONES
 ]
 
 
@@ -34,7 +34,7 @@ def error(value: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(("method", "backbone"), CASES)
 @torch.no_grad()
 def test_export_and_onnx_with_any_batch(method: str, backbone: str, tmp_path: Path):
-    options = FAMILIES[backbone]
+    options = BACKBONES[backbone]
     segmenter = create_segmenter(method, backbone=backbone, num_classes=5, width=16, **options).eval()
     program = export(segmenter, torch.randn(2, 3, 96, 160))
     with sdpa_kernel(SDPBackend.MATH):
@@ -56,7 +56,7 @@ def test_export_and_onnx_with_any_batch(method: str, backbone: str, tmp_path: Pa
 @torch.no_grad()
 def test_an_odd_size_is_exported_too():
     """Only the batch is dynamic: another image size is refused, not silently computed."""
-    options = FAMILIES["xcit_nano_12_p16"]
+    options = BACKBONES["xcit_nano_12_p16"]
     segmenter = create_segmenter("semantic_fpn", backbone="xcit_nano_12_p16", num_classes=5, width=16, **options).eval()
     program = export(segmenter, torch.randn(2, 3, 61, 90))
     images = torch.randn(3, 3, 61, 90)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import transept
-from tests.models.test_contract import FAMILIES, image, tiny
+from tests.helpers import FAMILIES, image, tiny
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import UsageError
 from transept.tasks.classify import Classifier

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision import tv_tensors
 
 import transept
+from tests.helpers import BACKBONES
 from transept.data.classification.transforms import Preprocessing
 from transept.data.labels import drawing_palette
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
@@ -358,28 +359,17 @@ def test_preprocessing_that_is_wrong(options: dict):
         SegmentationPreprocessing(**options)
 
 
-FAMILIES = {
-    "cat_tiny": dict(depths=(1, 1, 1, 1)),
-    "cabvit_h_l1": dict(depths=(1, 1, 2, 1)),
-    "crossformer_tiny": dict(depths=(1, 1, 2, 1)),
-    "crossformer_pp_small": dict(depths=(1, 1, 3, 1)),
-    "xcit_nano_12_p16": dict(depth=1),
-    "xcit_nano_12_p8": dict(depth=1),
-    "cait_xxs24": dict(depth=1),
-}
-
-
 @pytest.mark.parametrize(
     ("method", "backbone"),
     [
         pytest.param(method, name, marks=[pytest.mark.slow] if method == "upernet" and "xcit" not in name else [])
         for method in METHODS
-        for name in FAMILIES
+        for name in BACKBONES
     ],
 )
 @torch.no_grad()
 def test_every_family_at_an_odd_size(method: str, backbone: str):
-    segmenter = create_segmenter(method, backbone=backbone, num_classes=5, width=16, **FAMILIES[backbone]).eval()
+    segmenter = create_segmenter(method, backbone=backbone, num_classes=5, width=16, **BACKBONES[backbone]).eval()
     images = torch.randn(2, 3, 61, 90)
     logits = segmenter(images)
     assert logits.shape == (2, 5, 61, 90)

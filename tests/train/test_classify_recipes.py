@@ -18,7 +18,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from tests.train.test_segment_recipes import assert_same, ctrl_c, rows
+from tests.helpers import assert_same, ctrl_c, rows
 from transept.cli.main import main
 from transept.cli.train import parse_recipe
 from transept.data.classification.transforms import Augmentation, Preprocessing

@@ -1,6 +1,5 @@
 """Runs of detectors: every epoch another order, resumed runs that end as whole ones, AP of what was found."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from tests.helpers import rows
 from transept.cli.main import main
 from transept.cli.train import parse_recipe
 from transept.data.detection.sets import load_detection_splits
@@ -38,12 +38,6 @@ OPTIONS = (
 
 def recipe(*options: str) -> Recipe:
     return parse_recipe(read_recipe("quick-det"), [*OPTIONS, *options])
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    clocks = ("seconds", "images_per_second")
-    read = csv.DictReader((folder / "metrics.csv").open())
-    return [{key: value for key, value in row.items() if key not in clocks} for row in read]
 
 
 @pytest.fixture(scope="module")

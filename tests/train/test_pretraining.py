@@ -1,6 +1,5 @@
 """Pretraining runs: their schedules, their resumption, their score, folders without classes, and `eval --knn`."""
 
-import csv
 import itertools
 import json
 import math
@@ -16,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import transept
+from tests.helpers import rows
 from transept.cli.main import main
 from transept.cli.train import parse_recipe
 from transept.data.classification.transforms import eval_transform
@@ -70,12 +70,6 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     result = train(recipe(pictures), folder, progress=False)
     assert result.metrics["knn_top1"] == max(float(row["val_knn_top1"]) for row in rows(folder)) > 0.5
     return folder
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    clocks = ("seconds", "images_per_second")
-    read = csv.DictReader((folder / "metrics.csv").open())
-    return [{key: value for key, value in row.items() if key not in clocks} for row in read]
 
 
 class Interrupting(PretrainJob):

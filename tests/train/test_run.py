@@ -1,6 +1,5 @@
 """Runs that can be trusted: resumed, interrupted, killed, out of room, out of range."""
 
-import csv
 import dataclasses
 import os
 import resource
@@ -16,6 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.helpers import assert_same, metrics
 from transept.cli.train import parse_recipe
 from transept.errors import TranseptError
 from transept.files import reserve, write_atomically
@@ -44,20 +44,6 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "metrics.csv").open()))
-
-
-def assert_same(folder: Path, other: Path) -> None:
-    for name in WEIGHTS:
-        ours, theirs = load_file(folder / name), load_file(other / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
-    clocks = ("seconds", "images_per_second")
-    strip = [[{k: v for k, v in row.items() if k not in clocks} for row in rows(run)] for run in (folder, other)]
-    assert strip[0] == strip[1]
-
-
 def start(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "transept.cli.main", "train", "digits", "--out", str(folder), *OPTIONS]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -77,7 +63,7 @@ def wait_for_epoch(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 def test_the_run_folder(whole_run: Path):
-    table = rows(whole_run)
+    table = metrics(whole_run)
     assert [row["epoch"] for row in table] == ["1", "2", "3"]
     assert [int(row["step"]) for row in table] == [89, 178, 267]
     assert float(table[2]["train_loss"]) < float(table[0]["train_loss"]) < 2.4
@@ -100,7 +86,7 @@ def test_same_seed_same_result_and_another_seed_another(whole_run: Path, tmp_pat
     train(recipe(), tmp_path / "again", progress=False)
     assert_same(tmp_path / "again", whole_run)
     train(recipe("--seed", "1", "--schedule.epochs", "1"), tmp_path / "other", progress=False)
-    assert rows(tmp_path / "other")[0]["train_loss"] != rows(whole_run)[0]["train_loss"]
+    assert metrics(tmp_path / "other")[0]["train_loss"] != metrics(whole_run)[0]["train_loss"]
 
 
 @pytest.mark.slow  # tests/train/test_scale.py kills one at a random moment
@@ -110,7 +96,7 @@ def test_killed_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
     time.sleep(1.2)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert len(rows(tmp_path / "run")) < 3
+    assert len(metrics(tmp_path / "run")) < 3
     for name in WEIGHTS:
         assert load_file(tmp_path / "run" / name)
     train(recipe(), tmp_path / "run", resume=True, progress=False)
@@ -135,7 +121,7 @@ def test_interrupted_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
 def test_a_finished_run_resumes_to_itself(whole_run: Path):
     before = (whole_run / "last.safetensors").read_bytes()
     result = train(recipe(), whole_run, resume=True, progress=False)
-    assert result.metrics["top1"] == pytest.approx(max(float(row["val_top1"]) for row in rows(whole_run)), abs=1e-5)
+    assert result.metrics["top1"] == pytest.approx(max(float(row["val_top1"]) for row in metrics(whole_run)), abs=1e-5)
     assert (whole_run / "last.safetensors").read_bytes() == before
 
 

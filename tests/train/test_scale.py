@@ -1,6 +1,5 @@
 """Runs of several processes, and runs that die: two real processes on the CPU, real kills, real lack of memory."""
 
-import csv
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers import metrics, rows
 from transept.cli.main import main
 from transept.cli.train import parse_recipe
 from transept.errors import TranseptError, TranseptWarning, UsageError
@@ -53,10 +53,6 @@ def difference(folder: Path, other: Path) -> float:
     return float((flat - expected).norm() / expected.norm())
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "metrics.csv").open()))
-
-
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In one process, with the batch that two processes share in the other tests."""
@@ -84,11 +80,11 @@ def test_two_processes_equal_one(whole_run: Path, tmp_path: Path):
     result = train(recipe(*TWO), tmp_path / "run", progress=False)
     print("ddp", difference(tmp_path / "run", whole_run))
     assert difference(tmp_path / "run", whole_run) < 1e-6
-    for ours, theirs in zip(rows(tmp_path / "run"), rows(whole_run), strict=True):
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(whole_run), strict=True):
         for name in ("epoch", "step", "lr", "train_top1", "val_top1", "val_top5"):
             assert ours[name] == theirs[name], name  # counted over both processes, and no picture twice
         assert float(ours["val_loss"]) == pytest.approx(float(theirs["val_loss"]), rel=1e-5)
-    assert result.metrics["top1"] == pytest.approx(max(float(row["val_top1"]) for row in rows(whole_run)), abs=1e-5)
+    assert result.metrics["top1"] == pytest.approx(max(float(row["val_top1"]) for row in metrics(whole_run)), abs=1e-5)
 
 
 DENSE = (
@@ -116,7 +112,7 @@ def test_dense_tasks_in_two_processes(
     """They learn, and the scores counted over both processes are those that one measures."""
     page = parse_recipe(read_recipe(name), [*DENSE, *options.split(), *TWO])
     result = train(page, tmp_path / "run", progress=False)
-    table = rows(tmp_path / "run")
+    table = metrics(tmp_path / "run")
     assert float(table[-1]["train_loss"]) < 0.95 * float(table[0]["train_loss"])
     assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
     alone = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -154,7 +150,7 @@ def test_sharded_processes_equal_one_and_go_on_from_it(whole_run: Path, tmp_path
     assert difference(folder, whole_run) < 1e-6
     task = Classifier.load(folder / "last.safetensors")
     assert all(type(value) is torch.nn.Parameter for value in task.parameters())
-    assert rows(folder)[-1]["val_top1"] == rows(whole_run)[-1]["val_top1"]
+    assert metrics(folder)[-1]["val_top1"] == metrics(whole_run)[-1]["val_top1"]
 
 
 def start(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -188,8 +184,7 @@ def kill_at_random(whole_run: Path, folder: Path, times: int) -> None:
             assert not (folder / name).exists() or load_file(folder / name)
     train(recipe(), folder, resume=True, progress=False)
     assert difference(folder, whole_run) == 0
-    strip = [[row | {"seconds": "", "images_per_second": ""} for row in rows(run)] for run in (folder, whole_run)]
-    assert strip[0] == strip[1]
+    assert rows(folder) == rows(whole_run)
 
 
 def test_killed_at_random_moments(whole_run: Path, tmp_path: Path):

@@ -1,11 +1,6 @@
 """Recipes of published segmenters: every number is the published one, every page trains, and runs resume exactly."""
 
-import csv
-import os
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.layers import DropPath
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
+from tests.helpers import assert_same, ctrl_c, rows
 from transept.cli.main import main
 from transept.cli.train import parse_recipe
 from transept.errors import TranseptError
@@ -145,39 +140,6 @@ def tiny(name: str, data: Path, options: str = "") -> Recipe:
     family = recipe.model.name.partition("_")[0]
     warmup = "--schedule.warmup_iterations 2" if recipe.schedule.warmup_iterations else ""
     return page(name, f"--data {data} {TINY[family]} {SMALL} {warmup} {options}")
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    clocks = ("seconds", "images_per_second")
-    table = csv.DictReader((folder / "metrics.csv").open())
-    return [{key: value for key, value in row.items() if key not in clocks} for row in table]
-
-
-def assert_same(folder: Path, other: Path) -> None:
-    assert rows(folder) == rows(other)
-    for name in ("best.safetensors", "last.safetensors"):
-        ours, theirs = load_file(folder / name), load_file(other / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
-
-
-@contextmanager
-def ctrl_c(kind: type[nn.Module], call: int) -> Iterator[None]:
-    """Sends the signal at the start of a training forward pass of `kind`, counted from 1."""
-    calls = 0
-
-    def look(module: nn.Module, inputs: Any) -> None:
-        nonlocal calls
-        if isinstance(module, kind) and module.training:
-            calls += 1
-            if calls == call:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    hook = register_module_forward_pre_hook(look)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def poly(step: int, total: int, column: Column) -> float:

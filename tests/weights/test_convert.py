@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ def recipe(model: torch.nn.Module) -> State:
 
 
 def official(family: str) -> State:
+    return dict(_official(family))
+
+
+@cache
+def _official(family: str) -> State:
     return recipe(transept.create_model(CLASSIFIERS[family][1]))
 
 
@@ -59,8 +65,7 @@ def error(model: torch.nn.Module, golden: str) -> float:
 
 def timm_names(state: State, family: str) -> State:
     """Through timm's own model, which converts official files itself."""
-    name = CLASSIFIERS[family][1]
-    model = timm.create_model(name)
+    model = timm.create_model(CLASSIFIERS[family][1])
     filtered = timm.models.xcit.checkpoint_filter_fn(dict(state), model) if family == "XCiT" else state
     model.load_state_dict(filtered)
     return dict(model.state_dict())

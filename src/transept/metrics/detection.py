@@ -130,7 +130,7 @@ class DetectionMeter(LossMeter):
 
 def _library() -> tuple[Any, Any]:
     try:
-        from faster_coco_eval import COCO, COCOeval_faster
+        from faster_coco_eval import COCO, COCOeval_faster  # of an extra
     except ModuleNotFoundError as error:
         raise UsageError(
             "average precision needs the package 'faster-coco-eval': pip install 'transept[detect]'"
