@@ -102,7 +102,7 @@ class Departures(_OfFamily):
 
 def _docstring(family: Family) -> tuple[str, str]:
     """The list of sections of the paper, and what follows it."""
-    module = inspect.getmodule(type(next(iter(family.variants.values()))))
+    module = inspect.getmodule(family.classifier)
     paragraphs = (inspect.getdoc(module) or "").split("\n\n")
     at = next(i for i, paragraph in enumerate(paragraphs) if "VARIANTS" in paragraph)
     # Markdown takes a line right behind a list for a part of its last point.

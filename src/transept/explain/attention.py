@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transept.errors import UsageError, unknown
 from transept.explain.weights import KINDS, Grid, Places, Weights, attention_weights, class_row
-from transept.models import cabvit, cait, cat
+from transept.models import cabvit_h, cabvit_p, cait, cat
 from transept.models.backbone import Backbone
 from transept.models.registry import family_of
 from transept.ops.tokens import to_map
@@ -58,10 +58,10 @@ def attention_kinds(model: nn.Module) -> list[str]:
     """
     backbone = _backbone(model)
     kinds = list(dict.fromkeys(KINDS[type(module)] for module in backbone.modules() if type(module) in KINDS))
-    if isinstance(backbone, cabvit.CabViTP):
+    if isinstance(backbone, cabvit_p.CabViTP):
         kinds.insert(0, "class")
     kinds.sort(key=lambda kind: kind != "class")
-    if isinstance(backbone, cait.CaiT) or (isinstance(backbone, cabvit.CabViTP) and not backbone.cross_blocks):
+    if isinstance(backbone, cait.CaiT) or (isinstance(backbone, cabvit_p.CabViTP) and not backbone.cross_blocks):
         kinds.append(ROLLOUT)
     return [*kinds, GRAD_CAM] if backbone.num_classes else kinds
 
@@ -137,7 +137,7 @@ def _layers(backbone: Backbone, kind: str) -> list[_Layer]:
     layers = []
     for name, module in backbone.named_modules():
         own = KINDS.get(type(module))
-        if own == kind or (own and kind == "class" and isinstance(backbone, cabvit.CabViTP)):
+        if own == kind or (own and kind == "class" and isinstance(backbone, cabvit_p.CabViTP)):
             *stages, block = map(int, re.findall(r"\d+", name))
             if isinstance(backbone, cat.CATTrunk):  # units of three blocks
                 block = 3 * block + ("pre_ipsa" not in name) + ("post_ipsa" in name)
@@ -222,7 +222,7 @@ def _reading(backbone: Backbone, layers: Sequence[_Layer], read: Callable[[_Laye
             read(layer, attention_weights(module, inputs, own))
 
         for module in backbone.modules():
-            if isinstance(module, cabvit.CabStage):
+            if isinstance(module, cabvit_h.CabStage):
                 hooks.enter_context(module.register_forward_pre_hook(see_stage))
         for layer in layers:
             hooks.enter_context(layer.module.register_forward_pre_hook(partial(see_layer, layer)))
@@ -272,7 +272,7 @@ def _grad_cam(
     backbone: Backbone, images: Tensor, target: int | Sequence[int] | None, blocks: Sequence[int] | None
 ) -> list[AttentionMap]:
     levels = [level["module"] for level in backbone.feature_info]
-    if isinstance(backbone, cabvit.CabViTP) and backbone.global_pool == "token":
+    if isinstance(backbone, cabvit_p.CabViTP) and backbone.global_pool == "token":
         levels.pop()  # the class token alone leaves the last block
     names = _choose(levels, [-1] if blocks is None else blocks, GRAD_CAM)
     outputs: dict[str, Tensor] = {}
@@ -302,7 +302,7 @@ def _as_map(x: Tensor, backbone: Backbone, grid: Grid) -> Tensor:
     """The output of a feature level as `b c h w`, whichever form the family gives it."""
     if x.ndim == 3:
         return to_map(x[:, x.shape[1] - grid[0] * grid[1] :], grid)
-    return x if isinstance(backbone, cabvit.CabViTHTrunk) else x.permute(0, 3, 1, 2)
+    return x if isinstance(backbone, cabvit_h.CabViTHTrunk) else x.permute(0, 3, 1, 2)
 
 
 def _targets(target: int | Sequence[int] | None, logits: Tensor) -> Tensor:

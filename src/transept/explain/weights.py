@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from transept.models import cabvit, cait, cat, crossformer, xcit
+from transept.models import cabvit_block, cabvit_p, cait, cat, crossformer, xcit
 from transept.ops.tokens import split_heads
 from transept.ops.windows import Pads, pad_map, to_windows
 
@@ -26,8 +26,8 @@ KINDS: dict[type[nn.Module], str] = {
     cat.CrossPatchSelfAttention: "cross-patch",
     crossformer.ShortDistanceAttention: "short-distance",
     crossformer.LongDistanceAttention: "long-distance",
-    cabvit.CabBlock: "cross-block",
-    cabvit.Attention: "self",
+    cabvit_block.CabBlock: "cross-block",
+    cabvit_p.Attention: "self",
 }
 """The modules that attend, and what their attention is called."""
 
@@ -78,7 +78,7 @@ def attention_weights(module: nn.Module, inputs: tuple, grid: Grid) -> Weights:
             logits = torch.einsum("mn, bnqk -> bmqk", module.proj_l.weight, q * module.scale @ k.transpose(-2, -1))
             tokens = _everywhere(grid, x)
             return Weights(logits.softmax(dim=-1), tokens, [tokens])
-        case cabvit.Attention():
+        case cabvit_p.Attention():
             q, k, _ = module.qkv(x).chunk(3, dim=-1)
             tokens = _everywhere(grid, x, class_tokens=x.shape[1] - grid[0] * grid[1])
             return Weights(_softmax(q, k, module.num_heads), tokens, [tokens])
@@ -97,7 +97,7 @@ def attention_weights(module: nn.Module, inputs: tuple, grid: Grid) -> Weights:
             return Weights(module.attention(x), patches, [patches], cell=side)
         case crossformer.GroupAttention():
             return _of_groups(module, *inputs, grid=grid)
-        case cabvit.CabBlock():
+        case cabvit_block.CabBlock():
             return _of_cab_block(module, *inputs, whole=grid)
     raise TypeError(f"{type(module).__name__} does not attend")
 
@@ -132,7 +132,7 @@ def _of_groups(
 
 
 def _of_cab_block(
-    module: cabvit.CabBlock, x: Tensor, digests: tuple[Tensor, ...], window: Grid, offsets: Tensor, *, whole: Grid
+    module: cabvit_block.CabBlock, x: Tensor, digests: tuple[Tensor, ...], window: Grid, offsets: Tensor, *, whole: Grid
 ) -> Weights:
     """In the pyramid's windows, the digests of a window are placed where it lies."""
     weights = module.attention(x, digests, window, offsets)

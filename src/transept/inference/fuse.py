@@ -21,7 +21,7 @@ from transept.inference.packed import GeluConv2d, pack
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp
-from transept.models import cabvit, cait, cat, xcit
+from transept.models import cabvit_block, cabvit_h, cait, cat, xcit
 from transept.models.backbone import Backbone
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,9 +31,9 @@ SCALED: dict[type[nn.Module], dict[str, str]] = {
     xcit.ClassAttentionBlock: {"gamma2": "mlp.fc2"},  # gamma1 scales the normalised patches, too
     cait.TalkingHeadsBlock: {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"},
     cait.ClassAttentionBlock: {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"},
-    cabvit.CabBlock: {"gamma_1": "proj", "gamma_2": "mlp.fc2"},
-    cabvit.ConvNeXtBlock: {"gamma": "pwconv2"},
-    cabvit.CFBlock: {"layer_scale_1": "dwconv", "layer_scale_2": "mlp.fc2"},
+    cabvit_block.CabBlock: {"gamma_1": "proj", "gamma_2": "mlp.fc2"},
+    cabvit_h.ConvNeXtBlock: {"gamma": "pwconv2"},
+    cabvit_h.CFBlock: {"layer_scale_1": "dwconv", "layer_scale_2": "mlp.fc2"},
 }
 """Blocks, their LayerScales, and the layer whose outputs each of them scales."""
 
@@ -47,8 +47,8 @@ REPLACED: dict[type[nn.Module], Callable[..., nn.Module]] = {
 
 ACTIVATED: dict[type[nn.Module], tuple[str, str]] = {
     Mlp: ("fc1", "act"),
-    cabvit.NormedMlp: ("fc1", "act"),
-    cabvit.ConvNeXtBlock: ("pwconv1", "act"),
+    cabvit_block.NormedMlp: ("fc1", "act"),
+    cabvit_h.ConvNeXtBlock: ("pwconv1", "act"),
 }
 """Linear layers that GELU follows, and its name."""
 
@@ -89,7 +89,7 @@ def fuse(model: M) -> M:
                 _fold_activations(module)
             for scale, layer in SCALED.get(type(module), {}).items():
                 _fold_scale(module, scale, layer)
-            if isinstance(module, cabvit.Downsample):
+            if isinstance(module, cabvit_h.Downsample):
                 for layers in (module.conv1, module.conv3):
                     if isinstance(layers.c, nn.Conv2d):
                         setattr(layers, "c", Pointwise(layers.c))  # noqa: B010 - pyright knows it as a convolution

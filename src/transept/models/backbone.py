@@ -176,10 +176,7 @@ class Backbone(nn.Module, ABC):
 
 
 class IsotropicBackbone(Backbone):
-    """A transformer whose tokens keep one stride, with a class token that joins late (XCiT, CaiT).
-
-    A family implements `embed`, `run`, `class_blocks` and `group_matcher`; the rest of the contract follows.
-    """
+    """A transformer whose tokens keep one stride: the sequence it gives begins with the class token."""
 
     blocks: nn.ModuleList
     norm: nn.Module
@@ -191,35 +188,12 @@ class IsotropicBackbone(Backbone):
         self.embed_dim = embed_dim
         self.stride = self.dynamic_step = stride
 
-    @abstractmethod
-    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Image `b 3 H W` to tokens `b (h w) c`, positions included, and their grid `(h, w)`."""
-
-    @abstractmethod
-    def run(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One of `blocks` on tokens of this grid, under gradient checkpointing where that is on."""
-
-    def class_blocks(self, x: Tensor, *, patches: bool = True) -> Tensor:
-        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
-        raise NotImplementedError(f"{type(self).__name__} has no class token")
-
     @property
     def feature_info(self) -> Any:
         return [
             {"num_chs": self.embed_dim, "reduction": self.stride, "module": f"blocks.{i}"}
             for i in range(len(self.blocks))
         ]
-
-    def forward_features(self, x: Tensor, *, patches: bool = True) -> Tensor:
-        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
-        x, grid = self.embed(x)
-        for block in self.blocks:
-            x = self.run(block, x, grid)
-        return self.class_blocks(x, patches=patches)
-
-    def forward(self, x: Tensor) -> Any:
-        # What nobody reads of the last layers is not computed.
-        return self.forward_head(self.forward_features(x, patches=self.global_pool != "token"))
 
     def pool(self, x: Tensor) -> Tensor:
         match self.global_pool:
@@ -233,6 +207,36 @@ class IsotropicBackbone(Backbone):
     @property
     def num_levels(self) -> int:
         return len(self.blocks)
+
+
+class ClassAttentionBackbone(IsotropicBackbone):
+    """An isotropic transformer whose class token joins late and gathers the patches (XCiT, CaiT).
+
+    A family implements `embed`, `run`, `class_blocks` and `group_matcher`; the rest of the contract follows.
+    """
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Image `b 3 H W` to tokens `b (h w) c`, positions included, and their grid `(h, w)`."""
+
+    @abstractmethod
+    def run(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One of `blocks` on tokens of this grid, under gradient checkpointing where that is on."""
+
+    def class_blocks(self, x: Tensor, *, patches: bool = True) -> Tensor:
+        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no class token")
+
+    def forward_features(self, x: Tensor, *, patches: bool = True) -> Tensor:
+        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
+        x, grid = self.embed(x)
+        for block in self.blocks:
+            x = self.run(block, x, grid)
+        return self.class_blocks(x, patches=patches)
+
+    def forward(self, x: Tensor) -> Any:
+        # What nobody reads of the last layers is not computed.
+        return self.forward_head(self.forward_features(x, patches=self.global_pool != "token"))
 
     def intermediates(
         self, x: Tensor, take: list[int], *, norm: bool, stop: bool

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
 from transept.layers.residual import Mlp, add_branch, scaled_linear
-from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
+from transept.models.backbone import ClassAttentionBackbone, Family, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
 from transept.ops.tokens import merge_heads, stack_heads, to_tokens
@@ -214,7 +214,7 @@ class ClassAttentionBlock(nn.Module):
         return add_branch(cls_token, self.mlp, self.norm2(cls_token), scale=self.gamma_2)
 
 
-class CaiTTrunk(IsotropicBackbone):
+class CaiTTrunk(ClassAttentionBackbone):
     """Patch embedding, position embedding and talking-heads blocks: what classifier and pyramid share."""
 
     def __init__(self, config: CaiTConfig, in_chans: int, drop_path_rate: float) -> None:

@@ -35,7 +35,7 @@ from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp, add_branch, scaled_linear
-from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
+from transept.models.backbone import ClassAttentionBackbone, Family, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.tokens import merge_heads, stack_heads, to_map, to_tokens
 
@@ -307,7 +307,7 @@ class FourierPositionEncoding(KeepsBias):
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(weight.dtype)
 
 
-class XCiTTrunk(IsotropicBackbone):
+class XCiTTrunk(ClassAttentionBackbone):
     """Patch embedding, position encoding and XCA blocks: what classifier and pyramid share."""
 
     def __init__(self, config: XCiTConfig, in_chans: int, drop_path_rate: float) -> None:
