@@ -15,8 +15,8 @@ from tests.models.test_contract import image
 from tests.small import NAMES, SMALL, build
 from transept.errors import UsageError
 from transept.explain.attention import _layers, _reading, attention_kinds, attention_maps
-from transept.explain.weights import KINDS, Weights
 from transept.models import cabvit_block, cabvit_h, cabvit_p, cait, cat, crossformer, xcit
+from transept.models.attention import AttentionWeights, ShowsAttention
 from transept.ops.tokens import merge_heads, split_heads
 from transept.ops.windows import crop_map, from_channel_windows, from_windows, pad_map, pad_to_multiple, to_windows
 
@@ -31,13 +31,16 @@ def model_of(name: str, features_only: bool = False) -> Any:
 
 
 @torch.no_grad()
-def recorded(model: Any, x: Tensor) -> list[tuple[nn.Module, tuple, Any, Weights]]:
+def recorded(model: Any, x: Tensor) -> list[tuple[nn.Module, tuple, Any, AttentionWeights]]:
     """Every attention module with its inputs, its output, and the weights read beside it."""
-    layers = [layer for kind in dict.fromkeys(KINDS.values()) for layer in _layers(model, kind)]
+    kinds = dict.fromkeys(module.attention_kind for module in model.modules() if isinstance(module, ShowsAttention))
+    layers = [layer for kind in kinds for layer in _layers(model, kind)]
     layers = list({layer.name: layer for layer in layers}.values())
     read, ran = {}, {}
     hooks = [
-        layer.module.register_forward_hook(lambda m, i, o, name=layer.name: ran.update({name: (m, i, o)}))
+        model.get_submodule(layer.name).register_forward_hook(
+            lambda m, i, o, name=layer.name: ran.update({name: (m, i, o)})
+        )
         for layer in layers
     ]
     with _reading(model, layers, lambda layer, weights: read.update({layer.name: weights})):

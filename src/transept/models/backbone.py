@@ -1,5 +1,6 @@
 """The contract that every family meets: timm's, so that timm's tools take our models as they are."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,8 +47,18 @@ class Backbone(nn.Module, ABC):
     """What timm's optimisers, layer decay, EMA, data configuration and wrappers ask of a model."""
 
     head: nn.Module
+    is_pyramid: bool = False
+    """`forward` gives the maps of a pyramid, and not logits."""
+    stride: int | None = None
+    """Pixels along the side of a token, where all layers have the same; None: `4 * 2 ** stage`."""
+    channels_last: bool = False
+    """The modules of `feature_info` give maps `b h w c`, and not `b c h w` or sequences."""
     dynamic_step: int | None = None
     """An exported graph can take all images whose sides are multiples of this; None: it is for one size."""
+    class_token_attends: bool = False
+    """Tokens and class token attend to each other in one softmax: the class token's row is a map of its own."""
+    rollout_kinds: tuple[str, ...] = ()
+    """Kinds of attention through whose layers, in this order, rollout follows the class token; (): it is undefined."""
 
     def __init__(self, config: ModelConfig, *, in_chans: int, num_features: int) -> None:
         super().__init__()
@@ -126,6 +137,20 @@ class Backbone(nn.Module, ABC):
             return maps
         assert features is not None
         return features, maps
+
+    def layer_position(self, name: str) -> tuple[int, int]:
+        """Stage (0 where a model has none) and block within it of a layer, by the name of its module."""
+        *stages, block = map(int, re.findall(r"\d+", name) or [0])
+        return (stages[0] if stages else 0), block
+
+    def grid_modules(self) -> list[nn.Module]:
+        """The modules whose output `b c h w` shows the grid of the sequences `b n c` that the next layers work on."""
+        return [self.get_submodule("patch_embed")]
+
+    @property
+    def cam_levels(self) -> list[str]:
+        """The modules of `feature_info` on whose patches the logits depend, for Grad-CAM."""
+        return [level["module"] for level in self.feature_info]
 
     def default_cfg(self) -> dict[str, Any]:
         """timm's older name of `pretrained_cfg`."""
@@ -269,6 +294,7 @@ class Pyramid:
     flooring halving.
     """
 
+    is_pyramid = True
     fpn1: nn.Module
     fpn2: nn.Module
     fpn3: nn.Module

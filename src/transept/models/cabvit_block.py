@@ -17,9 +17,8 @@ from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp, add_branch
+from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, whole_map
 from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
-
-Grid = tuple[int, int]
 
 
 def shrink(grid: Grid, stride: int) -> Grid:
@@ -184,12 +183,14 @@ def add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None, drop_path: nn.Mo
     return x + branch if scale is None else torch.addcmul(x, scale, branch)
 
 
-class CabBlock(CrossAttentionAmongBlocks):
+class CabBlock(CrossAttentionAmongBlocks, ShowsAttention):
     """Cross attention among blocks, token merge and enhancement, MLP.
 
     The digest, for later blocks, is taken before the local convolution, which replaces the tokens that it mixes.
     `for_class_token`: without the parts that only patches see, which no gradient would reach.
     """
+
+    attention_kind = "cross-block"
 
     def __init__(
         self,
@@ -230,6 +231,23 @@ class CabBlock(CrossAttentionAmongBlocks):
             mixed = to_tokens(self.local_conv(tokens))
             x = torch.cat([x[:, :num_class_tokens], mixed], dim=1) if num_class_tokens else mixed
         return add_branch(x, self.mlp, self.norm2(x), scale=self.gamma_2, drop_path=self.drop_path), digest
+
+    def attention_weights(
+        self, grid: Grid, x: Tensor, digests: Sequence[Tensor], window: Grid, offsets: Tensor
+    ) -> AttentionWeights:
+        """In the pyramid's windows, the digests of a window are placed where it lies."""
+        weights = self.attention(x, digests, window, offsets)
+        h, w = window
+        digest = shrink(window, self.digest_stride)
+        if class_tokens := x.shape[1] - h * w:
+            tokens, digested = whole_map(window, x, class_tokens=class_tokens), whole_map(digest, x)
+        else:
+            bottom, right = -grid[0] % h, -grid[1] % w
+            leads = self.index % 2 == 0  # the padding comes first, at the top and left
+            tokens = grouped_map(grid, (right, 0, bottom, 0) if leads else (0, right, 0, bottom), window, x)
+            rows, columns = (grid[0] + bottom) // h, (grid[1] + right) // w
+            digested = grouped_map((rows * digest[0], columns * digest[1]), (0, 0, 0, 0), digest, x)
+        return AttentionWeights(weights, tokens, [tokens, *[digested] * len(digests)])
 
 
 def cab_blocks(

@@ -20,11 +20,11 @@ from torch.nn.functional import pad
 
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
+from transept.models.attention import Grid
 from transept.models.backbone import Backbone, ModelConfig, pyramid_levels
 from transept.models.cabvit_block import (
     CabBlock,
     ConvBN,
-    Grid,
     add_scaled,
     cab_blocks,
     check_block,
@@ -275,6 +275,10 @@ class CabViTHTrunk(Backbone):
             downsample = Downsample(dims[2], dims[3]) if s == 2 else None
             self.add_module(f"layer_{s}", CabStage(blocks, downsample, grid, windowed=windowed))
 
+    def grid_modules(self) -> list[nn.Module]:
+        """What brings a map to the size of each stage."""
+        return [self.patch_embed, *(module for module in self.modules() if isinstance(module, Downsample))]
+
     def run_stages(self, x: Tensor, take: Collection[int], stop: int = 4) -> dict[int, Tensor]:
         """Image `b 3 H W` to the maps `b c h w` of the stages in `take`; only the first `stop` stages are run."""
         x = self.patch_embed(x)
@@ -343,6 +347,8 @@ class CabViTHPyramid(CabViTHTrunk):
 
     Each level passes a 1x1 convolution to `pyramid_dims` and a LayerNorm. The names `out_0` to `out_3` are ours.
     """
+
+    is_pyramid = True
 
     def __init__(
         self,

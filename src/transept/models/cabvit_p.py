@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
 from transept.layers.residual import Mlp
+from transept.models.attention import AttentionWeights, Grid, ShowsAttention, softmax_weights, token_weights, whole_map
 from transept.models.backbone import IsotropicBackbone, ModelConfig, Pyramid
 from transept.models.cabvit_block import (
-    Grid,
     cab_blocks,
     check_block,
     check_heads,
@@ -73,8 +73,10 @@ VARIANTS = {  #                                   parameters
 }
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ShowsAttention):
     """Multi-head self-attention, as in ViT."""
+
+    attention_kind = "self"
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -85,6 +87,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         return self.proj(attend(q, k, v, self.num_heads))
+
+    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
+        q, k, _ = self.qkv(x).chunk(3, dim=-1)
+        tokens = whole_map(grid, x, class_tokens=x.shape[1] - grid[0] * grid[1])
+        return token_weights(softmax_weights(q, k, self.num_heads), tokens)
 
 
 class DeiTBlock(nn.Module):
@@ -196,13 +203,22 @@ class CabViTPTrunk(IsotropicBackbone):
 class CabViTP(CabViTPTrunk):
     """The plain classifier: `b 3 H W -> b num_classes` logits, for any height and width."""
 
+    class_token_attends = True
+
     def __init__(
         self, config: CabViTPConfig, *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0
     ) -> None:
         super().__init__(config, in_chans, drop_path_rate)
+        self.rollout_kinds = () if config.cross_blocks else ("self",)
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self.init_weights()
         self.reset_classifier(num_classes)
+
+    @property
+    def cam_levels(self) -> list[str]:
+        """Without the last block where the class token alone leaves it."""
+        levels = super().cam_levels
+        return levels[:-1] if self.global_pool == "token" else levels
 
 
 class CabViTPPyramid(Pyramid, CabViTPTrunk):
