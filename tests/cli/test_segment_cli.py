@@ -18,7 +18,7 @@ from transept.data.segmentation.sets import load_segmentation_splits
 from transept.errors import TranseptWarning
 from transept.tasks.segment import METHODS, Segmenter, create_segmenter
 from transept.weights.catalogue.records import CHECKPOINTS
-from transept.weights.fetch.download import cached
+from transept.weights.fetch.keeping import cached
 
 COLORS = np.array([(0, 0, 0), (90, 150, 230), (120, 90, 40), (220, 30, 30)])
 CLASSES = "0 void\n1 sky\n2 ground\n3 [ball]\n4 boat\n"  # no picture has a boat
