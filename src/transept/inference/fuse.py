@@ -52,6 +52,9 @@ ACTIVATED: dict[type[nn.Module], tuple[str, str]] = {
 }
 """Linear layers that GELU follows, and its name."""
 
+POINTWISE: dict[type[nn.Module], tuple[str, ...]] = {cabvit_h.Downsample: ("conv1.c", "conv3.c")}
+"""1x1 convolutions whose maps are channels-last in memory."""
+
 
 def fuse(model: M) -> M:
     """A copy for inference with the same outputs up to rounding: 1e-5 of the logits' spread in float32.
@@ -89,10 +92,10 @@ def fuse(model: M) -> M:
                 _fold_activations(module)
             for scale, layer in SCALED.get(type(module), {}).items():
                 _fold_scale(module, scale, layer)
-            if isinstance(module, cabvit_h.Downsample):
-                for layers in (module.conv1, module.conv3):
-                    if isinstance(layers.c, nn.Conv2d):
-                        setattr(layers, "c", Pointwise(layers.c))  # noqa: B010 - pyright knows it as a convolution
+            for name in POINTWISE.get(type(module), ()):
+                conv = module.get_submodule(name)
+                if isinstance(conv, nn.Conv2d):  # not fused before
+                    module.set_submodule(name, Pointwise(conv))
             layer, act = ACTIVATED.get(type(module), ("", ""))
             if type(getattr(module, layer, None)) is nn.Linear and type(getattr(module, act)) is nn.GELU:
                 setattr(module, layer, pack(getattr(module, layer), activate=True))

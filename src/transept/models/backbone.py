@@ -25,9 +25,14 @@ class ModelConfig:
     """Native height and width in pixels."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """One paper: its variants and the two models built from them. Each model file ends with one."""
+    """One paper: its variants and the two models built from them. Each model file ends with one.
+
+    Further facts stand where they are used, and a family without them has a line nowhere: other code bases' names of
+    its weights in `weights/convert/__init__.py`, constants to fold in `inference/fuse.py`, costs as printed in
+    `cost/printed.py`, published files in `weights/catalogue/`.
+    """
 
     name: str
     paper: str
@@ -49,6 +54,8 @@ class Backbone(nn.Module, ABC):
     head: nn.Module
     is_pyramid: bool = False
     """`forward` gives the maps of a pyramid, and not logits."""
+    out_indices: tuple[int, ...]
+    """The levels that a pyramid gives, of 0 to 3."""
     stride: int | None = None
     """Pixels along the side of a token, where all layers have the same; None: `4 * 2 ** stage`."""
     channels_last: bool = False
