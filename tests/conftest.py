@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.contract")
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import transept
-from tests.models.test_contract import _lively
+from tests.contract import lively
 
 SMALL: dict[str, dict[str, Any]] = {
     "cabvit_h_l1": dict(depths=(1, 1, 3, 2), embed_dims=(8, 16, 32, 48), num_heads=(2, 3), pyramid_dims=None),
@@ -20,4 +20,4 @@ NAMES = tuple(SMALL)
 def build(name: str, features_only: bool = False) -> Any:
     """For images of 64 pixels and 7 classes, or a pyramid."""
     options = dict(features_only=True) if features_only else dict(num_classes=7)
-    return _lively(transept.create_model(name, img_size=64, **SMALL[name], **options)).eval()
+    return lively(transept.create_model(name, img_size=64, **SMALL[name], **options)).eval()

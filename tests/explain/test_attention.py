@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 
 import transept
-from tests.models.test_contract import image
+from tests.contract import image
 from tests.small import NAMES, SMALL, build
 from transept.errors import UsageError
 from transept.explain.attention import _layers, _reading, attention_kinds, attention_maps

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 import transept
+from tests.contract import EXAMPLES, image, tiny
 from tests.golden import weights
-from tests.models.test_contract import FAMILIES, image, tiny
 from tests.models.test_golden import GOLDEN, arrange, build, largest_difference
 from transept.errors import TranseptError, UsageError
 from transept.inference.fused import FusedCrossPatch, FusedLocalPatchInteraction
 from transept.inference.packed import pack
 
-NAMES = (*FAMILIES, "cabvit_p_l0_cross", "crossformer_pp_small", "xcit_tiny_12_p16_224")
+NAMES = (*EXAMPLES, "cabvit_p_l0_cross", "crossformer_pp_small", "xcit_tiny_12_p16_224")
 RECORDED = ("cat_tiny", "cabvit_h_l1", "crossformer_tiny", "xcit_nano_12_p16", "cait_xxs24_224")
 DENSE = ("cat_small_dense_160x224", "crossformer_small_dense_legacy_160x224")
 TOLERANCE = 1e-5
@@ -87,7 +87,7 @@ def test_for_inference_only():
         transept.fuse(nn.Linear(2, 3))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EXAMPLES)
 @torch.no_grad()
 def test_copies_and_precision(name: str):
     model = varied(tiny(name))
@@ -105,7 +105,7 @@ def test_copies_and_precision(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n[:4] in ("xcit", "cait") else [pytest.mark.slow]) for n in FAMILIES]
+    "name", [pytest.param(n, marks=[] if n[:4] in ("xcit", "cait") else [pytest.mark.slow]) for n in EXAMPLES]
 )
 @torch.no_grad()
 def test_captured_and_exported(name: str):

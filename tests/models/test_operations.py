@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import transept
-from tests.models.test_contract import image, tiny
+from tests.contract import image, tiny
 
 
 class Calls(NamedTuple):

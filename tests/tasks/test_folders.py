@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import transept
-from tests.models.test_contract import FAMILIES, image, tiny
+from tests.contract import EXAMPLES, image, tiny
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import UsageError
 from transept.tasks.classify import Classifier
@@ -38,7 +38,7 @@ def classifier() -> Classifier:
 
 
 @pytest.mark.parametrize("features_only", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EXAMPLES)
 @torch.inference_mode()
 def test_round_trip(name: str, features_only: bool, tmp_path: Path):
     options = dict(features_only=True, out_indices=(0, 2)) if features_only else dict(in_chans=3)
