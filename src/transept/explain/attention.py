@@ -21,7 +21,7 @@ CLASS, ROLLOUT, GRAD_CAM = "class", "rollout", "grad-cam"
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AttentionMap:
-    """What one query of one layer looks at, in every head."""
+    """The part of the image that one query of one layer looks at, in every head."""
 
     name: str
     """The module's, as in `model.named_modules()`."""
@@ -48,7 +48,7 @@ class AttentionMap:
 
 
 def attention_kinds(model: nn.Module) -> list[str]:
-    """What `attention_maps` can show of a model: its own kinds of attention, then rollout and Grad-CAM where defined.
+    """The kinds that `attention_maps` can show of a model: its attention's, then rollout and Grad-CAM where defined.
 
     Raises:
         UsageError: not a model of ours.
@@ -78,7 +78,7 @@ def attention_maps(
     blocks: Sequence[int] | None = None,
     target: int | Sequence[int] | None = None,
 ) -> list[AttentionMap]:
-    """What the layers of a model look at in images, from the first layer to the last.
+    """The places in images that the layers of a model look at, from the first layer to the last.
 
     The model runs as it is, with fused kernels; the weights are recomputed beside it from the queries and keys of the
     layers asked for. A map holds the shares of what one query gathers: they sum to one, less what does not lie on the

@@ -120,7 +120,7 @@ class Explanation:
         heads = min(layer[0].heads for layer in layers)
         if not 0 <= head < heads:
             raise UsageError(f"--head {head}: these layers have {heads} heads, 0 to {heads - 1}")
-        panels = [self._panel(found, head, _where(found)) for layer in layers for found in layer]
+        panels = [self._panel(shown, head, _where(shown)) for layer in layers for shown in layer]
         chunks = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
         return [Row(f"{title_of(kind)}, head {head}" if i == 0 else "", chunk) for i, chunk in enumerate(chunks)]
 
@@ -132,14 +132,14 @@ class Explanation:
         """The maps of each layer: one, or in CabViT another for each digest."""
         token = self.token if has_token_maps(self.task, kind) else None
         maps = attention_maps(self.task, self.image, kind, token=token, blocks=blocks)
-        return [list(layer) for _, layer in groupby(maps, key=lambda found: found.name)]
+        return [list(layer) for _, layer in groupby(maps, key=lambda shown: shown.name)]
 
     def _row(self, layer: list[AttentionMap]) -> Row:
         first = layer[0]
         title = f"{title_of(first.kind)}, {_where(first)}"
         if len(layer) > 1 or first.kind == "cross-block":
             return Row(
-                f"{title}, mean of {first.heads} heads", [self._panel(found, None, _source(found)) for found in layer]
+                f"{title}, mean of {first.heads} heads", [self._panel(shown, None, _source(shown)) for shown in layer]
             )
         heads = "channel" if first.kind == "cross-patch" else "head"
         panels = [self._panel(first, None, "mean")] if first.heads > 1 and first.over == "image" else []
@@ -156,24 +156,24 @@ class Explanation:
         for layer in zip(*maps, strict=True):
             names = [self.task.classes[label] for label, _ in self.best]
             panels = [
-                self._panel(found, 0, f"Grad-CAM: {name}", smooth=True)
-                for found, name in zip(layer, names, strict=True)
+                self._panel(shown, 0, f"Grad-CAM: {name}", smooth=True)
+                for shown, name in zip(layer, names, strict=True)
             ]
             rows.append(Row(f"{title_of(GRAD_CAM)}, {layer[0].name}", panels))
         return rows
 
-    def _panel(self, found: AttentionMap, head: int | None, title: str, *, smooth: bool = False) -> Panel:
-        if not any(found is other for other in self.shown):
-            self.shown.append(found)
-        maps = found.maps[0]
+    def _panel(self, shown: AttentionMap, head: int | None, title: str, *, smooth: bool = False) -> Panel:
+        if not any(shown is other for other in self.shown):
+            self.shown.append(shown)
+        maps = shown.maps[0]
         values = maps.mean(dim=0) if head is None else maps[head]
         if smooth:
             note = ""
-        elif found.kind == "cross-block":
+        elif shown.kind == "cross-block":
             note = f"sum {_percent(float(values.sum()))}"
         else:
             note = f"max {_percent(float(values.max()))}"
-        return Panel(title, note, values.cpu().numpy(), smooth, found.over == "image")
+        return Panel(title, note, values.cpu().numpy(), smooth, shown.over == "image")
 
 
 def _seen(picture: Image.Image, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
@@ -192,8 +192,8 @@ def _where(shown: AttentionMap) -> str:
     return where if shown.source is None else f"{where}, {_source(shown)}"
 
 
-def _source(found: AttentionMap) -> str:
-    return "tokens" if found.source is None else f"digest of {found.source}"
+def _source(shown: AttentionMap) -> str:
+    return "tokens" if shown.source is None else f"digest of {shown.source}"
 
 
 def _percent(share: float) -> str:

@@ -122,7 +122,7 @@ def _fold_norms(layers: nn.Sequential) -> None:
 
 
 def _fold_activations(layers: nn.Sequential) -> None:
-    """What is a convolution alone computes the GELU that follows; an identity keeps its place."""
+    """A convolution that stands alone computes the GELU that follows; an identity keeps its place."""
     for (_, layer), (act_name, act) in pairwise(list(layers.named_children())):
         if isinstance(layer, nn.Sequential) and isinstance(act, nn.GELU) and act.approximate == "none":
             name, conv = next(layer.named_children())

@@ -43,7 +43,7 @@ class ShowsAttention:
     """Mixed into a family's attention modules, which `transept.attention_maps` then finds by their class alone."""
 
     attention_kind: ClassVar[str]
-    """What the paper calls this attention, in lower case with hyphens."""
+    """The paper's name of this attention, in lower case with hyphens."""
     maps_per_token: ClassVar[bool] = True
     """Each token of the image has a map of its own."""
 

@@ -19,7 +19,7 @@ GlobalPool = Literal["token", "avg", ""]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """What every variant states. A family's own config adds what its paper varies."""
+    """The part of a configuration that every variant states. A family's own adds what its paper varies."""
 
     img_size: tuple[int, int]
     """Native height and width in pixels."""
@@ -49,7 +49,7 @@ class Family:
 
 
 class Backbone(nn.Module, ABC):
-    """What timm's optimisers, layer decay, EMA, data configuration and wrappers ask of a model."""
+    """The contract of a model: all that timm's optimisers, layer decay, EMA, data configuration and wrappers ask."""
 
     head: nn.Module
     is_pyramid: bool = False

@@ -128,7 +128,7 @@ class CrossAttentionAmongBlocks(KeepsBias):
         return split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def _bias(self, x: Tensor, grid: Grid, offsets: Tensor) -> Tensor:
-        """What the logits gain, `b m n (n + i s)`. Four axes: with three, the CPU's fused kernel refuses it."""
+        """The bias of the logits, `b m n (n + i s)`. Four axes: with three, the CPU's fused kernel refuses it."""
         n = x.shape[1]
         tables = [self.attention_biases, self.s_token_bias if self.index > 0 else None]
         present = [table for table in tables if table is not None]

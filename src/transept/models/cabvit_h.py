@@ -46,7 +46,7 @@ class CabViTHConfig(ModelConfig):
     embed_dims: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
     num_heads: tuple[int, int]
-    """Of stages 2 and 3; heads have 32 channels in every published model."""
+    """Heads of stages 2 and 3; they have 32 channels in every published model."""
     conv_block: Literal["convnext", "cf", "mb"] = "convnext"
     """Blocks of stages 0 and 1: ConvNeXt's (published), convolutional token mixing and MLP, or MobileNet's."""
     digest_stride: int = 4
@@ -276,7 +276,7 @@ class CabViTHTrunk(Backbone):
             self.add_module(f"layer_{s}", CabStage(blocks, downsample, grid, windowed=windowed))
 
     def grid_modules(self) -> list[nn.Module]:
-        """What brings a map to the size of each stage."""
+        """The layers that bring a map to the size of each stage."""
         return [self.patch_embed, *(module for module in self.modules() if isinstance(module, Downsample))]
 
     def run_stages(self, x: Tensor, take: Collection[int], stop: int = 4) -> dict[int, Tensor]:

@@ -41,7 +41,7 @@ from transept.ops.tokens import merge_heads, split_heads, stack_heads, to_tokens
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaiTConfig(ModelConfig):
-    """What Table 3 varies. Heads have 48 channels in every published model."""
+    """The columns of Table 3. Heads have 48 channels in every published model."""
 
     embed_dim: int
     depth: int
@@ -121,7 +121,7 @@ class TalkingHeadsAttention(nn.Module, ShowsAttention):
 
 
 def talking_heads(qkv: Tensor, before: Tensor, after: Tensor, after_bias: Tensor) -> tuple[Tensor, Tensor]:
-    """What the heads gather, `b m n d`, and the maps between the mixes, `b m n n`, of `3 b m n d`.
+    """The values that the heads gather, `b m n d`, and the maps between the mixes, `b m n n`, of `3 b m n d`.
 
     The bias of the first mix is constant along the keys: the softmax cancels it.
     """

@@ -63,7 +63,7 @@ Stages = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CATConfig(ModelConfig):
-    """What Table 1 varies, and the switches of the official model."""
+    """The columns of Table 1, and the switches of the official model."""
 
     embed_dim: int
     """Channels of the first stage; each later stage has twice as many."""

@@ -55,12 +55,12 @@ from transept.ops.windows import Pads, crop_map, from_windows, pad_map, to_windo
 Four = tuple[int, int, int, int]
 
 DERIVED_BUFFERS = (r"\.attn\.biases$", r"\.attn\.relative_position_index$")
-"""What older official checkpoints hold beside the weights, and we compute."""
+"""Names in older official checkpoints of tables that we compute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossFormerConfig(ModelConfig):
-    """What Table 1 varies, and the options of both papers."""
+    """The columns of Table 1, and the options of both papers."""
 
     embed_dim: int
     """Channels of the first stage; each further stage has twice as many."""
@@ -160,7 +160,7 @@ class Grouping(NamedTuple):
     pads: Pads
 
     def mask(self, size: tuple[int, int], *, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits of each key, `g 1 1 n`: zero, or for padding a very negative number.
+        """The addend of the logits of each key, `g 1 1 n`: zero, or for padding a very negative number.
 
         Not minus infinity: a long-distance group may be all padding, and has no output that matters, but must not
         give NaN. The official -1e6 exceeds half precision.

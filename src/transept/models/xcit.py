@@ -50,7 +50,7 @@ from transept.ops.tokens import merge_heads, stack_heads, to_map, to_tokens
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class XCiTConfig(ModelConfig):
-    """What Table 1 varies."""
+    """The columns of Table 1."""
 
     embed_dim: int
     depth: int

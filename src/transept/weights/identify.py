@@ -17,7 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a checkpoint is."""
+    """The model that a checkpoint is of, and how it is written."""
 
     family: str
     model: str

@@ -1,4 +1,4 @@
-"""What happened to every name when a checkpoint was loaded."""
+"""The fate of every name when a checkpoint was loaded."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -52,23 +52,23 @@ class KeyReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """What `load_weights` did, name by name."""
+    """The outcome of `load_weights`, name by name."""
 
     source: str
     model: str
     format: str
-    """Of the file: safetensors, PyTorch, PaddlePaddle."""
+    """The file's: safetensors, PyTorch, PaddlePaddle."""
     wrapper: str = ""
     """The entry of the file that was taken, e.g. "model"; "" for the whole."""
     wrappers: tuple[str, ...] = ()
     """The entries that could be taken."""
     prefix: str = ""
-    """What was taken off every name, e.g. "module."."""
+    """The beginning taken off every name, e.g. "module."."""
     dialect: str = "official"
     """Whose names the file has: official, timm, PASSL, MMPretrain, ..."""
     keys: tuple[KeyReport, ...] = ()
     skipped: tuple[str, ...] = ()
-    """What the file holds beside tensors; it was not read."""
+    """The file's content beside tensors, which was not read."""
 
     def _names(self, action: str) -> list[str]:
         return [key.model or key.file[0] for key in self.keys if any(done.startswith(action) for done in key.actions)]

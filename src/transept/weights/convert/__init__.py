@@ -13,8 +13,8 @@ from transept.weights.convert.rules import Dialect, Entries, StateDict, entries_
 class Converter:
     """One family's ways to be written."""
 
-    dialects: tuple[Dialect, ...]
-    fit: Callable[[Entries, Any], Entries]
+    dialects: tuple[Dialect, ...] = ()
+    fit: Callable[[Entries, Any], Entries] = lambda entries, model: entries
     """Bring what depends on the image size, or differs between classifier and pyramid, to the model's shape."""
     same: tuple[str, ...] = ()
     """Code bases, in lower case, that write the official names."""
@@ -22,8 +22,8 @@ class Converter:
 
 CONVERTERS = {
     "CAT": Converter(cat.DIALECTS, cat.fit),
-    "CabViT": Converter(cabvit.DIALECTS, cabvit.fit),
-    "XCiT": Converter(xcit.DIALECTS, xcit.fit),
+    "CabViT": Converter(fit=cabvit.fit),
+    "XCiT": Converter(xcit.DIALECTS),
     "CaiT": Converter(cait.DIALECTS, cait.fit, same=("timm",)),
 }
 """By `Family.name`, for families with a further dialect, or with something to fit."""
@@ -33,7 +33,7 @@ OFFICIAL = "official"
 
 def converter_of(family: str) -> Converter:
     """The converter of a family; without an entry its files have our names, and nothing in them is fitted."""
-    return CONVERTERS.get(family, Converter((), lambda entries, _: entries))
+    return CONVERTERS.get(family, Converter())
 
 
 def dialect_of(entries: Entries, family: str, file_format: str = "") -> Dialect | None:

@@ -10,10 +10,8 @@ from transept.models.cabvit_block import resize_digest_table, resize_offset_tabl
 from transept.models.cabvit_h import CabViTHConfig
 from transept.models.cabvit_p import CabViTPConfig
 from transept.ops.interpolation import resize_position_embedding
-from transept.weights.convert.rules import Dialect, Entries, tensors_of
+from transept.weights.convert.rules import Entries, tensors_of
 from transept.weights.convert.sizes import side_of
-
-DIALECTS: tuple[Dialect, ...] = ()
 
 
 def fit(entries: Entries, model: Any) -> Entries:
@@ -60,12 +58,12 @@ def resize_tables(
 
 def _native_size(entries: Entries, model: Any) -> tuple[int, int] | None:
     """The image size that the file's tables are for, where it has any."""
-    own = model.state_dict()
+    state = model.state_dict()
     for key, entry in entries.items():
         table = key.rsplit(".")[-1]
-        if key not in own or table not in ("pos_embed", "attention_biases") or entry.tensor.ndim < 2:
+        if key not in state or table not in ("pos_embed", "attention_biases") or entry.tensor.ndim < 2:
             continue
-        if own[key].shape == entry.tensor.shape:
+        if state[key].shape == entry.tensor.shape:
             return model.config.img_size
         side = side_of(entry.tensor.shape[1] - (table == "pos_embed"))
         stride = 32 if key.startswith("layer_3.") else getattr(model.config, "patch_size", 16)

@@ -111,13 +111,13 @@ class _Settings:
 
 
 def _number(variable: str, default: float, wanted: str, lowest: float = 0.0) -> float:
-    given = os.environ.get(variable, "").strip()
+    text = os.environ.get(variable, "").strip()
     try:
-        value = float(given or default)
+        value = float(text or default)
     except ValueError:
         value = math.nan
     if not lowest <= value <= 1e6:  # not a number is outside too
-        raise UsageError(f"{variable}={given!r} is not {wanted}; correct or unset it")
+        raise UsageError(f"{variable}={text!r} is not {wanted}; correct or unset it")
     return value
 
 
@@ -285,22 +285,22 @@ def _goes_on(response: HTTPResponse) -> bool:
         return False
 
 
-def _content_range(given: str | None) -> tuple[int, int, int | None]:
+def _content_range(header: str | None) -> tuple[int, int, int | None]:
     """First and last byte, and the whole's length, None where unknown."""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", (given or "").strip())
-    if found is None:
-        raise AttemptError(f"the server answers a range with Content-Range {given!r}")
-    first, last, total = found.groups()
+    fit = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", (header or "").strip())
+    if fit is None:
+        raise AttemptError(f"the server answers a range with Content-Range {header!r}")
+    first, last, total = fit.groups()
     return int(first), int(last), None if total == "*" else int(total)
 
 
-def _retry_after(given: str | None) -> float | None:
+def _retry_after(header: str | None) -> float | None:
     """Seconds; the header holds those or a date."""
-    if given is None:
+    if header is None:
         return None
     try:
         return max(
-            0.0, float(given) if given.strip().isdigit() else parsedate_to_datetime(given).timestamp() - time.time()
+            0.0, float(header) if header.strip().isdigit() else parsedate_to_datetime(header).timestamp() - time.time()
         )
     except ValueError:
         return None
@@ -354,7 +354,7 @@ def _answer(opener: urllib.request.OpenerDirector, request: urllib.request.Reque
 
 
 def _trouble(error: Exception, timeout: float) -> AttemptError:
-    """What the network did, in words; certificates and names that do not exist stay as they are when asked again."""
+    """A failure of the network, in words. Certificates and missing names stay as they are when asked again."""
     reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(reason, TimeoutError):
         return AttemptError(f"nothing came for {timeout:g} s", again=True)

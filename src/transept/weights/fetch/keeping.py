@@ -100,7 +100,7 @@ WEB_PAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Edition:
-    """What tells one state of a published file from the next."""
+    """The marks that tell one state of a published file from the next."""
 
     source: str
     etag: str | None
