@@ -2,11 +2,11 @@
 
 Published again as FcaFormer (ICCV 2023): the same networks under the same parameter names.
 
-Cross attention among blocks   CrossAttentionAmongBlocks    (cabvit_block.py) tokens attend to tokens and to digests
-Token merge and enhancement    CabBlock                     (cabvit_block.py) a long-stride convolution makes the digest
-Hybrid model, CabViT-H         CabViTH, ConvStage, CabStage   (cabvit_h.py) convolutional stages, attentive stages
-Plain model, CabViT-P          CabViTP                      (cabvit_p.py) DeiT's outline, with a class token
-Variants                       VARIANTS                     of both files
+Cross attention among blocks   cabvit_block.CrossAttentionAmongBlocks   tokens attend to tokens and earlier digests
+Token merge and enhancement    cabvit_block.CabBlock   a long-stride convolution makes the digest, a short one mixes
+Hybrid model, CabViT-H         cabvit_h.CabViTH        two convolutional stages, two attentive ones
+Plain model, CabViT-P          cabvit_p.CabViTP        DeiT's outline, with a class token
+Variants                       VARIANTS                those of both models
 
 Module names are those of the official code, so its files load as they are.
 

@@ -231,7 +231,12 @@ class CabStage(KeepsBias):
 
 
 def _cut(x: Tensor, window: Grid, *, lead: bool) -> Tensor:
-    """`b h w c` to windows `(b R S) (g k) c`, padded with zeros at left and top (`lead`) or at right and bottom."""
+    """`b h w c` to windows `(b R S) (g k) c`, padded with zeros at left and top (`lead`) or at right and bottom.
+
+    With windows of 4 x 4, a map of 10 x 8 gets two rows of zeros, 12 x 8, and is 3 x 2 windows of 16 tokens: two images
+    `2 10 8 c` become `12 16 c`. With `lead` the rows 0 to 1 of the map share a window with the zeros above them,
+    without it rows 8 to 9 share one with the zeros below.
+    """
     rows, columns = -x.shape[1] % window[0], -x.shape[2] % window[1]
     if rows or columns:
         x = pad(x, (0, 0, columns, 0, rows, 0) if lead else (0, 0, 0, columns, 0, rows))
@@ -239,7 +244,11 @@ def _cut(x: Tensor, window: Grid, *, lead: bool) -> Tensor:
 
 
 def _paste(x: Tensor, window: Grid, size: Grid, *, lead: bool) -> Tensor:
-    """The inverse of `_cut`: windows to the map `b h w c` of `size` `(h, w)`, without the padding."""
+    """The inverse of `_cut`: windows to the map `b h w c` of `size` `(h, w)`, without the padding.
+
+    `12 16 c` of windows of 4 x 4 are a map `2 12 8 c`, of which `size` (10, 8) keeps the last ten rows (`lead`) or the
+    first.
+    """
     h, w = size
     rows, columns = -h % window[0], -w % window[1]
     x = from_windows(x, window, (-1, h + rows, w + columns, x.shape[-1]))

@@ -132,7 +132,8 @@ VARIANTS = {  # Table 1     dim  depths           parameters
 class InnerPatchSelfAttention(KeepsBias, ShowsAttention):
     """IPSA: multi-head attention among the tokens of one patch, with a learned bias per relative position.
 
-    Sides that are no multiple of the patch are padded with zeros, which take part: there is no mask.
+    Sides that are no multiple of the patch are padded with zeros, which take part: there is no mask. Two maps of
+    56 x 56 in patches of 7 x 7, `2 56 56 c`, are 2 * 8 * 8 sequences of 49 tokens, `128 49 c`.
     """
 
     attention_kind = "inner-patch"
@@ -192,7 +193,8 @@ class CrossPatchSelfAttention(nn.Module, ShowsAttention):
       = softmax((X Wq Wk^T + wq Wk^T) X^T / sqrt(t)) X (Wv Wo) + (wv Wo + wo)
 
     as terms that are constant along the keys cancel in the softmax, and its rows sum to one. We compute the second
-    line: two products of size t x t per patch instead of four, and X itself serves as keys and values.
+    line: two products of size t x t per patch instead of four, and X itself serves as keys and values. Two maps of
+    56 x 56 in patches of 7 x 7, `2 56 56 c`, are 2 * c sequences of 64 patches with 49 values each, `(2 c) 64 49`.
     """
 
     attention_kind = "cross-patch"
