@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from transept.cli.shared.tables import card, scores_as_printed
-from transept.cost.kept import kept_counts
+from transept.cost.kept import cost_of
 from transept.models.backbone import Family
 from transept.models.registry import FAMILIES, find_model
 from transept.weights.catalogue.records import CHECKPOINTS
@@ -54,12 +54,11 @@ class Configurations(_OfFamily):
 
 class Costs(_OfFamily):
     def text(self, family: Family) -> str:
-        costs = kept_counts()
         heads = ["variant", "parameters, M", "printed", "MACs, G", "printed", "ImageNet-1k top-1, published"]
         rows = []
         sources = {}
         for name in family.variants:
-            item = card(name, costs[name])
+            item = card(name, cost_of(name))
             printed = item["published"]
             if printed["source"]:
                 sources[printed["source"]] = None
@@ -102,7 +101,7 @@ class Departures(_OfFamily):
 
 def _docstring(family: Family) -> tuple[str, str]:
     """The list of sections of the paper, and what follows it."""
-    module = inspect.getmodule(type(next(iter(family.variants.values()))))
+    module = inspect.getmodule(family.classifier)
     paragraphs = (inspect.getdoc(module) or "").split("\n\n")
     at = next(i for i, paragraph in enumerate(paragraphs) if "VARIANTS" in paragraph)
     # Markdown takes a line right behind a list for a part of its last point.

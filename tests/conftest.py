@@ -10,6 +10,8 @@ import torch
 
 from tests.stand_in_hub import Hub
 
+pytest.register_assert_rewrite("tests.contract")
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -68,7 +68,7 @@ def build(name: str, features_only: bool = False) -> Any:
 def tiny(name: str, **options: Any) -> Any:
     """The variant with few blocks, for small images; its widths and kinds of layers are its own."""
     _, family = registry.find_model(name)
-    small = dict(TINY[family.name])
+    small = dict(TINY.get(family.name, dict(img_size=64)))
     if name.startswith("cabvit_p"):
         small = dict(img_size=64, depth=4)
     if not options.get("features_only"):

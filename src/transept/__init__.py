@@ -108,13 +108,20 @@ class _WithTimm(MetaPathFinder):
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
                 if "transept.models" not in sys.modules:  # else our own import is under way, and will register them
-                    import_module("transept.weights.timm_entries")
+                    _register_with_timm()
 
             spec.loader.exec_module = execute_and_register  # pyright: ignore[reportAttributeAccessIssue]
         return spec
 
 
+def _register_with_timm() -> None:
+    def create_model(*args: Any, **kwargs: Any) -> Any:
+        return __getattr__("create_model")(*args, **kwargs)  # imported on first use, as everywhere
+
+    import_module("transept.weights.timm_entries").register_models(create_model)
+
+
 if "timm" in sys.modules:
-    import_module("transept.weights.timm_entries")
+    _register_with_timm()
 else:
     sys.meta_path.insert(0, _WithTimm())

@@ -19,7 +19,7 @@ from transept.data.detection.transforms import DetectionPreprocessing
 from transept.tasks.detect import METHODS, Detector, create_detector
 from transept.tasks.detect_pictures import DetectionInference
 from transept.weights.catalogue.records import CHECKPOINTS
-from transept.weights.fetch.download import cached
+from transept.weights.fetch.keeping import cached
 
 CLASSES = ["disc", "square"]
 

@@ -19,7 +19,7 @@ from transept.data.segmentation.sets import load_segmentation_splits
 from transept.errors import TranseptWarning
 from transept.tasks.segment import METHODS, Segmenter, create_segmenter
 from transept.weights.catalogue.records import CHECKPOINTS
-from transept.weights.fetch.download import cached
+from transept.weights.fetch.keeping import cached
 
 COLORS = np.array([(0, 0, 0), (90, 150, 230), (120, 90, 40), (220, 30, 30)])
 CLASSES = "0 void\n1 sky\n2 ground\n3 [ball]\n4 boat\n"  # no picture has a boat
@@ -139,7 +139,9 @@ def test_eval_with_scales_mirror_and_windows(run: Path, capsys):
 
 
 def test_eval_refuses_what_does_not_apply(run: Path, capsys, tmp_path: Path):
-    assert "--stride=(9, 8) is larger than crop=(8, 8)" in fails(capsys, ["eval", str(run), "--crop", "8", "8", "--stride", "9", "8"], 2)
+    assert "--stride=(9, 8) is larger than crop=(8, 8)" in fails(
+        capsys, ["eval", str(run), "--crop", "8", "8", "--stride", "9", "8"], 2
+    )
     assert "--stride=(9, 8) is of sliding windows" in fails(capsys, ["eval", str(run), "--stride", "9", "8"], 2)
     assert "give a positive height" in fails(capsys, ["eval", str(run), "--crop", "0", "8"], 2)
     assert "--batch-size=3 counts sliding windows" in fails(capsys, ["eval", str(run), "--batch-size", "3"], 2)

@@ -6,7 +6,7 @@ import pytest
 
 import transept
 from transept.cost.count import Cost
-from transept.cost.kept import segmenter_skeleton
+from transept.cost.kept import system_skeleton
 from transept.models.registry import find_model
 
 # Method, backbone; millions of parameters and 10^9 "FLOPs" at 1024 x 1024 as the repositories print them;
@@ -56,7 +56,7 @@ ROWS += [
 
 @cache
 def cost(method: str, backbone: str, side: int) -> Cost:
-    return transept.count(segmenter_skeleton(method, backbone), (side, side))
+    return transept.count(system_skeleton(method, backbone), (side, side))
 
 
 def saved(method: str, backbone: str, side: int) -> int:

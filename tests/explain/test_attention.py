@@ -14,8 +14,8 @@ import transept
 from tests.helpers import NAMES, SMALL, build, image
 from transept.errors import UsageError
 from transept.explain.attention import _layers, _reading, attention_kinds, attention_maps
-from transept.explain.weights import KINDS, Weights
-from transept.models import cabvit, cait, cat, crossformer, xcit
+from transept.models import cabvit_block, cabvit_h, cabvit_p, cait, cat, crossformer, xcit
+from transept.models.attention import AttentionWeights, ShowsAttention
 from transept.ops.tokens import merge_heads, split_heads
 from transept.ops.windows import crop_map, from_channel_windows, from_windows, pad_map, pad_to_multiple, to_windows
 
@@ -30,13 +30,16 @@ def model_of(name: str, features_only: bool = False) -> Any:
 
 
 @torch.no_grad()
-def recorded(model: Any, x: Tensor) -> list[tuple[nn.Module, tuple, Any, Weights]]:
+def recorded(model: Any, x: Tensor) -> list[tuple[nn.Module, tuple, Any, AttentionWeights]]:
     """Every attention module with its inputs, its output, and the weights read beside it."""
-    layers = [layer for kind in dict.fromkeys(KINDS.values()) for layer in _layers(model, kind)]
+    kinds = dict.fromkeys(module.attention_kind for module in model.modules() if isinstance(module, ShowsAttention))
+    layers = [layer for kind in kinds for layer in _layers(model, kind)]
     layers = list({layer.name: layer for layer in layers}.values())
     read, ran = {}, {}
     hooks = [
-        layer.module.register_forward_hook(lambda m, i, o, name=layer.name: ran.update({name: (m, i, o)}))
+        model.get_submodule(layer.name).register_forward_hook(
+            lambda m, i, o, name=layer.name: ran.update({name: (m, i, o)})
+        )
         for layer in layers
     ]
     with _reading(model, layers, lambda layer, weights: read.update({layer.name: weights})):
@@ -52,7 +55,7 @@ def output_by_hand(module: Any, inputs: tuple, weights: Tensor) -> Tensor:
     match module:
         case cait.ClassAttention():
             return module.proj(merge_heads(weights @ split_heads(module.v(x), module.num_heads)))
-        case xcit.ClassAttention() | cabvit.Attention():
+        case xcit.ClassAttention() | cabvit_p.Attention():
             v = split_heads(module.qkv(x).chunk(3, dim=-1)[2], module.num_heads)
             return module.proj(merge_heads(weights @ v))
         case cait.TalkingHeadsAttention():
@@ -78,7 +81,7 @@ def output_by_hand(module: Any, inputs: tuple, weights: Tensor) -> Tensor:
             v = module.qkv(to_windows(padded, sides, interval)).chunk(3, dim=-1)[2]
             out = merge_heads(weights @ split_heads(v, module.num_heads))
             return module.proj(crop_map(from_windows(out, sides, padded.shape, interval), pads))
-        case cabvit.CabBlock():
+        case cabvit_block.CabBlock():
             return module.proj(merge_heads(weights @ module._project(*inputs[:3])[2]))
     raise AssertionError(type(module))
 
@@ -93,7 +96,7 @@ def test_weights_times_values_are_the_output(name: str, features_only: bool):
     for module, inputs, output, weights in checked:
         sums = weights.weights.sum(dim=-1)
         assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
-        if isinstance(module, cabvit.CabBlock):
+        if isinstance(module, cabvit_block.CabBlock):
             output = module.cross_attend(*inputs)
         assert torch.allclose(output_by_hand(module, inputs, weights.weights), output, atol=2e-5, rtol=1e-4)
         assert weights.weights.shape[-1] == sum(keys.numbers.shape[1] for keys in weights.keys)
@@ -129,7 +132,7 @@ def test_windows_of_the_pyramid_of_cabvit():
     numbers = torch.arange(1, 81).view(1, 10, 8, 1)
     for i, (_, inputs, _, weights) in enumerate(blocks):
         assert inputs[2] == (4, 4)
-        assert torch.equal(weights.queries.numbers, cabvit._cut(numbers, (4, 4), lead=i % 2 == 0)[..., 0] - 1)
+        assert torch.equal(weights.queries.numbers, cabvit_h._cut(numbers, (4, 4), lead=i % 2 == 0)[..., 0] - 1)
         assert [keys.grid for keys in weights.keys] == [(10, 8), *[(3, 2)] * i]
     *_, own, first, second = attention_maps(model, x, token=(119, 149), blocks=[2])
     assert [found.source for found in (own, first, second)] == [None, 0, 1]

@@ -9,20 +9,18 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from transept.errors import UsageError
-from transept.models.cabvit import (
-    FAMILY,
-    VARIANTS,
+from transept.models.cabvit import FAMILY, VARIANTS
+from transept.models.cabvit_block import (
     CabBlock,
-    CabStage,
-    CabViTHConfig,
-    CabViTPConfig,
     CrossAttentionAmongBlocks,
     offset_index,
     resize_digest_table,
     resize_offset_table,
-    resize_tables,
 )
+from transept.models.cabvit_h import CabStage, CabViTHConfig
+from transept.models.cabvit_p import CabViTPConfig
 from transept.models.registry import build_model
+from transept.weights.convert.cabvit import resize_tables
 
 HYBRID = CabViTHConfig(img_size=(64, 96), embed_dims=(8, 12, 24, 32), depths=(2, 1, 4, 3), num_heads=(3, 4))
 PLAIN = CabViTPConfig(img_size=(64, 96), embed_dim=24, depth=4, num_heads=3, cross_blocks=False)

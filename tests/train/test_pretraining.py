@@ -28,7 +28,7 @@ from transept.train.jobs.pretraining import PretrainJob, PretrainModule
 from transept.train.loop.run import JOBS, RunInterruptedError, train
 from transept.train.loop.states import read_state
 from transept.train.options.recipe import Recipe, read_recipe, recipe_names
-from transept.weights.fetch.download import cached
+from transept.weights.fetch.keeping import cached
 from transept.weights.load import find_checkpoint
 
 pytest.importorskip("lightly")

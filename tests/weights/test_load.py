@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import transept
 from transept.errors import UsageError
 from transept.weights.catalogue.records import CHECKPOINTS
-from transept.weights.fetch.download import local_path
+from transept.weights.fetch.keeping import local_path
 from transept.weights.load import default_checkpoint
 
 TINY = dict(depth=1, img_size=32, num_classes=5)

@@ -14,8 +14,8 @@ from rich.table import Table
 from transept.cli.shared.tables import print_json, print_table
 from transept.data.images import read_image
 from transept.errors import UsageError
-from transept.explain.attention import TOKEN_KINDS, AttentionMap
-from transept.explain.explanation import TITLES, Explanation
+from transept.explain.attention import AttentionMap
+from transept.explain.explanation import Explanation
 from transept.tasks.load import load
 
 _SHEET = Path("explanation.png")
@@ -40,8 +40,6 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: give a name that ends in .png, .jpg, .pdf, .svg or .webp")
     if args.kind is None and (args.block is not None or args.head is not None):
         raise UsageError("--block and --head choose among the layers of one kind; give --kind, too")
-    if args.token is not None and args.kind in TITLES and args.kind not in TOKEN_KINDS:
-        raise UsageError(f"{args.kind} asks for no token; leave out --token")
     picture = read_image(args.image)
     task = load(args.model)
     if not task.explains:

@@ -17,7 +17,7 @@ from transept.cli.shared.tables import (
     print_table,
     table_width,
 )
-from transept.cost.kept import kept_counts
+from transept.cost.kept import cost_of
 from transept.errors import UsageError, unknown
 from transept.models.registry import list_models
 from transept.weights.catalogue.records import CHECKPOINTS, METRICS, Checkpoint
@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> None:
     names = list_models(args.glob or "*")
     if not names:
         raise unknown("model", args.glob, list_models(), hint="'transept models' lists them all")
-    costs = kept_counts()
-    cards = [card(name, costs[name]) for name in names]
+    cards = [card(name, cost_of(name)) for name in names]
     if args.json:
         print_json(cards)
         return

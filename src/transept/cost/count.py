@@ -20,7 +20,7 @@ _NORMS = (aten.native_layer_norm, aten.native_group_norm)
 
 @dataclass(slots=True)
 class Operations:
-    """What other conventions count apart."""
+    """Operations that other conventions count apart."""
 
     attention: int = 0
     """Multiply-accumulates, in `macs`, of products of two activations."""

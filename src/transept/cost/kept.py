@@ -1,12 +1,13 @@
-"""Costs of the registered models at their own size, counted once and kept beside this file.
+"""Costs of the package's models at their own size, counted once and kept beside this file.
 
-Counting all of them takes half a minute, which a list should not. `make counts` writes the file anew; a test
-compares every entry with a fresh count.
+Counting all of them takes half a minute, which a list should not; a model that was registered since is counted when it
+is asked for. `make counts` writes the file anew; a test compares every entry with a fresh count.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ def system_skeleton(method: str, backbone: str, *, three: bool = False) -> Task:
         return kinds[method].create(method, backbone=backbone, **options)
 
 
+def cost_of(name: str) -> Cost:
+    """A model's cost at its own size: the kept one, or counted now where none is kept."""
+    return kept_counts().get(name) or count_variant(name)
+
+
+@cache
 def kept_counts() -> dict[str, Cost]:
     """Name to cost, without the parts."""
     kept = json.loads((files("transept.cost") / _FILE).read_text(encoding="utf-8"))

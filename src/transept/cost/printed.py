@@ -1,4 +1,4 @@
-"""What the authors, or others who name their counter, print about each model; `transept count` prints ours beside it.
+"""Figures that the authors, or others who name their counter, print; `transept count` prints ours beside them.
 
 CabViT's figures are those of its successor's paper, FcaFormer, whose models are the same. XCiT's README rounds
 parameters to millions and gives no operations: those are MMPretrain 1.2.0's (`configs/xcit`, counted on the converted

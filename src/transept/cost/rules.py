@@ -8,6 +8,9 @@ Both ran code that computes more than ours for the same outputs: the projections
 one, and those of CrossFormer's padding.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from transept.cost.count import Cost
 from transept.models.cat import CATConfig
 from transept.models.crossformer import CrossFormerConfig
@@ -19,13 +22,27 @@ def count_as_published(system: Task, cost: Cost) -> int | None:
 
     Meant for the sizes of published figures, and there equal to 0.03 * 10^9: theirs does not see the RPN's ReLU.
     """
-    config, counted = system.backbone.config, cost.operations
-    added = counted.biases + counted.relus
-    if isinstance(config, CATConfig):
-        return cost.macs - counted.attention + added + 2 * counted.norms + _unfolded(config, cost.img_size)
-    if isinstance(config, CrossFormerConfig) and config.grouping == "legacy":
-        return cost.macs + added + _projected_padding(config, cost.img_size)
-    return None
+    rule = _RULES.get(type(system.backbone.config))
+    return rule(system.backbone.config, cost) if rule else None
+
+
+def _count_cat(config: CATConfig, cost: Cost) -> int:
+    counted = cost.operations
+    added = counted.biases + counted.relus + 2 * counted.norms
+    return cost.macs - counted.attention + added + _unfolded(config, cost.img_size)
+
+
+def _count_crossformer(config: CrossFormerConfig, cost: Cost) -> int | None:
+    if config.grouping != "legacy":
+        return None
+    return cost.macs + cost.operations.biases + cost.operations.relus + _projected_padding(config, cost.img_size)
+
+
+_RULES: dict[type, Callable[[Any, Cost], int | None]] = {
+    CATConfig: _count_cat,
+    CrossFormerConfig: _count_crossformer,
+}
+"""By the family's configuration, for families with printed operations of dense models."""
 
 
 def _unfolded(config: CATConfig, img_size: tuple[int, int]) -> int:

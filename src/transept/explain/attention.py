@@ -11,20 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from transept.errors import UsageError, unknown
-from transept.explain.weights import KINDS, Grid, Places, Weights, attention_weights, class_row
-from transept.models import cabvit, cait, cat
+from transept.models.attention import AttentionWeights, Grid, Places, ShowsAttention, class_row
 from transept.models.backbone import Backbone
 from transept.models.registry import family_of
 from transept.ops.tokens import to_map
 
-ROLLOUT, GRAD_CAM = "rollout", "grad-cam"
-TOKEN_KINDS = ("talking-heads", "self", "inner-patch", "cross-patch", "short-distance", "long-distance", "cross-block")
-"""Of these each token has a map of its own."""
+CLASS, ROLLOUT, GRAD_CAM = "class", "rollout", "grad-cam"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AttentionMap:
-    """What one query of one layer looks at, in every head."""
+    """The part of the image that one query of one layer looks at, in every head."""
 
     name: str
     """The module's, as in `model.named_modules()`."""
@@ -51,19 +48,25 @@ class AttentionMap:
 
 
 def attention_kinds(model: nn.Module) -> list[str]:
-    """What `attention_maps` can show of a model: its own kinds of attention, then rollout and Grad-CAM where defined.
+    """The kinds that `attention_maps` can show of a model: its attention's, then rollout and Grad-CAM where defined.
 
     Raises:
         UsageError: not a model of ours.
     """
     backbone = _backbone(model)
-    kinds = list(dict.fromkeys(KINDS[type(module)] for module in backbone.modules() if type(module) in KINDS))
-    if isinstance(backbone, cabvit.CabViTP):
-        kinds.insert(0, "class")
-    kinds.sort(key=lambda kind: kind != "class")
-    if isinstance(backbone, cait.CaiT) or (isinstance(backbone, cabvit.CabViTP) and not backbone.cross_blocks):
+    modules = [module for module in backbone.modules() if isinstance(module, ShowsAttention)]
+    kinds = list(dict.fromkeys(module.attention_kind for module in modules))
+    if CLASS in kinds or backbone.class_token_attends:
+        kinds = [CLASS, *(kind for kind in kinds if kind != CLASS)]
+    if backbone.rollout_kinds:
         kinds.append(ROLLOUT)
     return [*kinds, GRAD_CAM] if backbone.num_classes else kinds
+
+
+def has_token_maps(model: nn.Module, kind: str) -> bool:
+    """Whether each token of the image has a map of its own in this kind of a model's attention."""
+    modules = (module for module in _backbone(model).modules() if isinstance(module, ShowsAttention))
+    return any(module.attention_kind == kind and module.maps_per_token for module in modules)
 
 
 def attention_maps(
@@ -75,7 +78,7 @@ def attention_maps(
     blocks: Sequence[int] | None = None,
     target: int | Sequence[int] | None = None,
 ) -> list[AttentionMap]:
-    """What the layers of a model look at in images, from the first layer to the last.
+    """The places in images that the layers of a model look at, from the first layer to the last.
 
     The model runs as it is, with fused kernels; the weights are recomputed beside it from the queries and keys of the
     layers asked for. A map holds the shares of what one query gathers: they sum to one, less what does not lie on the
@@ -95,7 +98,8 @@ def attention_maps(
     Args:
         model: one of ours, a classifier or a pyramid, or a task that holds one.
         images: `b 3 H W`, normalised.
-        kind: one of `attention_kinds(model)`; None: all of the family's own, without rollout and Grad-CAM.
+        kind: one of `attention_kinds(model)`; None: all of the family's own, without rollout and Grad-CAM: none
+            where the family shows no attention.
         token: `(x, y)` in pixels of the images; None: the mean over all tokens, that is, how much each is looked at.
         blocks: numbers of layers among those of the kind, from 0, negative from the end; None: all, for Grad-CAM the
             last.
@@ -109,7 +113,7 @@ def attention_maps(
     if kind is not None and kind not in kinds:
         raise unknown(f"attention of {_title(backbone)}", kind, kinds, hint=f"it has {', '.join(kinds)}")
     _check_images(backbone, images)
-    _check_token(token, kind, images)
+    _check_token(token, kind, backbone, images)
     if target is not None and kind != GRAD_CAM:
         raise UsageError("target is Grad-CAM's; leave it out, or ask for kind='grad-cam'")
     with _evaluating(backbone):
@@ -120,28 +124,26 @@ def attention_maps(
                 if blocks is not None:
                     raise UsageError("rollout goes through all layers; leave out blocks")
                 return [_rollout(backbone, images)]
-            own = [kind] if kind else [each for each in kinds if each not in (ROLLOUT, GRAD_CAM)]
-            return [found for each in own for found in _maps_of(backbone, images, each, token, blocks)]
+            chosen = [kind] if kind else [each for each in kinds if each not in (ROLLOUT, GRAD_CAM)]
+            return [layer for each in chosen for layer in _maps_of(backbone, images, each, token, blocks)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
     name: str
-    module: nn.Module
+    module: ShowsAttention
     stage: int
     block: int
 
 
 def _layers(backbone: Backbone, kind: str) -> list[_Layer]:
     """Those of a kind, in the order in which they run."""
-    layers = []
-    for name, module in backbone.named_modules():
-        own = KINDS.get(type(module))
-        if own == kind or (own and kind == "class" and isinstance(backbone, cabvit.CabViTP)):
-            *stages, block = map(int, re.findall(r"\d+", name))
-            if isinstance(backbone, cat.CATTrunk):  # units of three blocks
-                block = 3 * block + ("pre_ipsa" not in name) + ("post_ipsa" in name)
-            layers.append(_Layer(name, module, stages[0] if stages else 0, block))
+    layers = [
+        _Layer(name, module, *backbone.layer_position(name))
+        for name, module in backbone.named_modules()
+        if isinstance(module, ShowsAttention)
+        and (module.attention_kind == kind or (kind == CLASS and backbone.class_token_attends))
+    ]
     return sorted(layers, key=lambda layer: (layer.stage, layer.block))
 
 
@@ -161,28 +163,28 @@ def _maps_of(
     layers = _layers(backbone, kind)
     if blocks is not None:
         layers = _choose(layers, blocks, kind)
-    found: list[AttentionMap] = []
+    maps: list[AttentionMap] = []
 
-    def read(layer: _Layer, weights: Weights) -> None:
-        about: dict[str, Any] = dict(name=layer.name, kind=kind, stage=layer.stage, block=layer.block)
-        if kind == "cross-covariance":
-            found.append(AttentionMap(**about, maps=weights.weights.float(), over="channels"))
+    def read(layer: _Layer, weights: AttentionWeights) -> None:
+        place: dict[str, Any] = dict(name=layer.name, kind=kind, stage=layer.stage, block=layer.block)
+        if weights.over == "channels":
+            maps.append(AttentionMap(**place, maps=weights.weights.float(), over="channels"))
             return
-        if kind == "class":
+        if kind == CLASS:
             weights = class_row(weights)
         number = None
-        if token is not None and kind in TOKEN_KINDS:
-            stride = int(getattr(backbone, "stride", 4 * 2**layer.stage))
+        if token is not None and has_token_maps(backbone, kind):
+            stride = backbone.stride or 4 * 2**layer.stage
             number = _number(token, stride * weights.cell, weights.queries.grid)
         sizes = [keys.numbers.shape[1] for keys in weights.keys]
         parts = weights.weights.float().split(sizes, dim=-1)
         for i, (part, keys) in enumerate(zip(parts, weights.keys, strict=True)):
-            maps = _over_map(part, weights.queries, keys, number)
-            found.append(AttentionMap(**about, maps=maps, source=i - 1 if i else None))
+            gathered = _over_map(part, weights.queries, keys, number)
+            maps.append(AttentionMap(**place, maps=gathered, source=i - 1 if i else None))
 
     with _reading(backbone, layers, read):
         backbone(images)
-    return found
+    return maps
 
 
 def _number(token: tuple[int, int], side: int, grid: Grid) -> int:
@@ -209,23 +211,20 @@ def _over_map(weights: Tensor, queries: Places, keys: Places, number: int | None
 
 
 @contextmanager
-def _reading(backbone: Backbone, layers: Sequence[_Layer], read: Callable[[_Layer, Weights], None]) -> Iterator[None]:
+def _reading(
+    backbone: Backbone, layers: Sequence[_Layer], read: Callable[[_Layer, AttentionWeights], None]
+) -> Iterator[None]:
     """While it lasts, `read(layer, weights)` is called for every layer that the model runs."""
     with _watching_grid(backbone) as grid, ExitStack() as hooks:
 
-        def see_stage(module: nn.Module, inputs: Any) -> None:
-            grid[0] = inputs[0].shape[-2], inputs[0].shape[-1]
-
-        def see_layer(layer: _Layer, module: nn.Module, inputs: Any) -> None:
+        def see(layer: _Layer, module: nn.Module, inputs: Any) -> None:
             x = inputs[0]
-            own = (x.shape[1], x.shape[2]) if x.ndim == 4 else grid[0]  # CAT and CrossFormer hand on maps b h w c
-            read(layer, attention_weights(module, inputs, own))
+            size = (x.shape[1], x.shape[2]) if x.ndim == 4 else grid[0]  # CAT and CrossFormer hand on maps b h w c
+            read(layer, layer.module.attention_weights(size, *inputs))
 
-        for module in backbone.modules():
-            if isinstance(module, cabvit.CabStage):
-                hooks.enter_context(module.register_forward_pre_hook(see_stage))
         for layer in layers:
-            hooks.enter_context(layer.module.register_forward_pre_hook(partial(see_layer, layer)))
+            module = backbone.get_submodule(layer.name)
+            hooks.enter_context(module.register_forward_pre_hook(partial(see, layer)))
         yield
 
 
@@ -237,23 +236,24 @@ def _watching_grid(backbone: Backbone) -> Iterator[list[Grid]]:
     def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
         grid[0] = output.shape[-2], output.shape[-1]
 
-    with backbone.get_submodule("patch_embed").register_forward_hook(see):
+    with ExitStack() as hooks:
+        for module in backbone.grid_modules():
+            hooks.enter_context(module.register_forward_hook(see))
         yield grid
 
 
 def _rollout(backbone: Backbone, images: Tensor) -> AttentionMap:
-    kinds = ("talking-heads", "class") if isinstance(backbone, cait.CaiT) else ("self",)
-    layers = [layer for kind in kinds for layer in _layers(backbone, kind)]
+    layers = [layer for kind in backbone.rollout_kinds for layer in _layers(backbone, kind)]
     steps: list[Tensor] = []
     grid: list[Grid] = []
 
-    def read(layer: _Layer, weights: Weights) -> None:
+    def read(layer: _Layer, weights: AttentionWeights) -> None:
         steps.append(weights.weights.float().mean(dim=1))  # b q k
         grid.append(weights.keys[0].grid)
 
     with _reading(backbone, layers, read):
         backbone(images)
-    n = steps[0].shape[-1] + (len(kinds) == 2)
+    n = max(attention.shape[-1] for attention in steps)  # class token included
     row = images.new_zeros(len(images), 1, n, dtype=torch.float32)
     row[..., 0] = 1  # the class token
     for attention in reversed(steps):
@@ -271,10 +271,7 @@ def _rollout(backbone: Backbone, images: Tensor) -> AttentionMap:
 def _grad_cam(
     backbone: Backbone, images: Tensor, target: int | Sequence[int] | None, blocks: Sequence[int] | None
 ) -> list[AttentionMap]:
-    levels = [level["module"] for level in backbone.feature_info]
-    if isinstance(backbone, cabvit.CabViTP) and backbone.global_pool == "token":
-        levels.pop()  # the class token alone leaves the last block
-    names = _choose(levels, [-1] if blocks is None else blocks, GRAD_CAM)
+    names = _choose(backbone.cam_levels, [-1] if blocks is None else blocks, GRAD_CAM)
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -288,21 +285,21 @@ def _grad_cam(
         classes = _targets(target, logits)
         score = logits.gather(1, classes[:, None]).sum()
         gradients = torch.autograd.grad(score, [outputs[name] for name in names])
-    found = []
+    cams = []
     for name, gradient in zip(names, gradients, strict=True):
         features, slopes = (_as_map(t.detach().float(), backbone, grid[0]) for t in (outputs[name], gradient))
         maps = (slopes.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1, keepdim=True).relu()
         number = int(re.findall(r"\d+", name)[-1])
-        stage, block = (0, number) if hasattr(backbone, "stride") else (number, 0)
-        found.append(AttentionMap(name=name, kind=GRAD_CAM, stage=stage, block=block, maps=maps))
-    return found
+        stage, block = (0, number) if backbone.stride else (number, 0)
+        cams.append(AttentionMap(name=name, kind=GRAD_CAM, stage=stage, block=block, maps=maps))
+    return cams
 
 
 def _as_map(x: Tensor, backbone: Backbone, grid: Grid) -> Tensor:
     """The output of a feature level as `b c h w`, whichever form the family gives it."""
     if x.ndim == 3:
         return to_map(x[:, x.shape[1] - grid[0] * grid[1] :], grid)
-    return x if isinstance(backbone, cabvit.CabViTHTrunk) else x.permute(0, 3, 1, 2)
+    return x.permute(0, 3, 1, 2) if backbone.channels_last else x
 
 
 def _targets(target: int | Sequence[int] | None, logits: Tensor) -> Tensor:
@@ -343,10 +340,10 @@ def _check_images(backbone: Backbone, images: Tensor) -> None:
         )
 
 
-def _check_token(token: tuple[int, int] | None, kind: str | None, images: Tensor) -> None:
+def _check_token(token: tuple[int, int] | None, kind: str | None, backbone: Backbone, images: Tensor) -> None:
     if token is None:
         return
-    if kind is not None and kind not in TOKEN_KINDS:
+    if kind is not None and not has_token_maps(backbone, kind):
         raise UsageError(f"{kind} asks for no token; leave out token={token}")
     height, width = images.shape[-2:]
     if not (0 <= token[0] < width and 0 <= token[1] < height):

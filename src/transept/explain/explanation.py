@@ -12,10 +12,10 @@ from transept.errors import UsageError
 from transept.explain.attention import (
     GRAD_CAM,
     ROLLOUT,
-    TOKEN_KINDS,
     AttentionMap,
     attention_kinds,
     attention_maps,
+    has_token_maps,
 )
 from transept.explain.page import Panel, Row, draw_attention
 from transept.tasks.task import Task
@@ -23,19 +23,19 @@ from transept.tasks.task import Task
 _ROWS, _COLUMNS = 6, 8
 _FINE = 8
 """Rows and columns that a layer's map has at least to stand for its kind, where there is one."""
-TITLES = {
-    "class": "Class attention",
-    "talking-heads": "Talking-heads attention",
+_TITLES = {
     "self": "Self-attention",
     "cross-covariance": "Cross-covariance attention, channel to channel",
-    "inner-patch": "Inner-patch attention",
-    "cross-patch": "Cross-patch attention",
-    "short-distance": "Short-distance attention",
-    "long-distance": "Long-distance attention",
     "cross-block": "Attention across blocks",
-    "rollout": "Rollout",
-    "grad-cam": "Grad-CAM",
+    ROLLOUT: "Rollout",
+    GRAD_CAM: "Grad-CAM",
 }
+"""Where it is not the kind's own name."""
+
+
+def title_of(kind: str) -> str:
+    """The heading of a kind of attention, e.g. "Class attention"."""
+    return _TITLES.get(kind, f"{kind.capitalize()} attention")
 
 
 class Explanation:
@@ -69,6 +69,8 @@ class Explanation:
                 f"--token {token[0]} {token[1]} lies outside of what the model sees of the picture, "
                 f"x from {first[0]} to {last[0]} and y from {first[1]} to {last[1]}"
             )
+        self.chosen = token is not None
+        """Somebody chose the token."""
         self.mark = (x - left) / (right - left), (y - top) / (bottom - top)
         self.token = int(self.mark[0] * self.image.shape[-1]), int(self.mark[1] * self.image.shape[-2])
         """In pixels of the model's image."""
@@ -80,14 +82,14 @@ class Explanation:
 
     @property
     def marked(self) -> bool:
-        return any(found.kind in TOKEN_KINDS for found in self.shown)
+        return any(has_token_maps(self.task, shown.kind) for shown in self.shown)
 
     def overview(self) -> list[Row]:
         """One layer of each kind, the deepest with a fine enough map; then what explains the whole model."""
         rows, last = [], []
         for kind in attention_kinds(self.task):
             if kind in (ROLLOUT, GRAD_CAM):
-                last += [panel for row in self.rows_of(kind) for panel in row.panels]
+                last += [panel for row in self._rows_of(kind, None, None) for panel in row.panels]
                 continue
             layers = self._layers(kind, None)
             fine = [layer for layer in layers if min(layer[0].grid) >= _FINE]
@@ -95,22 +97,31 @@ class Explanation:
         return [*rows, Row("Through the whole model", last)]
 
     def rows_of(self, kind: str, blocks: Sequence[int] | None = None, head: int | None = None) -> list[Row]:
-        """The layers of a kind, the last six where they are not chosen, with their heads."""
+        """The layers of a kind, the last six where they are not chosen, with their heads.
+
+        Raises:
+            UsageError: no such kind, layer or head, or a token where the kind has one map for all of them.
+        """
+        if self.chosen and kind in attention_kinds(self.task) and not has_token_maps(self.task, kind):
+            raise UsageError(f"{kind} asks for no token; leave out --token")
+        return self._rows_of(kind, blocks, head)
+
+    def _rows_of(self, kind: str, blocks: Sequence[int] | None, head: int | None) -> list[Row]:
         if kind in (ROLLOUT, GRAD_CAM) and head is not None:
             raise UsageError(f"{kind} has no heads; leave out --head")
         if kind == GRAD_CAM:
             return self._grad_cam(blocks)
         layers = self._layers(kind, blocks)
         if kind == ROLLOUT:
-            return [Row(TITLES[kind], [self._panel(layers[0][0], 0, "rollout", smooth=True)])]
+            return [Row(title_of(kind), [self._panel(layers[0][0], 0, "rollout", smooth=True)])]
         if head is None:
             return [self._row(layer) for layer in (layers if blocks else layers[-_ROWS:])]
         heads = min(layer[0].heads for layer in layers)
         if not 0 <= head < heads:
             raise UsageError(f"--head {head}: these layers have {heads} heads, 0 to {heads - 1}")
-        panels = [self._panel(found, head, _where(found)) for layer in layers for found in layer]
+        panels = [self._panel(shown, head, _where(shown)) for layer in layers for shown in layer]
         chunks = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
-        return [Row(f"{TITLES[kind]}, head {head}" if i == 0 else "", chunk) for i, chunk in enumerate(chunks)]
+        return [Row(f"{title_of(kind)}, head {head}" if i == 0 else "", chunk) for i, chunk in enumerate(chunks)]
 
     def draw(self, rows: Sequence[Row], path: Path) -> None:
         """See `draw_attention`."""
@@ -118,16 +129,16 @@ class Explanation:
 
     def _layers(self, kind: str, blocks: Sequence[int] | None) -> list[list[AttentionMap]]:
         """The maps of each layer: one, or in CabViT another for each digest."""
-        token = self.token if kind in TOKEN_KINDS else None
+        token = self.token if has_token_maps(self.task, kind) else None
         maps = attention_maps(self.task, self.image, kind, token=token, blocks=blocks)
-        return [list(layer) for _, layer in groupby(maps, key=lambda found: found.name)]
+        return [list(layer) for _, layer in groupby(maps, key=lambda shown: shown.name)]
 
     def _row(self, layer: list[AttentionMap]) -> Row:
         first = layer[0]
-        title = f"{TITLES[first.kind]}, {_where(first)}"
+        title = f"{title_of(first.kind)}, {_where(first)}"
         if len(layer) > 1 or first.kind == "cross-block":
             return Row(
-                f"{title}, mean of {first.heads} heads", [self._panel(found, None, _source(found)) for found in layer]
+                f"{title}, mean of {first.heads} heads", [self._panel(shown, None, _source(shown)) for shown in layer]
             )
         heads = "channel" if first.kind == "cross-patch" else "head"
         panels = [self._panel(first, None, "mean")] if first.heads > 1 and first.over == "image" else []
@@ -147,24 +158,24 @@ class Explanation:
         for layer in zip(*maps, strict=True):
             names = [name for name, _ in self.named]
             panels = [
-                self._panel(found, 0, f"Grad-CAM: {name}", smooth=True)
-                for found, name in zip(layer, names, strict=True)
+                self._panel(shown, 0, f"Grad-CAM: {name}", smooth=True)
+                for shown, name in zip(layer, names, strict=True)
             ]
-            rows.append(Row(f"{TITLES[GRAD_CAM]}, {layer[0].name}", panels))
+            rows.append(Row(f"{title_of(GRAD_CAM)}, {layer[0].name}", panels))
         return rows
 
-    def _panel(self, found: AttentionMap, head: int | None, title: str, *, smooth: bool = False) -> Panel:
-        if not any(found is other for other in self.shown):
-            self.shown.append(found)
-        maps = found.maps[0]
+    def _panel(self, shown: AttentionMap, head: int | None, title: str, *, smooth: bool = False) -> Panel:
+        if not any(shown is other for other in self.shown):
+            self.shown.append(shown)
+        maps = shown.maps[0]
         values = maps.mean(dim=0) if head is None else maps[head]
         if smooth:
             note = ""
-        elif found.kind == "cross-block":
+        elif shown.kind == "cross-block":
             note = f"sum {_percent(float(values.sum()))}"
         else:
             note = f"max {_percent(float(values.max()))}"
-        return Panel(title, note, values.cpu().numpy(), smooth, found.over == "image")
+        return Panel(title, note, values.cpu().numpy(), smooth, shown.over == "image")
 
 
 def _seen(picture: Image.Image, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
@@ -177,14 +188,14 @@ def _seen(picture: Image.Image, preprocessing: Preprocessing) -> tuple[float, fl
     return left * across, top * down, (left + width) * across, (top + height) * down
 
 
-def _where(found: AttentionMap) -> str:
-    staged = found.name.startswith("layer")
-    where = f"stage {found.stage}, block {found.block}" if staged else f"block {found.block}"
-    return where if found.source is None else f"{where}, {_source(found)}"
+def _where(shown: AttentionMap) -> str:
+    staged = shown.name.startswith(("layer", "stage"))
+    where = f"stage {shown.stage}, block {shown.block}" if staged else f"block {shown.block}"
+    return where if shown.source is None else f"{where}, {_source(shown)}"
 
 
-def _source(found: AttentionMap) -> str:
-    return "tokens" if found.source is None else f"digest of {found.source}"
+def _source(shown: AttentionMap) -> str:
+    return "tokens" if shown.source is None else f"digest of {shown.source}"
 
 
 def _percent(share: float) -> str:

@@ -30,7 +30,7 @@ class Panel(NamedTuple):
 
     title: str
     note: str
-    """What its brightest colour stands for, or another figure; may be empty."""
+    """The value of its brightest colour, or another figure; may be empty."""
     values: np.ndarray
     """`h w`, not negative."""
     smooth: bool = False

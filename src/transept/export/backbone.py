@@ -44,7 +44,7 @@ def export_backbone(
         TranseptError: a graph differs from eager by more than 1e-4 standard deviations, or the folder cannot be written
             to.
     """
-    if not hasattr(model, "out_indices"):
+    if not model.is_pyramid:
         raise UsageError("a backbone is exported with its pyramid; build it with features_only=True")
     size = img_size or model.config.img_size
     if min(size) < 1:

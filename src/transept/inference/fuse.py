@@ -21,7 +21,7 @@ from transept.inference.packed import GeluConv2d, pack
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp
-from transept.models import cabvit, cait, cat, xcit
+from transept.models import cabvit_block, cabvit_h, cait, cat, xcit
 from transept.models.backbone import Backbone
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,9 +31,9 @@ SCALED: dict[type[nn.Module], dict[str, str]] = {
     xcit.ClassAttentionBlock: {"gamma2": "mlp.fc2"},  # gamma1 scales the normalised patches, too
     cait.TalkingHeadsBlock: {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"},
     cait.ClassAttentionBlock: {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"},
-    cabvit.CabBlock: {"gamma_1": "proj", "gamma_2": "mlp.fc2"},
-    cabvit.ConvNeXtBlock: {"gamma": "pwconv2"},
-    cabvit.CFBlock: {"layer_scale_1": "dwconv", "layer_scale_2": "mlp.fc2"},
+    cabvit_block.CabBlock: {"gamma_1": "proj", "gamma_2": "mlp.fc2"},
+    cabvit_h.ConvNeXtBlock: {"gamma": "pwconv2"},
+    cabvit_h.CFBlock: {"layer_scale_1": "dwconv", "layer_scale_2": "mlp.fc2"},
 }
 """Blocks, their LayerScales, and the layer whose outputs each of them scales."""
 
@@ -47,10 +47,13 @@ REPLACED: dict[type[nn.Module], Callable[..., nn.Module]] = {
 
 ACTIVATED: dict[type[nn.Module], tuple[str, str]] = {
     Mlp: ("fc1", "act"),
-    cabvit.NormedMlp: ("fc1", "act"),
-    cabvit.ConvNeXtBlock: ("pwconv1", "act"),
+    cabvit_block.NormedMlp: ("fc1", "act"),
+    cabvit_h.ConvNeXtBlock: ("pwconv1", "act"),
 }
 """Linear layers that GELU follows, and its name."""
+
+POINTWISE: dict[type[nn.Module], tuple[str, ...]] = {cabvit_h.Downsample: ("conv1.c", "conv3.c")}
+"""1x1 convolutions whose maps are channels-last in memory."""
 
 
 def fuse(model: M) -> M:
@@ -89,10 +92,10 @@ def fuse(model: M) -> M:
                 _fold_activations(module)
             for scale, layer in SCALED.get(type(module), {}).items():
                 _fold_scale(module, scale, layer)
-            if isinstance(module, cabvit.Downsample):
-                for layers in (module.conv1, module.conv3):
-                    if isinstance(layers.c, nn.Conv2d):
-                        setattr(layers, "c", Pointwise(layers.c))  # noqa: B010 - pyright knows it as a convolution
+            for name in POINTWISE.get(type(module), ()):
+                conv = module.get_submodule(name)
+                if isinstance(conv, nn.Conv2d):  # not fused before
+                    module.set_submodule(name, Pointwise(conv))
             layer, act = ACTIVATED.get(type(module), ("", ""))
             if type(getattr(module, layer, None)) is nn.Linear and type(getattr(module, act)) is nn.GELU:
                 setattr(module, layer, pack(getattr(module, layer), activate=True))
@@ -119,7 +122,7 @@ def _fold_norms(layers: nn.Sequential) -> None:
 
 
 def _fold_activations(layers: nn.Sequential) -> None:
-    """What is a convolution alone computes the GELU that follows; an identity keeps its place."""
+    """A convolution that stands alone computes the GELU that follows; an identity keeps its place."""
     for (_, layer), (act_name, act) in pairwise(list(layers.named_children())):
         if isinstance(layer, nn.Sequential) and isinstance(act, nn.GELU) and act.approximate == "none":
             name, conv = next(layer.named_children())

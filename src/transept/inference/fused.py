@@ -41,7 +41,7 @@ class FusedLocalPatchInteraction(KeepsBias):
         return to_tokens(conv2d(x, self.weight, padding=1, groups=x.shape[1])).add_(self.shift(grid))
 
     def shift(self, grid: tuple[int, int]) -> Tensor:
-        """What bias and norm add on a grid, `1 (h w) c`."""
+        """The sum that bias and norm add on a grid, `1 (h w) c`."""
         return self.keep(grid, list(self.parameters()), lambda: self.compute_shift(grid))
 
     def compute_shift(self, grid: tuple[int, int]) -> Tensor:
@@ -71,7 +71,7 @@ class FusedTalkingHeads(nn.Module):
         return self.proj(merge_heads(out))
 
     def in_parts(self, qkv: Tensor) -> Tensor:
-        """What the heads gather, `b n (m d)`, of `3 b m n d`."""
+        """The values that the heads gather, `b n (m d)`, of `3 b m n d`."""
         q, k, v = qkv.unbind()
         b, m, n, d = q.shape
         out = q.new_empty(b, n, m, d)

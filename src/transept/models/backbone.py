@@ -1,5 +1,6 @@
 """The contract that every family meets: timm's, so that timm's tools take our models as they are."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +19,20 @@ GlobalPool = Literal["token", "avg", ""]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """What every variant states. A family's own config adds what its paper varies."""
+    """The part of a configuration that every variant states. A family's own adds what its paper varies."""
 
     img_size: tuple[int, int]
     """Native height and width in pixels."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """One paper: its variants and the two models built from them. Each model file ends with one."""
+    """One paper: its variants and the two models built from them. Each model file ends with one.
+
+    Further facts stand where they are used, and a family without them has a line nowhere: other code bases' names of
+    its weights in `weights/convert/__init__.py`, constants to fold in `inference/fuse.py`, costs as printed in
+    `cost/printed.py`, published files in `weights/catalogue/`.
+    """
 
     name: str
     paper: str
@@ -43,11 +49,23 @@ class Family:
 
 
 class Backbone(nn.Module, ABC):
-    """What timm's optimisers, layer decay, EMA, data configuration and wrappers ask of a model."""
+    """The contract of a model: all that timm's optimisers, layer decay, EMA, data configuration and wrappers ask."""
 
     head: nn.Module
+    is_pyramid: bool = False
+    """`forward` gives the maps of a pyramid, and not logits."""
+    out_indices: tuple[int, ...]
+    """The levels that a pyramid gives, of 0 to 3."""
+    stride: int | None = None
+    """Pixels along the side of a token, where all layers have the same; None: `4 * 2 ** stage`."""
+    channels_last: bool = False
+    """The modules of `feature_info` give maps `b h w c`, and not `b c h w` or sequences."""
     dynamic_step: int | None = None
     """An exported graph can take all images whose sides are multiples of this; None: it is for one size."""
+    class_token_attends: bool = False
+    """Tokens and class token attend to each other in one softmax: the class token's row is a map of its own."""
+    rollout_kinds: tuple[str, ...] = ()
+    """Kinds of attention through whose layers, in this order, rollout follows the class token; (): it is undefined."""
 
     def __init__(self, config: ModelConfig, *, in_chans: int, num_features: int) -> None:
         super().__init__()
@@ -127,6 +145,20 @@ class Backbone(nn.Module, ABC):
         assert features is not None
         return features, maps
 
+    def layer_position(self, name: str) -> tuple[int, int]:
+        """Stage (0 where a model has none) and block within it of a layer, by the name of its module."""
+        *stages, block = map(int, re.findall(r"\d+", name) or [0])
+        return (stages[0] if stages else 0), block
+
+    def grid_modules(self) -> list[nn.Module]:
+        """The modules whose output `b c h w` shows the grid of the sequences `b n c` that the next layers work on."""
+        return [self.get_submodule("patch_embed")]
+
+    @property
+    def cam_levels(self) -> list[str]:
+        """The modules of `feature_info` on whose patches the logits depend, for Grad-CAM."""
+        return [level["module"] for level in self.feature_info]
+
     def default_cfg(self) -> dict[str, Any]:
         """timm's older name of `pretrained_cfg`."""
         return self.pretrained_cfg
@@ -176,10 +208,7 @@ class Backbone(nn.Module, ABC):
 
 
 class IsotropicBackbone(Backbone):
-    """A transformer whose tokens keep one stride, with a class token that joins late (XCiT, CaiT).
-
-    A family implements `embed`, `run`, `class_blocks` and `group_matcher`; the rest of the contract follows.
-    """
+    """A transformer whose tokens keep one stride: the sequence it gives begins with the class token."""
 
     blocks: nn.ModuleList
     norm: nn.Module
@@ -191,35 +220,12 @@ class IsotropicBackbone(Backbone):
         self.embed_dim = embed_dim
         self.stride = self.dynamic_step = stride
 
-    @abstractmethod
-    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Image `b 3 H W` to tokens `b (h w) c`, positions included, and their grid `(h, w)`."""
-
-    @abstractmethod
-    def run(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One of `blocks` on tokens of this grid, under gradient checkpointing where that is on."""
-
-    def class_blocks(self, x: Tensor, *, patches: bool = True) -> Tensor:
-        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
-        raise NotImplementedError(f"{type(self).__name__} has no class token")
-
     @property
     def feature_info(self) -> Any:
         return [
             {"num_chs": self.embed_dim, "reduction": self.stride, "module": f"blocks.{i}"}
             for i in range(len(self.blocks))
         ]
-
-    def forward_features(self, x: Tensor, *, patches: bool = True) -> Tensor:
-        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
-        x, grid = self.embed(x)
-        for block in self.blocks:
-            x = self.run(block, x, grid)
-        return self.class_blocks(x, patches=patches)
-
-    def forward(self, x: Tensor) -> Any:
-        # What nobody reads of the last layers is not computed.
-        return self.forward_head(self.forward_features(x, patches=self.global_pool != "token"))
 
     def pool(self, x: Tensor) -> Tensor:
         match self.global_pool:
@@ -233,6 +239,36 @@ class IsotropicBackbone(Backbone):
     @property
     def num_levels(self) -> int:
         return len(self.blocks)
+
+
+class ClassAttentionBackbone(IsotropicBackbone):
+    """An isotropic transformer whose class token joins late and gathers the patches (XCiT, CaiT).
+
+    A family implements `embed`, `run`, `class_blocks` and `group_matcher`; the rest of the contract follows.
+    """
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Image `b 3 H W` to tokens `b (h w) c`, positions included, and their grid `(h, w)`."""
+
+    @abstractmethod
+    def run(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One of `blocks` on tokens of this grid, under gradient checkpointing where that is on."""
+
+    def class_blocks(self, x: Tensor, *, patches: bool = True) -> Tensor:
+        """Tokens `b n c` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no class token")
+
+    def forward_features(self, x: Tensor, *, patches: bool = True) -> Tensor:
+        """Image `b 3 H W` to the normalised sequence `b (1+n) c`, class token first; without `patches` to it alone."""
+        x, grid = self.embed(x)
+        for block in self.blocks:
+            x = self.run(block, x, grid)
+        return self.class_blocks(x, patches=patches)
+
+    def forward(self, x: Tensor) -> Any:
+        # What nobody reads of the last layers is not computed.
+        return self.forward_head(self.forward_features(x, patches=self.global_pool != "token"))
 
     def intermediates(
         self, x: Tensor, take: list[int], *, norm: bool, stop: bool
@@ -265,6 +301,7 @@ class Pyramid:
     flooring halving.
     """
 
+    is_pyramid = True
     fpn1: nn.Module
     fpn2: nn.Module
     fpn3: nn.Module

@@ -24,15 +24,24 @@ from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
 from transept.layers.residual import Mlp, add_branch, scaled_linear
-from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
+from transept.models.attention import (
+    AttentionWeights,
+    Grid,
+    ShowsAttention,
+    class_token_weights,
+    softmax_weights,
+    token_weights,
+    whole_map,
+)
+from transept.models.backbone import ClassAttentionBackbone, Family, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
-from transept.ops.tokens import merge_heads, stack_heads, to_tokens
+from transept.ops.tokens import merge_heads, split_heads, stack_heads, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaiTConfig(ModelConfig):
-    """What Table 3 varies. Heads have 48 channels in every published model."""
+    """The columns of Table 3. Heads have 48 channels in every published model."""
 
     embed_dim: int
     depth: int
@@ -78,11 +87,13 @@ VARIANTS = {  #                   size  dim  depth  LayerScale
 }
 
 
-class TalkingHeadsAttention(nn.Module):
+class TalkingHeadsAttention(nn.Module, ShowsAttention):
     """Self-attention whose heads are mixed linearly before and after the softmax (Section 4).
 
     No fused kernel computes it: the maps of all heads at one position meet twice.
     """
+
+    attention_kind = "talking-heads"
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -102,9 +113,15 @@ class TalkingHeadsAttention(nn.Module):
             out, _ = talking_heads(qkv, *mixes)
         return scaled_linear(self.proj, merge_heads(out), scale)
 
+    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
+        """Those between the two mixes, after the second of which they may be negative."""
+        q, k, _ = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))
+        logits = torch.einsum("mn, bnqk -> bmqk", self.proj_l.weight, q * self.scale @ k.transpose(-2, -1))
+        return token_weights(logits.softmax(dim=-1), whole_map(grid, x))
+
 
 def talking_heads(qkv: Tensor, before: Tensor, after: Tensor, after_bias: Tensor) -> tuple[Tensor, Tensor]:
-    """What the heads gather, `b m n d`, and the maps between the mixes, `b m n n`, of `3 b m n d`.
+    """The values that the heads gather, `b m n d`, and the maps between the mixes, `b m n n`, of `3 b m n d`.
 
     The bias of the first mix is constant along the keys: the softmax cancels it.
     """
@@ -179,8 +196,11 @@ class TalkingHeadsBlock(nn.Module):
         return add_branch(x, self.mlp, self.norm2(x), scale=self.gamma_2, drop_path=self.drop_path)
 
 
-class ClassAttention(nn.Module):
+class ClassAttention(nn.Module, ShowsAttention):
     """Attention of the class token to itself and all patches (Section 3); heads do not talk here."""
+
+    attention_kind = "class"
+    maps_per_token = False
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -193,6 +213,9 @@ class ClassAttention(nn.Module):
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b (1+n) c -> b 1 c
         out = attend(self.q(x[:, :1]), self.k(x), self.v(x), self.num_heads)
         return scaled_linear(self.proj, out, scale)
+
+    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
+        return class_token_weights(softmax_weights(self.q(x[:, :1]), self.k(x), self.num_heads), grid)
 
 
 class ClassAttentionBlock(nn.Module):
@@ -214,7 +237,7 @@ class ClassAttentionBlock(nn.Module):
         return add_branch(cls_token, self.mlp, self.norm2(cls_token), scale=self.gamma_2)
 
 
-class CaiTTrunk(IsotropicBackbone):
+class CaiTTrunk(ClassAttentionBackbone):
     """Patch embedding, position embedding and talking-heads blocks: what classifier and pyramid share."""
 
     def __init__(self, config: CaiTConfig, in_chans: int, drop_path_rate: float) -> None:
@@ -262,6 +285,8 @@ class CaiTTrunk(IsotropicBackbone):
 
 class CaiT(CaiTTrunk):
     """The classifier: `b 3 H W -> b num_classes` logits, for any height and width."""
+
+    rollout_kinds = ("talking-heads", "class")
 
     def __init__(
         self, config: CaiTConfig, *, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.0

@@ -40,6 +40,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
 from transept.layers.residual import Mlp
+from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, token_weights, whole_map
 from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
 from transept.ops.interpolation import resize_position_embedding
 from transept.ops.tokens import merge_heads, split_heads, to_tokens
@@ -62,7 +63,7 @@ Stages = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CATConfig(ModelConfig):
-    """What Table 1 varies, and the switches of the official model."""
+    """The columns of Table 1, and the switches of the official model."""
 
     embed_dim: int
     """Channels of the first stage; each later stage has twice as many."""
@@ -128,12 +129,14 @@ VARIANTS = {  # Table 1     dim  depths           parameters
 }
 
 
-class InnerPatchSelfAttention(KeepsBias):
+class InnerPatchSelfAttention(KeepsBias, ShowsAttention):
     """IPSA: multi-head attention among the tokens of one patch, with a learned bias per relative position.
 
-    Sides that are no multiple of the patch are padded with zeros, which take part: there is no mask.
+    Sides that are no multiple of the patch are padded with zeros, which take part: there is no mask. Two maps of
+    56 x 56 in patches of 7 x 7, `2 56 56 c`, are 2 * 8 * 8 sequences of 49 tokens, `128 49 c`.
     """
 
+    attention_kind = "inner-patch"
     relative_position_index: Tensor
 
     def __init__(self, dim: int, patch_size: int, num_heads: int, *, qkv_bias: bool) -> None:
@@ -174,8 +177,13 @@ class InnerPatchSelfAttention(KeepsBias):
         logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias()
         return logits.softmax(dim=-1).unflatten(0, (len(x), -1))
 
+    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
+        side = self.patch_size
+        patches = grouped_map(grid, (0, -grid[1] % side, 0, -grid[0] % side), (side, side), x)
+        return token_weights(self.attention(x).flatten(0, 1), patches)
 
-class CrossPatchSelfAttention(nn.Module):
+
+class CrossPatchSelfAttention(nn.Module, ShowsAttention):
     """CPSA: in each channel by itself, attention among the patches, each a vector of its `t` token values.
 
     One head and one set of weights for all channels; a channel's output depends on that channel only. With
@@ -185,8 +193,11 @@ class CrossPatchSelfAttention(nn.Module):
       = softmax((X Wq Wk^T + wq Wk^T) X^T / sqrt(t)) X (Wv Wo) + (wv Wo + wo)
 
     as terms that are constant along the keys cancel in the softmax, and its rows sum to one. We compute the second
-    line: two products of size t x t per patch instead of four, and X itself serves as keys and values.
+    line: two products of size t x t per patch instead of four, and X itself serves as keys and values. Two maps of
+    56 x 56 in patches of 7 x 7, `2 56 56 c`, are 2 * c sequences of 64 patches with 49 values each, `(2 c) 64 49`.
     """
+
+    attention_kind = "cross-patch"
 
     def __init__(self, patch_size: int, *, qkv_bias: bool) -> None:
         super().__init__()
@@ -225,6 +236,11 @@ class CrossPatchSelfAttention(nn.Module):
         patches = to_channel_windows(pad_to_multiple(x, self.patch_size), self.patch_size)
         logits = linear(patches, *self.query_key()) @ patches.transpose(-2, -1) / self.patch_size
         return logits.softmax(dim=-1).unflatten(0, (len(x), -1))
+
+    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
+        """One head with weights of its own in every channel: the axis m runs over channels."""
+        patches = whole_map((-(-grid[0] // self.patch_size), -(-grid[1] // self.patch_size)), x)
+        return token_weights(self.attention(x), patches, cell=self.patch_size)
 
 
 class CATBlock(nn.Module):
@@ -311,6 +327,8 @@ class PatchEmbed(nn.Module):
 class CATTrunk(Backbone):
     """Patch embedding, position encoding and stages: what classifier and pyramid share."""
 
+    channels_last = True
+
     def __init__(
         self,
         config: CATConfig,
@@ -333,6 +351,11 @@ class CATTrunk(Backbone):
             for stage in range(4)
         )
         self.norm: nn.Module = nn.Identity()
+
+    def layer_position(self, name: str) -> tuple[int, int]:
+        """A unit has three blocks."""
+        stage, unit = super().layer_position(name)
+        return stage, 3 * unit + ("pre_ipsa" not in name) + ("post_ipsa" in name)
 
     def position_encoding(self, grid: Size) -> Tensor:
         """The absolute position encoding `1 h w c` on this grid."""
@@ -514,6 +537,8 @@ class CATPyramid(CATTrunk):
     level leaves before the patch projection, through a LayerNorm of its own. The position encoding, `1 c h w` with
     the shape of the native (pretraining) size, is resized to the image.
     """
+
+    is_pyramid = True
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import DynamicPositionBias
 from transept.layers.residual import Mlp
+from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, token_weights
 from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
 from transept.ops.tokens import merge_heads, split_heads
 from transept.ops.windows import Pads, crop_map, from_windows, pad_map, to_windows
@@ -54,12 +55,12 @@ from transept.ops.windows import Pads, crop_map, from_windows, pad_map, to_windo
 Four = tuple[int, int, int, int]
 
 DERIVED_BUFFERS = (r"\.attn\.biases$", r"\.attn\.relative_position_index$")
-"""What older official checkpoints hold beside the weights, and we compute."""
+"""Names in older official checkpoints of tables that we compute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossFormerConfig(ModelConfig):
-    """What Table 1 varies, and the options of both papers."""
+    """The columns of Table 1, and the options of both papers."""
 
     embed_dim: int
     """Channels of the first stage; each further stage has twice as many."""
@@ -159,7 +160,7 @@ class Grouping(NamedTuple):
     pads: Pads
 
     def mask(self, size: tuple[int, int], *, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits of each key, `g 1 1 n`: zero, or for padding a very negative number.
+        """The addend of the logits of each key, `g 1 1 n`: zero, or for padding a very negative number.
 
         Not minus infinity: a long-distance group may be all padding, and has no output that matters, but must not
         give NaN. The official -1e6 exceeds half precision.
@@ -218,7 +219,7 @@ def progressive_group_size(config: CrossFormerConfig, *, stage: int, block: int,
     return max(4, math.ceil(size))
 
 
-class GroupAttention(nn.Module):
+class GroupAttention(nn.Module, ShowsAttention):
     """Multi-head attention inside groups of a map, with a dynamic position bias. The two kinds differ in the groups."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -241,9 +242,22 @@ class GroupAttention(nn.Module):
         out = merge_heads(scaled_dot_product_attention(q, k, v, attn_mask=bias))
         return self.proj(crop_map(from_windows(out, sides, x.shape, interval), pads))
 
+    def attention_weights(
+        self, grid: Grid, x: Tensor, grouping: Grouping, mask: Tensor | None = None
+    ) -> AttentionWeights:
+        sides, interval, pads = grouping
+        q, k, _ = self.qkv(to_windows(pad_map(x, pads), sides, interval)).chunk(3, dim=-1)
+        q, k = split_heads(q, self.num_heads), split_heads(k, self.num_heads)
+        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.pos(sides)  # (b g) m n n
+        if mask is not None:
+            logits = logits + mask.repeat(x.shape[0], 1, 1, 1)
+        return token_weights(logits.softmax(dim=-1), grouped_map(grid, pads, sides, x, interval))
+
 
 class ShortDistanceAttention(GroupAttention):
     """SDA: each token attends to the window of G x G neighbours that it lies in (Section 3.2.1)."""
+
+    attention_kind = "short-distance"
 
     def grouping(self, size: tuple[int, int], group_size: int, interval: int, config: CrossFormerConfig) -> Grouping:
         return short_distance_grouping(size, group_size, config)
@@ -251,6 +265,8 @@ class ShortDistanceAttention(GroupAttention):
 
 class LongDistanceAttention(GroupAttention):
     """LDA: each token attends to those with its row and column modulo the interval I (Section 3.2.1)."""
+
+    attention_kind = "long-distance"
 
     def grouping(self, size: tuple[int, int], group_size: int, interval: int, config: CrossFormerConfig) -> Grouping:
         return long_distance_grouping(size, group_size, interval, config)
@@ -392,6 +408,8 @@ class Stage(nn.Module):
 class CrossFormerTrunk(Backbone):
     """Cross-scale embedding and four stages: what classifier and pyramid share."""
 
+    channels_last = True
+
     def __init__(self, config: CrossFormerConfig, in_chans: int, drop_path_rate: float) -> None:
         super().__init__(config, in_chans=in_chans, num_features=config.dims[-1])
         self.pretrained_cfg["crop_pct"] = 0.875
@@ -522,6 +540,8 @@ class CrossFormerPyramid(CrossFormerTrunk):
     They are the outputs of the stages, without a norm. Any height and width: a side of H pixels has floor(H / 4)
     tokens, and each next level half of them, rounded up.
     """
+
+    is_pyramid = True
 
     def __init__(
         self,

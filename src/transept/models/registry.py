@@ -15,7 +15,24 @@ from transept.errors import UsageError, unknown
 from transept.models import cabvit, cait, cat, crossformer, xcit
 from transept.models.backbone import Backbone, Family, ModelConfig, native_size
 
-FAMILIES: tuple[Family, ...] = (cat.FAMILY, cabvit.FAMILY, crossformer.FAMILY, xcit.FAMILY, cait.FAMILY)
+FAMILIES: list[Family] = [cat.FAMILY, cabvit.FAMILY, crossformer.FAMILY, xcit.FAMILY, cait.FAMILY]
+
+
+def register_family(family: Family) -> None:
+    """Add a family that lives elsewhere, for this process: every function and verb then knows its variants.
+
+    Raises:
+        UsageError: a name of the family or of one of its variants is taken.
+    """
+    taken = {name for known in FAMILIES for name in (known.name, *known.variants)}
+    if clashes := sorted(taken & {family.name, *family.variants}):
+        raise UsageError(f"{', '.join(map(repr, clashes))}: registered already; choose another name")
+    FAMILIES.append(family)
+
+
+def unregister_family(family: Family) -> None:
+    """Take away what `register_family` added."""
+    FAMILIES.remove(family)
 
 
 def list_models(pattern: str = "*") -> list[str]:

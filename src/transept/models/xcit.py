@@ -35,14 +35,22 @@ from transept.layers.checkpointing import run_block
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp, add_branch, scaled_linear
-from transept.models.backbone import Family, IsotropicBackbone, ModelConfig, Pyramid
+from transept.models.attention import (
+    AttentionWeights,
+    Grid,
+    Places,
+    ShowsAttention,
+    class_token_weights,
+    softmax_weights,
+)
+from transept.models.backbone import ClassAttentionBackbone, Family, ModelConfig, Pyramid
 from transept.ops.attention import attend
 from transept.ops.tokens import merge_heads, stack_heads, to_map, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class XCiTConfig(ModelConfig):
-    """What Table 1 varies."""
+    """The columns of Table 1."""
 
     embed_dim: int
     depth: int
@@ -80,12 +88,15 @@ VARIANTS = {
 }
 
 
-class CrossCovarianceAttention(nn.Module):
+class CrossCovarianceAttention(nn.Module, ShowsAttention):
     """XCA: softmax(K^T Q / tau) between the d channels of each head (Section 3.2).
 
     Columns of Q and K, one per channel, have unit norm over the tokens; `temperature` is 1 / tau, learned per head.
     The order of the tokens does not matter.
     """
+
+    attention_kind = "cross-covariance"
+    maps_per_token = False
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -111,6 +122,12 @@ class CrossCovarianceAttention(nn.Module):
             q, q_norm = (q / q_norm).to(q.dtype), torch.ones_like(q_norm)
         scale = self.temperature / (q_norm.mT * k_norm)
         return (q.mT @ k * scale).softmax(dim=-1).to(v.dtype), v
+
+    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
+        """Between the channels of a head, which have no place in the image."""
+        weights, _ = self.attention(x)
+        channels = Places((1, 1), torch.full(weights.shape[-1:], -1, device=x.device)[None])
+        return AttentionWeights(weights, channels, [channels], over="channels")
 
 
 class LocalPatchInteraction(nn.Module):
@@ -215,8 +232,11 @@ class XCABlock(nn.Module):
         return add_branch(x, self.mlp, self.norm2(x), scale=self.gamma2, drop_path=self.drop_path)
 
 
-class ClassAttention(nn.Module):
+class ClassAttention(nn.Module, ShowsAttention):
     """Multi-head attention of the class token to all tokens; one joint qkv projection, as released."""
+
+    attention_kind = "class"
+    maps_per_token = False
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -226,6 +246,10 @@ class ClassAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b 1 c
         return self.proj(attend(self.qkv.query(x[:, :1]), *self.qkv.key_value(x), self.num_heads))
+
+    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
+        q, k, _ = self.qkv(x).chunk(3, dim=-1)
+        return class_token_weights(softmax_weights(q[:, :1], k, self.num_heads), grid)
 
 
 class ClassAttentionBlock(nn.Module):
@@ -307,7 +331,7 @@ class FourierPositionEncoding(KeepsBias):
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(weight.dtype)
 
 
-class XCiTTrunk(IsotropicBackbone):
+class XCiTTrunk(ClassAttentionBackbone):
     """Patch embedding, position encoding and XCA blocks: what classifier and pyramid share."""
 
     def __init__(self, config: XCiTConfig, in_chans: int, drop_path_rate: float) -> None:

@@ -15,7 +15,7 @@ import gradio as gr
 
 from transept.errors import TranseptError, UsageError
 from transept.explain.attention import attention_kinds
-from transept.explain.explanation import TITLES
+from transept.explain.explanation import title_of
 from transept.serve.answers import OVERVIEW, Answer, Answerer, Limits
 from transept.serve.examples import write_examples
 from transept.tasks.task import Task
@@ -150,7 +150,7 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
             setting.release(_in_words(look), inputs, outputs, api_visibility="private", **line)
         if task.explains:
             titles = [("A layer of each kind", OVERVIEW)]
-            titles += [(TITLES[kind], kind) for kind in attention_kinds(task)]
+            titles += [(title_of(kind), kind) for kind in attention_kinds(task)]
             kind = gr.Dropdown(titles, value=OVERVIEW, label="Where it looks", elem_id="kind")
             sheet = _drawing("attention")
 

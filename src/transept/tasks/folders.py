@@ -299,7 +299,7 @@ def _describe(model: nn.Module, weights: str | None) -> _Saved:
         value = getattr(backbone.config, field.name)
         if field.name != "img_size" and value != getattr(variant, field.name):
             arguments[field.name] = value
-    if hasattr(backbone, "out_indices"):
+    if backbone.is_pyramid:
         arguments |= {"features_only": True, "out_indices": backbone.out_indices}
     config = _Config(
         architecture=architecture,

@@ -17,7 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a checkpoint is."""
+    """The model that a checkpoint is of, and how it is written."""
 
     family: str
     model: str
@@ -43,42 +43,42 @@ def identify(contents: Contents) -> Identity | None:
     """The variant, form and dialect of a file; None where it is of none of our families."""
     best: Identity | None = None
     for family in FAMILIES:
-        identity = _within(family.name, entries_of(contents.tensors), contents.format)
+        identity = _within(family, entries_of(contents.tensors), contents.format)
         if identity and (best is None or identity.agreement > best.agreement):
             best = identity
     return best
 
 
-def _within(family: str, entries: Entries, file_format: str) -> Identity | None:
+def _within(family: Family, entries: Entries, file_format: str) -> Identity | None:
     method = method_of(entries)
-    dialect = dialect_of(entries, family, file_format)
+    dialect = dialect_of(entries, family.name, file_format)
     if dialect:
         entries = dialect.read(entries)
     classes = next((count(entries[name].tensor.shape[0]) for name, count in _CLASS_ROWS if name in entries), None)
     if holds_backbone(entries):
         entries = {name.removeprefix(BACKBONE): e for name, e in entries.items() if name.startswith(BACKBONE)}
-        inner = dialect_of(entries, family)
+        inner = dialect_of(entries, family.name)
         entries, dialect = (inner.read(entries), inner) if inner else (entries, dialect)
-    found = next(known for known in FAMILIES if known.name == family)
-    given = {
+    shapes = {
         name: tuple(entry.tensor.shape)
         for name, entry in entries.items()
-        if not any(re.search(pattern, name) for pattern in found.derived_buffers)
+        if not any(re.search(pattern, name) for pattern in family.derived_buffers)
     }
-    if not given or not _same_kind(given, family):
+    if not shapes or not _same_kind(shapes, family):
         return None
-    scores = {(variant, False): _agreement(given, _shapes(variant, False)) for variant in _candidates(given, found)}
+    candidates = _candidates(shapes, family)
+    scores = {(variant, False): _agreement(shapes, _shapes(family, variant, False)) for variant in candidates}
     if max(scores.values()) < 1:
-        scores |= {(variant, True): _agreement(given, _shapes(variant, True)) for variant, _ in list(scores)}
+        scores |= {(variant, True): _agreement(shapes, _shapes(family, variant, True)) for variant in candidates}
     top = max(scores.values())
     equals = [key for key, score in scores.items() if score == top]
     variant, pyramid = equals[0]
     if top < 0.5:
         return None
     if not method:
-        classes = given["head.weight"][0] if "head.weight" in given else None
+        classes = shapes["head.weight"][0] if "head.weight" in shapes else None
     return Identity(
-        family=family,
+        family=family.name,
         model=variant,
         also=tuple(dict.fromkeys(name for name, _ in equals if name != variant)),
         agreement=top,
@@ -99,21 +99,21 @@ _CLASS_ROWS: tuple[tuple[str, Callable[[int], int]], ...] = (
 )
 
 
-def _candidates(given: Shapes, family: Family) -> list[str]:
+def _candidates(shapes: Shapes, family: Family) -> list[str]:
     """The variants with a width that the file has somewhere, for building all of them takes seconds; else all."""
-    widths = {shape[0] for shape in given.values() if len(shape) == 1}
+    widths = {shape[0] for shape in shapes.values() if len(shape) == 1}
 
     def wide(config: ModelConfig) -> bool:
-        own = getattr(config, "embed_dims", None) or (getattr(config, "embed_dim", None),)
-        return widths >= set(own)
+        dims = getattr(config, "embed_dims", None) or (getattr(config, "embed_dim", None),)
+        return widths >= set(dims)
 
     return [name for name, config in family.variants.items() if wide(config)] or list(family.variants)
 
 
-def _same_kind(given: Shapes, family: str) -> bool:
+def _same_kind(shapes: Shapes, family: Family) -> bool:
     """Whether most of the names are, but for their numbers, of this family."""
     known = _kinds(family)
-    return sum(_kind(name) in known for name in given) > len(given) / 2
+    return sum(_kind(name) in known for name in shapes) > len(shapes) / 2
 
 
 def _kind(name: str) -> str:
@@ -121,24 +121,23 @@ def _kind(name: str) -> str:
 
 
 @cache
-def _kinds(family: str) -> frozenset[str]:
-    variants = next(known for known in FAMILIES if known.name == family).variants
+def _kinds(family: Family) -> frozenset[str]:
     # A family may have several trunks (CabViT-H and -P): one variant of each kind of configuration.
-    samples = {type(config): name for name, config in variants.items()}.values()
-    return frozenset(_kind(name) for variant in samples for name in _shapes(variant, False))
+    samples = {type(config): name for name, config in family.variants.items()}.values()
+    return frozenset(_kind(name) for variant in samples for name in _shapes(family, variant, False))
 
 
 @cache
-def _shapes(variant: str, pyramid: bool) -> Shapes:
+def _shapes(family: Family, variant: str, pyramid: bool) -> Shapes:  # by family, whose variants may be registered anew
     state = build_skeleton(variant, features_only=pyramid).state_dict()
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _agreement(given: Shapes, known: Shapes) -> float:
+def _agreement(shapes: Shapes, known: Shapes) -> float:
     """Names with equal shapes, as a share of all names of either. Counters and the classifier's size do not count."""
 
     def counts(name: str) -> bool:
         return not name.endswith("num_batches_tracked") and not name.startswith("head.")
 
-    names = {name for name in {*given, *known} if counts(name)}
-    return sum(given.get(name) == known.get(name) for name in names) / max(len(names), 1)
+    names = {name for name in {*shapes, *known} if counts(name)}
+    return sum(shapes.get(name) == known.get(name) for name in names) / max(len(names), 1)

@@ -12,13 +12,13 @@ from torch import nn
 from transept.errors import TranseptError, UsageError, unknown
 from transept.models import registry
 from transept.models.backbone import Backbone
-from transept.weights import timm_entries as timm_registry  # noqa: F401  registers our models with timm
 from transept.weights.catalogue.records import CHECKPOINTS, Checkpoint, checkpoints_of, set_preprocessing, unpublished
 from transept.weights.fetch.download import fetch
 from transept.weights.fetch.locate import locate
 from transept.weights.files.reading import read_checkpoint
 from transept.weights.fit import load_contents
-from transept.weights.report import LoadReport
+from transept.weights.report import LoadReport, Reason
+from transept.weights.timm_entries import register_models
 
 
 def list_models(pattern: str = "*", *, tag: bool = False) -> list[str]:
@@ -77,7 +77,7 @@ def create_model(
         source = f"{name}.{tag}" if tag else default_checkpoint(name).name
     if source is not None:
         report = load_weights(model, source)
-        if any("no classifier" in key.why for key in report.keys):
+        if any(key.fresh and key.reason is Reason.NO_CLASSIFIER for key in report.keys):
             warnings.warn(
                 f"{source} has no classifier, so that of {name} starts fresh; num_classes=0 gives its features",
                 stacklevel=2,
@@ -147,5 +147,7 @@ def find_file(source: str) -> tuple[Path, Checkpoint | None]:
         return locate(published), published
     return Path(source), None
 
+
+register_models(create_model)
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams")

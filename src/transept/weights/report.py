@@ -1,7 +1,31 @@
-"""What happened to every name when a checkpoint was loaded."""
+"""The fate of every name when a checkpoint was loaded."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
+
+
+class Reason(Enum):
+    """Why a tensor was not taken, or why the model may do without one."""
+
+    BESIDE_BACKBONE = "a part of a detector, a segmenter or a method of pretraining, beside the backbone"
+    BACKBONE_ALONE = "the file holds a backbone alone"
+    NO_CLASSIFIER = "one of file and model has no classifier"
+    OTHER_CLASSES = "for other classes"
+    OTHER_HEADS = "for other heads of attention"
+    PYRAMID_LEVEL = "a level of the pyramid that file or model lacks"
+    COMPUTED = "computed, not learned"
+    COUNTER = "counts steps of training"
+
+
+FRESH = {
+    Reason.BACKBONE_ALONE,
+    Reason.NO_CLASSIFIER,
+    Reason.OTHER_CLASSES,
+    Reason.OTHER_HEADS,
+    Reason.PYRAMID_LEVEL,
+}
+"""Where the model lacks a value for one of these, it starts with its initial value and has to be trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,28 +40,35 @@ class KeyReport:
     """`taken` as it was; or what was done, in order: renamed, joined, transposed, reshaped, resized A x B to C x D;
     or `dropped`, `missing`, `unexpected`."""
     why: str = ""
-    """For dropped and missing: the reason, and why it does no harm. "" where there is none."""
+    """For dropped and missing: the reason in words, and why it does no harm. "" where there is none."""
+    reason: Reason | None = None
+    """The same, to decide by; None where there is none."""
+
+    @property
+    def fresh(self) -> bool:
+        """The model keeps its initial value, for a known reason, and has to be trained."""
+        return "missing" in self.actions and self.reason in FRESH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """What `load_weights` did, name by name."""
+    """The outcome of `load_weights`, name by name."""
 
     source: str
     model: str
     format: str
-    """Of the file: safetensors, PyTorch, PaddlePaddle."""
+    """The file's: safetensors, PyTorch, PaddlePaddle."""
     wrapper: str = ""
     """The entry of the file that was taken, e.g. "model"; "" for the whole."""
     wrappers: tuple[str, ...] = ()
     """The entries that could be taken."""
     prefix: str = ""
-    """What was taken off every name, e.g. "module."."""
+    """The beginning taken off every name, e.g. "module."."""
     dialect: str = "official"
     """Whose names the file has: official, timm, PASSL, MMPretrain, ..."""
     keys: tuple[KeyReport, ...] = ()
     skipped: tuple[str, ...] = ()
-    """What the file holds beside tensors; it was not read."""
+    """The file's content beside tensors, which was not read."""
 
     def _names(self, action: str) -> list[str]:
         return [key.model or key.file[0] for key in self.keys if any(done.startswith(action) for done in key.actions)]
@@ -79,12 +110,12 @@ class LoadReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        about = {name: getattr(self, name) for name in ("source", "model", "format", "wrapper", "prefix", "dialect")}
+        facts = {name: getattr(self, name) for name in ("source", "model", "format", "wrapper", "prefix", "dialect")}
         keys = [
             {"file": list(key.file), "model": key.model, "actions": list(key.actions), "why": key.why}
             for key in self.keys
         ]
-        return about | {"wrappers": list(self.wrappers), "skipped": list(self.skipped), "keys": keys}
+        return facts | {"wrappers": list(self.wrappers), "skipped": list(self.skipped), "keys": keys}
 
     def __str__(self) -> str:
         """A few lines: where the weights came from, and everything that was not simply taken, by reason."""

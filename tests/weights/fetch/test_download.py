@@ -22,9 +22,11 @@ from typing import Any
 
 import pytest
 
+from tests.weights.helpers import OFFLINE
 from transept.errors import TranseptError, UsageError
 from transept.weights.catalogue.records import CHECKPOINTS
-from transept.weights.fetch.download import fetch, local_path
+from transept.weights.fetch.download import fetch
+from transept.weights.fetch.keeping import local_path
 
 DATA = bytes(range(256)) * 4000 + b"the end"
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -506,6 +508,29 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, site: Site):
         port = unused.getsockname()[1]
         with pytest.raises(TranseptError, match="Connection refused, tried 5 times"):
             fetch(f"http://127.0.0.1:{port}/weights.pth")
+
+
+@pytest.mark.parametrize(("spelling", "offline"), OFFLINE.items())
+def test_spellings_of_offline(site: Site, monkeypatch: pytest.MonkeyPatch, spelling: str, offline: bool):
+    monkeypatch.setenv("TRANSEPT_OFFLINE", spelling)
+    url = site(file())
+    if offline:
+        with pytest.raises(TranseptError, match="TRANSEPT_OFFLINE forbids to"):
+            fetch(url)
+    else:
+        assert fetch(url).read_bytes() == DATA
+    assert bool(site.requests) is not offline
+
+
+@pytest.mark.parametrize("variable", ["TRANSEPT_OFFLINE", "HF_HUB_OFFLINE"])
+def test_a_spelling_that_means_nothing(site: Site, monkeypatch: pytest.MonkeyPatch, variable: str):
+    monkeypatch.setenv(variable, "perhaps")
+    with pytest.raises(UsageError) as caught:
+        fetch(site(file()))
+    assert str(caught.value) == (
+        f"{variable}='perhaps' is neither of 1, true, yes, on, y, t nor of 0, false, no, off, n, f; correct or unset it"
+    )
+    assert site.requests == []
 
 
 @pytest.mark.parametrize("variable", ["TRANSEPT_OFFLINE", "HF_HUB_OFFLINE"])

@@ -12,6 +12,7 @@ import pytest
 
 import transept
 from tests.stand_in_hub import TOKEN, Hub, Repository, client
+from tests.weights.helpers import OFFLINE
 
 
 def test_push_and_pull(hub: Hub, tmp_path: Path):
@@ -140,6 +141,29 @@ attempt("no branch", transept.push_to_hub, make(), "me/branch", token={TOKEN!r},
     assert not any("pytorch_model.bin" in line for line in hub.log)
 
 
+def test_spellings_of_offline(hub: Hub, tmp_path: Path):
+    found = client(
+        f"""
+from transept.weights.fetch import hub
+for spelling in {list(OFFLINE)}:
+    os.environ["TRANSEPT_OFFLINE"] = spelling
+    attempt(spelling, hub.download, "me/nowhere", "config.json")
+    attempt(f"push {{spelling}}", hub.create_repository, "me/mine", private=False, token="hf_bad")
+os.environ["TRANSEPT_OFFLINE"] = "perhaps"
+attempt("perhaps", hub.download, "me/nowhere", "config.json")
+os.environ |= {{"TRANSEPT_OFFLINE": "0", "HF_HUB_OFFLINE": "y"}}
+attempt("the hub's", hub.download, "me/nowhere", "config.json")
+""",
+        tmp_path,
+        hub.url,
+    )
+    for spelling, offline in OFFLINE.items():
+        assert ("we are offline (TRANSEPT_OFFLINE is set)" in found[spelling]) is offline, found[spelling]
+        assert ("we are offline" in found[f"push {spelling}"]) is offline
+    assert found["perhaps"].startswith("UsageError: TRANSEPT_OFFLINE='perhaps' is neither of 1, true, yes, on")
+    assert "we are offline (HF_HUB_OFFLINE is set)" in found["the hub's"]
+
+
 @pytest.mark.slow  # huggingface-hub tries again and again
 def test_a_hub_that_is_down(hub: Hub, tmp_path: Path):
     found = client('attempt("down", transept.from_pretrained, "them/down")', tmp_path, hub.url)
@@ -154,8 +178,7 @@ def test_no_network(tmp_path: Path):
         """
 attempt("pull", transept.from_pretrained, "me/mine")
 attempt("push", transept.push_to_hub, make(), "me/mine", token="hf_good")
-from huggingface_hub import constants
-constants.HF_HUB_OFFLINE = True  # as the environment's HF_HUB_OFFLINE=1 does at import
+os.environ["HF_HUB_OFFLINE"] = "1"
 attempt("pull offline", transept.from_pretrained, "me/mine")
 attempt("push offline", transept.push_to_hub, make(), "me/mine", token="hf_good")
 """,

@@ -81,8 +81,7 @@ def _load(name: str, weights: str | None, num_classes: int, preprocessing: Prepr
         source = weights or default_checkpoint(full).name
         model: nn.Module = create_model(full, num_classes=num_classes, img_size=preprocessing.img_size)
         report = load_weights(model, source)
-        fresh = [key.model for key in report.keys if key.model.startswith("head.") and "starts fresh" in key.why]
-        if fresh:
+        if any(key.fresh and key.model.startswith("head.") for key in report.keys):
             raise TranseptError(f"the teacher's weights {source!r} have no classifier of {num_classes} classes")
         return model
     if not timm.is_model(name.partition(".")[0]):

@@ -367,7 +367,7 @@ def _dense_scores(data: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _in_order(entries: Iterator[Checkpoint]) -> list[Checkpoint]:
-    """What `pretrained=True` may mean comes first: classifiers, of the authors, to be fetched directly."""
+    """The entries that `pretrained=True` may mean come first: classifiers, of the authors, to be fetched directly."""
     return sorted(
         entries, key=lambda entry: (entry.task != "classification", entry.origin != "official", not entry.url)
     )

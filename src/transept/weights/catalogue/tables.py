@@ -1,4 +1,4 @@
-"""What was released, as tables: file names, hashes, share pages and printed scores. `catalogue.py` makes the entries.
+"""The released files, as tables: file names, hashes, share pages and printed scores. `records.py` makes the entries.
 
 Scores are percent. A triple of XCiT classifiers stands for 224, 224 distilled and 384 distilled.
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transept.errors import unknown
-from transept.weights.convert import cabvit, cait, cat, crossformer, xcit
+from transept.weights.convert import cabvit, cait, cat, xcit
 from transept.weights.convert.rules import Dialect, Entries, StateDict, entries_of, tensors_of
 
 
@@ -13,26 +13,32 @@ from transept.weights.convert.rules import Dialect, Entries, StateDict, entries_
 class Converter:
     """One family's ways to be written."""
 
-    dialects: tuple[Dialect, ...]
-    fit: Callable[[Entries, Any], Entries]
+    dialects: tuple[Dialect, ...] = ()
+    fit: Callable[[Entries, Any], Entries] = lambda entries, model: entries
     """Bring what depends on the image size, or differs between classifier and pyramid, to the model's shape."""
+    same: tuple[str, ...] = ()
+    """Code bases, in lower case, that write the official names."""
 
 
 CONVERTERS = {
     "CAT": Converter(cat.DIALECTS, cat.fit),
-    "CabViT": Converter(cabvit.DIALECTS, cabvit.fit),
-    "CrossFormer": Converter(crossformer.DIALECTS, crossformer.fit),
-    "XCiT": Converter(xcit.DIALECTS, xcit.fit),
-    "CaiT": Converter(cait.DIALECTS, cait.fit),
+    "CabViT": Converter(fit=cabvit.fit),
+    "XCiT": Converter(xcit.DIALECTS),
+    "CaiT": Converter(cait.DIALECTS, cait.fit, same=("timm",)),
 }
-"""By `Family.name`."""
+"""By `Family.name`, for families with a further dialect, or with something to fit."""
 
 OFFICIAL = "official"
 
 
+def converter_of(family: str) -> Converter:
+    """The converter of a family; without an entry its files have our names, and nothing in them is fitted."""
+    return CONVERTERS.get(family, Converter())
+
+
 def dialect_of(entries: Entries, family: str, file_format: str = "") -> Dialect | None:
     """The dialect in which a file of this family is written; None for the official names."""
-    for dialect in CONVERTERS[family].dialects:
+    for dialect in converter_of(family).dialects:
         if dialect.fits(entries, file_format):
             return dialect
     return None
@@ -40,14 +46,14 @@ def dialect_of(entries: Entries, family: str, file_format: str = "") -> Dialect 
 
 def to_official(state: StateDict, family: str, dialect: str) -> StateDict:
     """A state dict in the words of `dialect` ("timm", "PASSL", ...) under the official names and layouts."""
-    found = find_dialect(family, dialect)
-    return tensors_of(found.read(entries_of(state))) if found else dict(state)
+    form = find_dialect(family, dialect)
+    return tensors_of(form.read(entries_of(state))) if form else dict(state)
 
 
 def from_official(state: StateDict, family: str, dialect: str) -> StateDict:
     """The inverse of `to_official`. What the dialect does not store is left out."""
-    found = find_dialect(family, dialect)
-    return tensors_of(found.write(entries_of(state))) if found else dict(state)
+    form = find_dialect(family, dialect)
+    return tensors_of(form.write(entries_of(state))) if form else dict(state)
 
 
 def find_dialect(family: str, name: str) -> Dialect | None:
@@ -56,10 +62,11 @@ def find_dialect(family: str, name: str) -> Dialect | None:
     Raises:
         UsageError: the family has no such dialect.
     """
-    known = {dialect.name.lower(): dialect for dialect in CONVERTERS[family].dialects}
-    if name.lower() in (OFFICIAL, *(("timm",) if family == "CaiT" else ())):
+    converter = converter_of(family)
+    known = {dialect.name.lower(): dialect for dialect in converter.dialects}
+    if name.lower() in (OFFICIAL, *converter.same):
         return None
     if name.lower() not in known:
-        names = [OFFICIAL, *(dialect.name for dialect in CONVERTERS[family].dialects)]
+        names = [OFFICIAL, *(dialect.name for dialect in converter.dialects)]
         raise unknown(f"form of {family} checkpoints", name, names)
     return known[name.lower()]

@@ -32,10 +32,10 @@ def fit(entries: Entries, model: Any) -> Entries:
     """
     if model.ape is None or "ape" not in entries:
         return entries
-    given = entries["ape"]
-    if given.tensor.ndim == 4:
-        rows, cols = given.tensor.shape[2:]
-        entries = entries | {"ape": given.changed(to_tokens(given.tensor), "reshaped")}
+    entry = entries["ape"]
+    if entry.tensor.ndim == 4:
+        rows, cols = entry.tensor.shape[2:]
+        entries = entries | {"ape": entry.changed(to_tokens(entry.tensor), "reshaped")}
         entries = resize_positions(entries, "ape", model.grid, (rows, cols))
     else:
         entries = resize_positions(entries, "ape", model.grid)
@@ -43,6 +43,6 @@ def fit(entries: Entries, model: Any) -> Entries:
     if model.ape.ndim == 4 and value.tensor.shape[1] == model.grid[0] * model.grid[1]:
         as_map = to_map(value.tensor, model.grid).contiguous()
         # There and back is no change worth telling.
-        steps = value.steps[1:] if given.tensor.ndim == 4 else (*value.steps, "reshaped")
+        steps = value.steps[1:] if entry.tensor.ndim == 4 else (*value.steps, "reshaped")
         entries = entries | {"ape": type(value)(as_map, value.file, steps)}
     return entries

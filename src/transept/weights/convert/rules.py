@@ -24,7 +24,7 @@ class Entry:
     file: tuple[str, ...]
     """The names it has, or its parts have, in the file."""
     steps: tuple[str, ...] = ()
-    """What was done to it beside renaming: joined, split, transposed, reshaped, resized 14 x 14 to 24 x 24."""
+    """Changes beside renaming: joined, split, transposed, reshaped, resized 14 x 14 to 24 x 24."""
 
     def changed(self, tensor: Tensor, step: str) -> "Entry":
         return replace(self, tensor=tensor, steps=(*self.steps, step))
@@ -82,25 +82,25 @@ class Parts:
     def write(self, entries: Entries) -> Entries:
         out: Entries = {}
         for name, entry in entries.items():
-            if (found := match(self.official, name)) is None:
+            if (values := match(self.official, name)) is None:
                 out[name] = entry
                 continue
             for other, part in zip(self.others, entry.tensor.chunk(len(self.others)), strict=True):
-                out[fill(other, found)] = entry.changed(part, "split")
+                out[fill(other, values)] = entry.changed(part, "split")
         return out
 
     def read(self, entries: Entries) -> Entries:
         out: Entries = {}
         for name, entry in entries.items():
-            places = [found for other in self.others if (found := match(other, name)) is not None]
+            places = [values for other in self.others if (values := match(other, name)) is not None]
             parts = [fill(other, places[0]) for other in self.others] if places else []
             if not parts or any(part not in entries for part in parts):
                 out[name] = entry
             elif name == parts[0]:
-                given = [entries[part] for part in parts]
-                file = tuple(source for part in given for source in part.file)
-                steps = (*given[0].steps, "joined")
-                out[fill(self.official, places[0])] = Entry(torch.cat([part.tensor for part in given]), file, steps)
+                pieces = [entries[part] for part in parts]
+                file = tuple(source for part in pieces for source in part.file)
+                steps = (*pieces[0].steps, "joined")
+                out[fill(self.official, places[0])] = Entry(torch.cat([part.tensor for part in pieces]), file, steps)
         return out
 
 
@@ -151,9 +151,9 @@ class Dialect:
 
 
 def match(template: str, name: str) -> tuple[str, ...] | None:
-    """What stands for the placeholders of `template` in `name`; None where it does not fit."""
-    found = _pattern(template).fullmatch(name)
-    return found.groups() if found else None
+    """The parts of `name` at the placeholders of `template`; None where it does not fit."""
+    fit = _pattern(template).fullmatch(name)
+    return fit.groups() if fit else None
 
 
 def any_match(templates: Iterable[str], name: str) -> bool:
@@ -162,8 +162,8 @@ def any_match(templates: Iterable[str], name: str) -> bool:
 
 def fill(template: str, values: Iterable[str]) -> str:
     """`template` with its placeholders replaced in order."""
-    given = iter(values)
-    return re.sub(r"\{\*?\}", lambda _: next(given), template)
+    rest = iter(values)
+    return re.sub(r"\{\*?\}", lambda _: next(rest), template)
 
 
 @cache
@@ -173,7 +173,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _rename(name: str, rows: Iterable[tuple[str, str]]) -> str:
-    for given, wanted in rows:
-        if (found := match(given, name)) is not None:
-            return fill(wanted, found)
+    for old, new in rows:
+        if (values := match(old, name)) is not None:
+            return fill(new, values)
     return name

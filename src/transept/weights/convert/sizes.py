@@ -1,4 +1,4 @@
-"""What learned tables of positions need when the image size changes."""
+"""Learned tables of positions, resized when the image size changes."""
 
 from math import isqrt
 
@@ -14,8 +14,8 @@ def side_of(cells: int) -> int | None:
     return side if side * side == cells else None
 
 
-def resize_positions(entries: Entries, name: str, grid: Grid, given: Grid | None = None) -> Entries:
-    """A position embedding `1 (h w) c` brought to `grid`; `given` is its own, by default a square one.
+def resize_positions(entries: Entries, name: str, grid: Grid, file_grid: Grid | None = None) -> Entries:
+    """A position embedding `1 (h w) c` brought to `grid`; `file_grid` is the one it has, by default square.
 
     What cannot be resized is left as it is, and then does not fit the model.
     """
@@ -23,9 +23,9 @@ def resize_positions(entries: Entries, name: str, grid: Grid, given: Grid | None
     if entry is None or entry.tensor.ndim != 3:
         return entries
     side = side_of(entry.tensor.shape[1])
-    own = given or ((side, side) if side else None)
-    if own is None or own == grid or (given is None and entry.tensor.shape[1] == grid[0] * grid[1]):
+    source = file_grid or ((side, side) if side else None)
+    if source is None or source == grid or (file_grid is None and entry.tensor.shape[1] == grid[0] * grid[1]):
         return entries
-    resized = resize_position_embedding(entry.tensor, own, grid)
-    step = f"resized {own[0]} x {own[1]} to {grid[0]} x {grid[1]}"
+    resized = resize_position_embedding(entry.tensor, source, grid)
+    step = f"resized {source[0]} x {source[1]} to {grid[0]} x {grid[1]}"
     return entries | {name: entry.changed(resized, step)}

@@ -18,7 +18,7 @@ METHODS = {
     "upernet": "decode_head.psp_modules.{*}",
 }
 PARTS = ("neck.", "bbox_head.", "rpn_head.", "roi_head.", "decode_head.", "auxiliary_head.")
-"""What a system has beside its backbone."""
+"""A system's parts beside its backbone, by how their names begin."""
 DINO_HEAD = ("head.mlp.{*}", "head.last_layer.{*}")
 """The projection of self-supervised training, beside the backbone in student and teacher files."""
 

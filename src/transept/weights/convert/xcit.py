@@ -1,6 +1,6 @@
 """Checkpoints of XCiT: official, timm's, PASSL's, MMPretrain's."""
 
-from transept.weights.convert.rules import Dialect, Entries, Names, Parts, TransposedLinears
+from transept.weights.convert.rules import Dialect, Names, Parts, TransposedLinears
 
 _QKV = tuple(f"cls_attn_blocks.{{}}.attn.{part}.{{}}" for part in "qkv")
 _SPLIT = Parts("cls_attn_blocks.{}.attn.qkv.{}", _QKV)
@@ -56,9 +56,3 @@ MMPRETRAIN = Dialect(
 )
 
 DIALECTS = (TIMM, PASSL, MMPRETRAIN)
-
-
-def fit(entries: Entries, model: object) -> Entries:
-    """Nothing in an XCiT depends on the image size."""
-    del model
-    return entries

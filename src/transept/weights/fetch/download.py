@@ -3,7 +3,7 @@
 The standard library does the talking: huggingface-hub's HTTP client has changed twice within the range of versions
 we accept. These variables of the environment change the rest:
 
-    TRANSEPT_OFFLINE, HF_HUB_OFFLINE   1: nothing is asked of the network
+    TRANSEPT_OFFLINE, HF_HUB_OFFLINE   1: nothing is asked of the network (offline.py)
     TRANSEPT_MIRROR                    a prefix: with https://mirror.example/transept, https://host/dir/file.pth is
                                        asked for as https://mirror.example/transept/host/dir/file.pth
     TRANSEPT_TIMEOUT                   seconds to wait for a connection and for each piece of an answer (30)
@@ -13,8 +13,6 @@ we accept. These variables of the environment change the rest:
     TORCH_HOME                         the parent of torch's hub cache, where the files are kept
 """
 
-import hashlib
-import json
 import math
 import os
 import re
@@ -25,19 +23,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse, IncompleteRead, InvalidURL
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
-
-import torch
-from filelock import FileLock, Timeout
+from urllib.parse import urlsplit
 
 from transept.errors import TranseptError, UsageError
-from transept.weights.catalogue.records import CHECKPOINTS
+from transept.weights.fetch.keeping import WEB_PAGE, AttemptError, Edition, Part, alone, is_kept, local_path
+from transept.weights.fetch.offline import offline_variable
 
 _PIECE = 2**18
 """Most bytes held in memory, and the fewest that count as progress."""
@@ -45,42 +41,6 @@ _PATIENCE = 120.0
 """Seconds that a server's Retry-After may ask for, and the longest wait of our own."""
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 """HTTP statuses after which the same request may succeed."""
-
-
-def local_path(url: str) -> Path:
-    """Where `fetch` keeps the file behind `url`, there or not.
-
-    A file of the catalogue has the name that stands there: for `.pth` the published one, under which torch.hub and
-    others keep it too. Every other name is made of the whole address and eight digits of its hash, for half the
-    world calls its file `model.safetensors`.
-
-    Raises:
-        UsageError: `url` is no http or https address of a file.
-    """
-    try:
-        address = urlsplit(url)
-    except ValueError:  # brackets that hold no IPv6 address
-        address = urlsplit("")
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise UsageError(f"cannot download {url!r}: give an http or https address, or the path of a local file")
-    if "@" in address.netloc:
-        raise UsageError(
-            f"cannot download from {address.hostname} with a name and password in the address; leave them out"
-        )
-    file = PurePosixPath(unquote(address.path))
-    if not file.name or address.path.endswith("/"):
-        raise UsageError(f"cannot download {url!r}: it names a folder; give the address of a file")
-    name = next((checkpoint.file for checkpoint in CHECKPOINTS if checkpoint.url == url), "")
-    if not name:
-        readable = re.sub(r"[^\w.-]+", "_", f"{address.netloc}{file.with_suffix('')}", flags=re.ASCII)[-120:]
-        suffix = re.sub(r"[^\w.]+", "_", file.suffix, flags=re.ASCII)[:20]
-        name = f"{readable.lstrip('.')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}"
-    return cached(name)
-
-
-def cached(file: str) -> Path:
-    """The path of a file in torch's hub cache, there or not."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / file
 
 
 def fetch(url: str, *, sha256: str | None = None, progress: bool | None = None) -> Path:
@@ -103,19 +63,18 @@ def fetch(url: str, *, sha256: str | None = None, progress: bool | None = None) 
     path = local_path(url)
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
         raise UsageError(f"sha256={sha256!r} is no SHA-256; give 8 to 64 hexadecimal digits")
-    if _is_kept(path, url, sha256):
+    if is_kept(path, url, sha256):
         return path
-    for variable in ("TRANSEPT_OFFLINE", "HF_HUB_OFFLINE"):
-        if os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on"):
-            raise TranseptError(
-                f"{url} has not been downloaded yet and {variable} forbids to; unset it, or fetch the file by hand to "
-                f"{str(path)!r}"
-            )
+    if variable := offline_variable():
+        raise TranseptError(
+            f"{url} has not been downloaded yet and {variable} forbids to; unset it, or fetch the file by hand to "
+            f"{str(path)!r}"
+        )
     settings = _Settings.of_environment()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _bar(path.name, progress) as show, _alone(path, show):
-            if not _is_kept(path, url, sha256):  # by a process that had the lock
+        with _bar(path.name, progress) as show, alone(path, lambda note: show(0, None, note)):
+            if not is_kept(path, url, sha256):  # by a process that had the lock
                 _download(url, path, sha256, settings, show)
     except OSError as error:  # of the disk: those of the network are troubles by now
         raise TranseptError(
@@ -152,30 +111,14 @@ class _Settings:
 
 
 def _number(variable: str, default: float, wanted: str, lowest: float = 0.0) -> float:
-    given = os.environ.get(variable, "").strip()
+    text = os.environ.get(variable, "").strip()
     try:
-        value = float(given or default)
+        value = float(text or default)
     except ValueError:
         value = math.nan
     if not lowest <= value <= 1e6:  # not a number is outside too
-        raise UsageError(f"{variable}={given!r} is not {wanted}; correct or unset it")
+        raise UsageError(f"{variable}={text!r} is not {wanted}; correct or unset it")
     return value
-
-
-def _is_kept(path: Path, url: str, sha256: str | None) -> bool:
-    if not path.is_file():
-        return False
-    if sha256 is not None and not (digest := _digest(path)).startswith(sha256.lower()):
-        raise TranseptError(
-            f"{str(path)!r} is not the file published at {url} (its SHA-256 begins with {digest[: len(sha256)]}, the "
-            f"published one with {sha256.lower()}); move it away and it will be downloaded"
-        )
-    return True
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Show(Protocol):
@@ -207,31 +150,8 @@ def _bar(name: str, progress: bool | None) -> Iterator[_Show]:
         yield show
 
 
-@contextmanager
-def _alone(path: Path, show: _Show) -> Iterator[None]:
-    """One process at a time; the lock of a killed one is free. Its file stays: removing it would split the waiting."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        show(0, None, "another process is downloading it, waiting")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-class _AttemptError(Exception):
-    """An attempt has failed. `again`: another may succeed, after `wait` seconds where somebody knows."""
-
-    def __init__(self, reason: str, *, again: bool = False, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.again, self.wait = again, wait
-
-
 def _download(url: str, path: Path, sha256: str | None, settings: _Settings, show: _Show) -> None:
-    part = _Part(path, settings.source_of(url))
+    part = Part(path, settings.source_of(url))
     opener = _opener()
     attempts = failures = 0
     furthest = part.size
@@ -241,7 +161,7 @@ def _download(url: str, path: Path, sha256: str | None, settings: _Settings, sho
             _attempt(opener, part, settings.timeout, hashed=sha256 is not None, show=show)
             part.finish(path, sha256)
             return
-        except _AttemptError as trouble:
+        except AttemptError as trouble:
             # A line that breaks every minute still brings the file; what was had before is no progress.
             failures = 0 if part.size - furthest >= _PIECE else failures + 1
             furthest = max(furthest, part.size)
@@ -261,100 +181,7 @@ def _download(url: str, path: Path, sha256: str | None, settings: _Settings, sho
             time.sleep(min(wait, _PATIENCE))
 
 
-@dataclass(frozen=True, slots=True)
-class _Edition:
-    """What tells one state of a published file from the next."""
-
-    source: str
-    etag: str | None
-    modified: str | None
-    length: int | None
-
-    @property
-    def validator(self) -> str | None:
-        """For If-Range, which takes no weak tags."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
-
-    @property
-    def resumable(self) -> bool:
-        return bool(self.etag or self.modified or self.length)
-
-    def may_be(self, other: "_Edition") -> bool:
-        """Nothing that both state differs, and they do state something."""
-        pairs = [
-            (mine, its)
-            for mine, its in (
-                (self.etag and self.etag.removeprefix("W/"), other.etag and other.etag.removeprefix("W/")),
-                (self.modified, other.modified),
-                (self.length, other.length),
-            )
-            if mine is not None and its is not None
-        ]
-        return bool(pairs) and all(mine == its for mine, its in pairs)
-
-
-class _Part:
-    """The beginning of a file, `NAME.part`, and beside it what it is the beginning of, `NAME.part.json`."""
-
-    def __init__(self, path: Path, source: str) -> None:
-        self.file, self.notes = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-        self.source = source
-        self.edition = self._read_notes()
-        self.pieced = self.edition is not None
-        """It was not received in one go."""
-        if self.edition is None:
-            self.discard()
-
-    def _read_notes(self) -> _Edition | None:
-        try:
-            edition = _Edition(**json.loads(self.notes.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-        whole = edition.length if isinstance(edition.length, int) else math.inf
-        known = edition.source == self.source and edition.resumable and 0 < self.size <= whole
-        return edition if known else None
-
-    @property
-    def size(self) -> int:
-        return self.file.stat().st_size if self.file.exists() else 0
-
-    def begin(self, edition: _Edition) -> None:
-        # In this order no crash can put the old bytes under the new notes.
-        self.discard()
-        self.notes.write_text(json.dumps(asdict(edition)))
-        self.edition, self.pieced = edition, False
-
-    def discard(self) -> None:
-        self.file.unlink(missing_ok=True)
-        self.notes.unlink(missing_ok=True)
-        self.edition = None
-
-    def finish(self, path: Path, sha256: str | None) -> None:
-        """Check the whole and give it its name."""
-        with self.file.open("rb+") as file:
-            start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-            os.fsync(file.fileno())
-        if start.startswith((b"<!doctype html", b"<html")):
-            self.discard()
-            raise _AttemptError(_PAGE)
-        if sha256 is not None and not (digest := _digest(self.file)).startswith(sha256.lower()):
-            # Pieces of two editions, where the server names none, or bytes that a crash of the machine lost.
-            pieced = self.pieced
-            self.discard()
-            raise _AttemptError(
-                f"its SHA-256 begins with {digest[: len(sha256)]}, the published one with {sha256.lower()}; "
-                "what came was removed",
-                again=pieced,
-                wait=0,
-            )
-        self.file.replace(path)
-        self.notes.unlink(missing_ok=True)
-
-
-_PAGE = "the server sent a web page, perhaps to share or to log in, instead of the file; open the address in a browser"
-
-
-def _attempt(opener: urllib.request.OpenerDirector, part: _Part, timeout: float, *, hashed: bool, show: _Show) -> None:
+def _attempt(opener: urllib.request.OpenerDirector, part: Part, timeout: float, *, hashed: bool, show: _Show) -> None:
     """One request for what is missing, appended to `part`."""
     known = part.edition
     start = part.size if known and known.resumable else 0
@@ -383,13 +210,13 @@ def _attempt(opener: urllib.request.OpenerDirector, part: _Part, timeout: float,
                 show(start, total)
         if expected is not None and _goes_on(response):
             part.discard()
-            raise _AttemptError(f"the server sends more than the {total or expected} bytes that it announces")
+            raise AttemptError(f"the server sends more than the {total or expected} bytes that it announces")
     if total is not None and start < total:
-        raise _AttemptError(f"the connection ended after {start} of the {total} bytes announced", again=True)
+        raise AttemptError(f"the connection ended after {start} of the {total} bytes announced", again=True)
 
 
-def _changed() -> _AttemptError:
-    return _AttemptError("the file has changed on the server since a part of it was downloaded", again=True, wait=0)
+def _changed() -> AttemptError:
+    return AttemptError("the file has changed on the server since a part of it was downloaded", again=True, wait=0)
 
 
 def _check(response: HTTPResponse, wanted: tuple[int, ...]) -> None:
@@ -399,23 +226,23 @@ def _check(response: HTTPResponse, wanted: tuple[int, ...]) -> None:
         seconds = _retry_after(headers.get("Retry-After"))
         late = f", and asks to come back in {seconds:.0f} s" if seconds and seconds > _PATIENCE else ""
         again = status in _PASSING and not late
-        raise _AttemptError(f"the server answers {status} {response.reason}{late}", again=again, wait=seconds)
+        raise AttemptError(f"the server answers {status} {response.reason}{late}", again=again, wait=seconds)
     if headers.get_content_type() == "text/html":
-        raise _AttemptError(_PAGE)
+        raise AttemptError(WEB_PAGE)
     if (coding := headers.get("Content-Encoding", "identity").lower()) != "identity":
-        raise _AttemptError(f"the server packs the file as {coding!r} although asked not to")
+        raise AttemptError(f"the server packs the file as {coding!r} although asked not to")
 
 
-def _begin(part: _Part, response: HTTPResponse, hashed: bool) -> None:
+def _begin(part: Part, response: HTTPResponse, hashed: bool) -> None:
     """The answer is the whole file."""
     if response.length is None and not response.chunked and not hashed:
-        raise _AttemptError("the server does not say how long the file is, so nobody could tell whether it is whole")
+        raise AttemptError("the server does not say how long the file is, so nobody could tell whether it is whole")
     if response.length == 0:
-        raise _AttemptError("the server sent an empty file")
+        raise AttemptError("the server sent an empty file")
     part.begin(_edition(part, response, response.length))
 
 
-def _continue(part: _Part, response: HTTPResponse) -> int:
+def _continue(part: Part, response: HTTPResponse) -> int:
     """The answer is a range of the file, of so many bytes."""
     first, last, total = _content_range(response.headers.get("Content-Range"))
     if part.edition is None or first != part.size or not part.edition.may_be(_edition(part, response, total)):
@@ -423,13 +250,13 @@ def _continue(part: _Part, response: HTTPResponse) -> int:
         raise _changed()
     size = last - first + 1
     if response.length not in (None, size):
-        raise _AttemptError(f"the server announces {response.length} bytes for a range of {size}", again=True)
+        raise AttemptError(f"the server announces {response.length} bytes for a range of {size}", again=True)
     part.pieced = True
     return size
 
 
-def _edition(part: _Part, response: HTTPResponse, length: int | None) -> _Edition:
-    return _Edition(part.source, response.headers.get("ETag"), response.headers.get("Last-Modified"), length)
+def _edition(part: Part, response: HTTPResponse, length: int | None) -> Edition:
+    return Edition(part.source, response.headers.get("ETag"), response.headers.get("Last-Modified"), length)
 
 
 def _pieces(response: HTTPResponse, expected: int | None, timeout: float) -> Iterator[bytes]:
@@ -458,22 +285,22 @@ def _goes_on(response: HTTPResponse) -> bool:
         return False
 
 
-def _content_range(given: str | None) -> tuple[int, int, int | None]:
+def _content_range(header: str | None) -> tuple[int, int, int | None]:
     """First and last byte, and the whole's length, None where unknown."""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", (given or "").strip())
-    if found is None:
-        raise _AttemptError(f"the server answers a range with Content-Range {given!r}")
-    first, last, total = found.groups()
+    fit = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", (header or "").strip())
+    if fit is None:
+        raise AttemptError(f"the server answers a range with Content-Range {header!r}")
+    first, last, total = fit.groups()
     return int(first), int(last), None if total == "*" else int(total)
 
 
-def _retry_after(given: str | None) -> float | None:
+def _retry_after(header: str | None) -> float | None:
     """Seconds; the header holds those or a date."""
-    if given is None:
+    if header is None:
         return None
     try:
         return max(
-            0.0, float(given) if given.strip().isdigit() else parsedate_to_datetime(given).timestamp() - time.time()
+            0.0, float(header) if header.strip().isdigit() else parsedate_to_datetime(header).timestamp() - time.time()
         )
     except ValueError:
         return None
@@ -494,7 +321,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         scheme = urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme == "http"):
-            raise _AttemptError(f"it redirects from {req.type} to {newurl}, which is refused as less safe")
+            raise AttemptError(f"it redirects from {req.type} to {newurl}, which is refused as less safe")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -521,19 +348,19 @@ def _answer(opener: urllib.request.OpenerDirector, request: urllib.request.Reque
     except HTTPError as error:  # a redirect that leads nowhere, or in a circle
         error.close()
         reason = str(error.reason).partition("\n")[0].rstrip(".")
-        raise _AttemptError(f"the server answers {error.code}: {reason}") from error
+        raise AttemptError(f"the server answers {error.code}: {reason}") from error
     except (OSError, HTTPException, UnicodeError) as error:
         raise _trouble(error, timeout) from error
 
 
-def _trouble(error: Exception, timeout: float) -> _AttemptError:
-    """What the network did, in words; certificates and names that do not exist stay as they are when asked again."""
+def _trouble(error: Exception, timeout: float) -> AttemptError:
+    """A failure of the network, in words. Certificates and missing names stay as they are when asked again."""
     reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(reason, TimeoutError):
-        return _AttemptError(f"nothing came for {timeout:g} s", again=True)
+        return AttemptError(f"nothing came for {timeout:g} s", again=True)
     if isinstance(reason, IncompleteRead):
-        return _AttemptError("the connection ended before the file did", again=True)
+        return AttemptError("the connection ended before the file did", again=True)
     words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
     final = isinstance(reason, ssl.SSLCertVerificationError | InvalidURL | UnicodeError) or type(reason) is URLError
     unnamed = isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
-    return _AttemptError(words or type(reason).__name__, again=not (final or unnamed))
+    return AttemptError(words or type(reason).__name__, again=not (final or unnamed))

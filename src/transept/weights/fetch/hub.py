@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from transept.errors import TranseptError, UsageError
+from transept.weights.fetch.offline import offline_variable
 
 
 def download(
@@ -44,7 +45,7 @@ def download(
             revision=revision,
             token=token,
             cache_dir=None if cache_dir is None else str(cache_dir),
-            local_files_only=offline(),
+            local_files_only=bool(offline_variable()),
             library_name="transept",
             library_version=version("transept"),
         )
@@ -58,8 +59,8 @@ def create_repository(repo_id: str, *, private: bool, token: str | None) -> tupl
     Raises:
         TranseptError: it cannot be made, or it should be private and exists for everybody to see.
     """
-    if offline():
-        raise TranseptError(f"cannot push to {repo_id!r}: we are offline ({_offline_variable()} is set)")
+    if variable := offline_variable():
+        raise TranseptError(f"cannot push to {repo_id!r}: we are offline ({variable} is set)")
     with _explained(repo_id, None, None):
         api = _api(token)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -95,17 +96,6 @@ def commit(
         _api(token).create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 
-def offline() -> bool:
-    """Whether the environment forbids the network."""
-    return bool(_offline_variable())
-
-
-def _offline_variable() -> str:
-    if os.environ.get("TRANSEPT_OFFLINE", "0").lower() not in ("", "0", "no", "off", "false"):
-        return "TRANSEPT_OFFLINE"
-    return "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""
-
-
 def _api(token: str | None) -> HfApi:
     return HfApi(token=token, library_name="transept", library_version=version("transept"))
 
@@ -138,8 +128,8 @@ def _sentence(error: Exception, repo_id: str, revision: str | None, filename: st
             return f"{host} shows us no model {repo_id!r}; check the name, or if it is private {log_in}"
         case RevisionNotFoundError():
             return f"{repo_id!r} has no branch, tag or commit {revision or 'main'!r}"
-        case LocalEntryNotFoundError() | OfflineModeIsEnabled() if offline():
-            return f"{what} is not in the local cache, and we are offline ({_offline_variable()} is set)"
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled() if variable := offline_variable():
+            return f"{what} is not in the local cache, and we are offline ({variable} is set)"
         case LocalEntryNotFoundError():
             cause = error.__cause__
             if isinstance(cause, HfHubHTTPError):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from transept.errors import TranseptError
 from transept.weights.catalogue.records import Checkpoint, Page
-from transept.weights.fetch.download import cached, fetch
+from transept.weights.fetch.download import fetch
+from transept.weights.fetch.keeping import cached
 
 
 def locate(checkpoint: Checkpoint) -> Path:

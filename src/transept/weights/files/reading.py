@@ -26,7 +26,7 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What a checkpoint file holds, and what was chosen and left out of it."""
+    """The tensors of a checkpoint file, and the choices made in reading it."""
 
     tensors: StateDict
     """By name, without the wrapper and the prefix. They are views of the file, copied when written to."""
@@ -35,7 +35,7 @@ class Contents:
     wrapper: str = ""
     """The entry of the file that held them, as `model` or `model_ema.state_dict`; empty where there is none."""
     prefix: str = ""
-    """What was taken off every name, as `module.` or `Student.`."""
+    """The beginning taken off every name, as `module.` or `Student.`."""
     wrappers: tuple[str, ...] = ()
     """All entries that would have served, the default one first."""
     skipped: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ WRAPPERS = (  # in the order of preference: DINO's published features are the te
     "model_state_dict",
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-"""Of DataParallel, torch.compile, Lightning and the dense toolboxes; taken off where all names have them."""
+"""Prefixes of DataParallel, torch.compile, Lightning and the dense toolboxes; taken off where all names have them."""
 _TWINS = ("Student", "Teacher")  # PASSL's distillation keeps two networks in one state dict
 _TRAINING_STATE = frozenset(
     "optimizer optimizers optimizer_states lr_scheduler lr_schedulers scheduler scaler grad_scaler loss_scaler amp "
@@ -210,11 +210,11 @@ def _choose(
     metadata: Mapping[str, str] | None = None,
 ) -> Contents:
     """Find the state dict in `content`, make its tensors, and name what is left."""
-    found = _state_dicts(content)
-    if not found:
+    dicts = _state_dicts(content)
+    if not dicts:
         raise TranseptError(f"{str(path)!r} {_instead(content)}")
-    wrapper, network = _pick(path, found, wanted)
-    entries, odd = _named(found[wrapper], network)
+    wrapper, network = _pick(path, dicts, wanted)
+    entries, odd = _named(dicts[wrapper], network)
     tensors: StateDict = {}
     for name, value in entries.items():
         if isinstance(value, Tensor):
@@ -228,13 +228,13 @@ def _choose(
             odd.append(f"{plain(name)} ({_kind(value)})")
     prefix = _common_prefix(tensors, network)
     if wrapper:
-        odd += [text for text in _objects(content, found[wrapper]) if text not in odd]
+        odd += [text for text in _objects(content, dicts[wrapper]) if text not in odd]
     return Contents(
         tensors={name.removeprefix(prefix): value for name, value in tensors.items()},
         format=form,
         wrapper=wrapper,
         prefix=prefix,
-        wrappers=(*filter(None, found), *_networks(found[wrapper])),
+        wrappers=(*filter(None, dicts), *_networks(dicts[wrapper])),
         skipped=tuple(odd if len(odd) <= _MOST_NAMED else [*odd[:_MOST_NAMED], f"{len(odd) - _MOST_NAMED} more"]),
         metadata=metadata or {},
     )
@@ -243,24 +243,24 @@ def _choose(
 def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:
     """All state dicts of a file by the entry that holds them, the preferred one first; "" where the file is one."""
     top = _mapping(content)
-    found: dict[str, dict[Any, Any]] = {}
+    dicts: dict[str, dict[Any, Any]] = {}
     for name in WRAPPERS:
         inner = _mapping(top.get(name))
         if _holds_weights(inner):
-            found[name] = inner
+            dicts[name] = inner
             continue
         for second in WRAPPERS:
             if _holds_weights(nested := _mapping(inner.get(second))):
-                found[f"{name}.{second}"] = nested
+                dicts[f"{name}.{second}"] = nested
                 break
-    if not found and _holds_weights(top):
+    if not dicts and _holds_weights(top):
         return {"": top}
     for name, value in top.items():
         if isinstance(name, str) and name not in _TRAINING_STATE and name not in WRAPPERS:
             inner = value.entries if isinstance(value, Call) else value
             if isinstance(inner, dict) and _holds_weights(inner):
-                found[name] = inner
-    return found
+                dicts[name] = inner
+    return dicts
 
 
 def _mapping(value: Any) -> dict[Any, Any]:
@@ -286,13 +286,13 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, Tensor) or is_tensor(value)
 
 
-def _pick(path: Path, found: Mapping[str, dict[Any, Any]], wanted: str | None) -> tuple[str, str]:
+def _pick(path: Path, dicts: Mapping[str, dict[Any, Any]], wanted: str | None) -> tuple[str, str]:
     """The entry to take, and which of PASSL's two networks in it ("" where it has one)."""
-    default = next(iter(found))
-    networks = _networks(found[default])
-    names = [*filter(None, found), *networks]
+    default = next(iter(dicts))
+    networks = _networks(dicts[default])
+    names = [*filter(None, dicts), *networks]
     if not wanted:
-        if default not in ("", *WRAPPERS) and "." not in default and len(found) > 1:
+        if default not in ("", *WRAPPERS) and "." not in default and len(dicts) > 1:
             raise TranseptError(
                 f"{str(path)!r} holds several state dicts, none under a usual name; "
                 f"say with wrapper= which to take: {', '.join(map(plain, names))}"
@@ -300,9 +300,9 @@ def _pick(path: Path, found: Mapping[str, dict[Any, Any]], wanted: str | None) -
         return default, networks[0] if networks else ""
     if wanted in networks:
         return default, wanted
-    for name in found:
+    for name in dicts:
         if name and wanted in (name, name.split(".")[0]):
-            inner = _networks(found[name])
+            inner = _networks(dicts[name])
             return name, inner[0] if inner else ""
     near = get_close_matches(wanted, names, n=1)
     advice = f"did you mean {plain(near[0])!r}? " if near else ""
@@ -327,7 +327,7 @@ def _named(entries: dict[Any, Any], network: str) -> tuple[dict[str, Any], list[
 
 
 def _common_prefix(names: Iterable[str], network: str) -> str:
-    """What all names begin with, of the prefixes that wrappers of models put there."""
+    """The beginning that all names share, of the prefixes that wrappers of models put there."""
     prefix = f"{network}." if network else ""
     while more := next((more for more in PREFIXES if all(name.startswith(prefix + more) for name in names)), ""):
         prefix += more
@@ -377,7 +377,7 @@ _DICTS = ("collections.OrderedDict", "collections.defaultdict", "collections.Cou
 
 
 def _instead(content: Any) -> str:
-    """What a file without weights holds."""
+    """The content of a file without weights, in words."""
     for value in (content, *(_mapping(content).get(name) for name in WRAPPERS)):
         if isinstance(value, Call) and "_modules" in _mapping(value.state):
             return (

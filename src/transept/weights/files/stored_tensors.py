@@ -257,7 +257,7 @@ def _array_dtype(kind: Call) -> tuple[torch.dtype, bool]:
 
 
 def storage_of(value: Any) -> tuple[torch.dtype, Any, int, Any]:
-    """What a persistent id says: type, key, number of elements, and the view of files before 1.6."""
+    """The parts of a persistent id: type, key, number of elements, and the view of files before 1.6."""
     if isinstance(value, Call) and str(value.function) == "torch.storage._load_from_bytes":
         raise UnpicklingError("it was written by pickle.dump, where torch.save was needed")
     if not isinstance(value, Persistent):
@@ -282,7 +282,7 @@ def _integers(values: Any) -> tuple[int, ...]:
 
 
 def open_zip(source: mmap, file: BufferedReader, archive: zipfile.ZipFile) -> tuple[Any, StoredTensors]:
-    """What a file of `torch.save` since 1.6 holds; `source`, `file` and `archive` are the same file.
+    """The content of a file of `torch.save` since 1.6; `source`, `file` and `archive` are the same file.
 
     Raises:
         UnpicklingError: it is damaged, or its entries are compressed.
@@ -314,7 +314,7 @@ def _entry(source: mmap, info: zipfile.ZipInfo) -> Region:
 
 
 def open_pickle(source: mmap, file: BufferedReader) -> tuple[Any, StoredTensors, bool]:
-    """What a file of `torch.save` before 1.6, or a plain pickle of arrays, holds; whether it is the former.
+    """The content of a file of `torch.save` before 1.6, or of a plain pickle of arrays; whether it is the former.
 
     Raises:
         UnpicklingError: it is damaged.

@@ -34,7 +34,7 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """What calling `function` on `args` would have made, the state it was then given, and its `[key] = value`."""
+    """Stands for the result of calling `function` on `args`, the state it was then given, and its `[key] = value`."""
 
     function: Any
     args: Any = ()
@@ -244,12 +244,12 @@ def _global(module: Any, name: Any) -> Global:
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a class whose name is no text")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    found = Global(module, name)
+    global_name = Global(module, name)
     words = f"{module}.{name}".split(".")
     paths = {".".join(words[:count]) for count in range(1, len(words) + 1)}
-    if str(found) not in _INERT and not paths.isdisjoint(_ACTING):
-        raise ActingGlobalError(plain(found))
-    return found
+    if str(global_name) not in _INERT and not paths.isdisjoint(_ACTING):
+        raise ActingGlobalError(plain(global_name))
+    return global_name
 
 
 def plain(text: object) -> str:

@@ -31,8 +31,8 @@ def write_state_dict(
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if path.suffix == ".safetensors":
         # Tensors that share memory (views of one) are refused by safetensors.
-        own = {name: value.clone() if _shares(value) else value for name, value in state.items()}
-        write_atomically(path, lambda temporary: save_file(own, temporary, {"format": "pt", **(metadata or {})}))
+        copies = {name: value.clone() if _shares(value) else value for name, value in state.items()}
+        write_atomically(path, lambda temporary: save_file(copies, temporary, {"format": "pt", **(metadata or {})}))
     elif path.suffix == ".pdparams":
         arrays = {name: value.numpy() for name, value in state.items()}
         write_atomically(path, lambda temporary: temporary.write_bytes(pickle.dumps(arrays, protocol=4)))
