@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from transept.moved import install
+
 if TYPE_CHECKING:
     from transept.cost.count import count
     from transept.data.classification.transforms import transforms_for
@@ -121,6 +123,7 @@ def _register_with_timm() -> None:
     import_module("transept.weights.timm_entries").register_models(create_model)
 
 
+install()
 if "timm" in sys.modules:
     _register_with_timm()
 else:

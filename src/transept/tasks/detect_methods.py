@@ -138,7 +138,7 @@ def _cascade_mask_rcnn(channels: Sequence[int], num_classes: int, width: int) ->
     return _cascade(channels, width, head, giou=True)
 
 
-METHODS: Mapping[str, Callable[[Sequence[int], int, int], Parts]] = {
+METHODS: dict[str, Callable[[Sequence[int], int, int], Parts]] = {
     "retinanet": _retinanet,
     "fcos": _fcos,
     "atss": _atss,

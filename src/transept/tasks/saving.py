@@ -63,7 +63,8 @@ def read_task(path: Path, kinds: Sequence[type[_Task]]) -> _Task:
             raise TranseptError(f"{str(path)!r} holds a model that was trained to {name}, not to {wanted}")
         kind = next(known for known in kinds if known.name == name)
         task = kind.build(about)
-        task.stored.load_state_dict(contents.tensors)
+        # Our own names are whole: what other code's wrappers put before all of theirs is part of them.
+        task.stored.load_state_dict({contents.prefix + key: value for key, value in contents.tensors.items()})
         return task.eval()
     except TranseptError:
         raise

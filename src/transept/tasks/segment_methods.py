@@ -33,7 +33,7 @@ def _upernet(channels: Sequence[int], strides: Sequence[int], num_classes: int, 
     return Parts(nn.Identity(), decode_head, FCNHead(channels, num_classes, channels=width // 2))
 
 
-METHODS: Mapping[str, Callable[[Sequence[int], Sequence[int], int, int | None], Parts]] = {
+METHODS: dict[str, Callable[[Sequence[int], Sequence[int], int, int | None], Parts]] = {
     "semantic_fpn": _semantic_fpn,
     "upernet": _upernet,
 }

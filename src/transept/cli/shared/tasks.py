@@ -42,12 +42,18 @@ def options_of(args: argparse.Namespace, task: Task, *, but: Collection[str] = (
     """
     given: dict[str, Any] = {}
     for name in dict.fromkeys(name for kind in TASKS for name in kind.options if name not in but):
-        if getattr(args, name) in (None, False):
+        if not was_given(args, name):
             continue
         if name not in task.options:
             refuse(name, [kind for kind in TASKS if name in kind.options], f"{args.model!r} is a {task.kind}")
         given[name] = getattr(args, name)
     return given
+
+
+def was_given(args: argparse.Namespace, name: str) -> bool:
+    """Whether the option is on the command line; 0 is a value."""
+    value = getattr(args, name)
+    return value is not None and value is not False
 
 
 def refuse(name: str, kinds: Collection[type[Task]], instead: str) -> None:
