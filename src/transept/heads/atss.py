@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import generalized_box_iou_loss
@@ -60,7 +61,7 @@ class ATSSHead(nn.Module):
         self.scales = nn.ModuleList(Scale() for _ in range(num_levels))
         init_convs(self, self.atss_cls)
 
-    def forward(self, maps: Sequence[Tensor]) -> ATSSOutputs:
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> ATSSOutputs:
         outputs = ATSSOutputs([], [], [])
         for x, scale in zip(maps, self.scales, strict=True):
             boxes = self.reg_convs(x)
@@ -83,7 +84,7 @@ class ATSSLoss:
     matcher: ATSS = ATSS()
     std: Std = STD
 
-    def __call__(self, outputs: ATSSOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(self, outputs: ATSSOutputs, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         logits, deltas = flatten_maps(outputs.logits, self.num_classes), flatten_maps(outputs.deltas, 4)
         quality = flatten_maps(outputs.centerness, 1)[..., 0]
         sizes = map_sizes(outputs.logits)
@@ -124,8 +125,8 @@ class ATSSDecoder:
     def __call__(
         self,
         outputs: ATSSOutputs,
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Outputs, and height and width of each resized image without padding, to the detections of each image."""
         anchors = self.anchors(map_sizes(outputs.logits), outputs.logits[0].device)

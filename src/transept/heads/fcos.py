@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -58,7 +59,7 @@ class FCOSHead(nn.Module):
         self.scales = nn.ModuleList(Scale() for _ in range(num_levels))
         init_convs(self, self.conv_cls)
 
-    def forward(self, maps: Sequence[Tensor]) -> FCOSOutputs:
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> FCOSOutputs:
         outputs = FCOSOutputs([], [], [])
         for x, scale in zip(maps, self.scales, strict=True):
             classes = self.cls_convs(x)
@@ -79,7 +80,7 @@ class FCOSLoss:
     strides: tuple[int, ...] = STRIDES
     matcher: InsideBox = InsideBox()
 
-    def __call__(self, outputs: FCOSOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(self, outputs: FCOSOutputs, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         logits, distances = flatten_maps(outputs.logits, self.num_classes), flatten_maps(outputs.distances, 4)
         quality = flatten_maps(outputs.centerness, 1)[..., 0]
         levels = _points(self.strides, outputs)
@@ -115,8 +116,8 @@ class FCOSDecoder:
     def __call__(
         self,
         outputs: FCOSOutputs,
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Outputs, and height and width of each resized image without padding, to the detections of each image."""
         boxes = [

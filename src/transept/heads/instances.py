@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from transept.ops.masks import paste_masks
@@ -45,7 +46,7 @@ class Detections(NamedTuple):
     """`n m m`: probabilities on a grid over each box. `image_masks` draws them into the image; once drawn they are
     `n H W` and bool."""
 
-    def image_masks(self, size: Size, threshold: float = 0.5) -> Tensor:
+    def image_masks(self, size: Size, threshold: float = 0.5) -> Bool[Tensor, "n H W"]:
         """The masks as `n H W` bool, in an image of this height and width."""
         if self.masks is None:
             raise ValueError("these detections have no masks; the detector has no mask head")
@@ -58,18 +59,20 @@ class Detections(NamedTuple):
             )
         return self.masks
 
-    def take(self, index: Tensor) -> "Detections":
+    def take(self, index: Shaped[Tensor, " k"]) -> "Detections":
         """Those at the indices ` k`, or where a bool ` n` is true."""
         masks = None if self.masks is None else self.masks[index]
         return Detections(self.boxes[index], self.scores[index], self.labels[index], masks)
 
 
-def size_tensor(sizes: Sequence[Size] | Tensor, device: torch.device) -> Tensor:
+def size_tensor(sizes: Sequence[Size] | Shaped[Tensor, "b 2"], device: torch.device) -> Float[Tensor, "b 2"]:
     """Heights and widths as float32 `b 2`."""
     return torch.as_tensor(sizes, dtype=torch.float32, device=device)
 
 
-def resize_factors(sizes: Tensor, original_sizes: Sequence[Size] | Tensor | None) -> Tensor:
+def resize_factors(
+    sizes: Float[Tensor, "b 2"], original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None
+) -> Float[Tensor, "b 1 4"]:
     """What the originals' boxes `b n 4` were multiplied with: `b 1 4`, horizontal, vertical, and these again."""
     if original_sizes is None:
         return sizes.new_ones((len(sizes), 1, 4))

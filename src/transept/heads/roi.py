@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, relu
 from torchvision.ops import generalized_box_iou_loss, roi_align
@@ -33,7 +34,7 @@ from transept.ops.matching import MaxIoU, RandomSampler
 MASK_SIZE = 28
 
 
-def to_rois(boxes: Sequence[Tensor]) -> Tensor:
+def to_rois(boxes: Sequence[Float[Tensor, "_n 4"]]) -> Float[Tensor, "k 5"]:
     """Boxes `n 4` of each image as one `k 5`.
 
     A box without extent is no image's: traced graphs, which want a known number of proposals, fill up with such.
@@ -42,7 +43,7 @@ def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat((number.to(b), b), dim=1) for number, b in zip(numbers, boxes, strict=True)])
 
 
-def roi_levels(rois: Tensor, num_levels: int = 4) -> Tensor:
+def roi_levels(rois: Float[Tensor, "k 5"], num_levels: int = 4) -> Int[Tensor, " k"]:
     """` k`: the level each region is read from, `floor(log2(sqrt(w h) / 56 + 1e-6))` within those there are."""
     area = (rois[:, 3:] - rois[:, 1:3]).prod(dim=1)
     return (area.sqrt() / 56 + 1e-6).log2().floor().clamp(0, num_levels - 1).long()
@@ -55,7 +56,9 @@ class RoIFeatures:
     size: int
     strides: tuple[int, ...] = (4, 8, 16, 32)
 
-    def __call__(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+    def __call__(
+        self, maps: Sequence[Float[Tensor, "b c _h _w"]], rois: Float[Tensor, "k 5"]
+    ) -> Float[Tensor, "k c s s"]:
         """Maps beyond the `strides` (the pooled level) are not used."""
         levels = roi_levels(rois, len(self.strides))
         rois = torch.cat((rois[:, :1].clamp(min=0), rois[:, 1:]), dim=1)  # without extent, those of no image read 0
@@ -118,7 +121,7 @@ class BoxHead(nn.Module):
         for fc in (*fcs, self.fc_cls, self.fc_reg):
             nn.init.zeros_(fc.bias)
 
-    def forward(self, x: Tensor) -> BoxOutputs:
+    def forward(self, x: Float[Tensor, "k c s s"]) -> BoxOutputs:
         x = self.shared_convs(x).flatten(1)
         for fc in self.shared_fcs:
             x = relu(fc(x))
@@ -140,7 +143,7 @@ class MaskHead(nn.Module):
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "k c s s"]) -> Float[Tensor, "k n 2*s 2*s"]:
         return self.conv_logits(relu(self.upsample(self.convs(x)))).float()
 
 
@@ -161,7 +164,7 @@ class Samples(NamedTuple):
 
 @torch.no_grad()
 def sample_rois(
-    proposals: Sequence[Tensor],
+    proposals: Sequence[Float[Tensor, "_n 4"]],
     targets: Sequence[Target],
     matcher: MaxIoU,
     sampler: RandomSampler,
@@ -185,19 +188,25 @@ def sample_rois(
     return Samples(*(torch.cat(part) for part in zip(*images, strict=True)))
 
 
-def deltas_of(deltas: Tensor, labels: Tensor) -> Tensor:
+def deltas_of(deltas: Float[Tensor, "k _"], labels: Int[Tensor, " k"]) -> Float[Tensor, "k 4"]:
     """From `k (c 4)` those of each region's label ` k`, `k 4`; what is shared by all classes as it is."""
     if deltas.shape[1] == 4:
         return deltas
     return deltas.unflatten(1, (-1, 4))[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
-def masks_of(logits: Tensor, labels: Tensor) -> Tensor:
+def masks_of(logits: Float[Tensor, "k n m m"], labels: Int[Tensor, " k"]) -> Float[Tensor, "k m m"]:
     """From `k c m m` the masks of each region's label ` k`: `k m m`."""
     return logits[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
-def refine_rois(rois: Tensor, outputs: BoxOutputs, std: Std, sizes: Tensor, labels: Tensor | None = None) -> Tensor:
+def refine_rois(
+    rois: Float[Tensor, "k 5"],
+    outputs: BoxOutputs,
+    std: Std,
+    sizes: Float[Tensor, "b 2"],
+    labels: Int[Tensor, " k"] | None = None,
+) -> Float[Tensor, "k 5"]:
     """Regions `k 5` moved by the box of their label, or of their best class, and clipped to images of `sizes` `b 2`.
 
     Labels that are background stand for the best class as well.
@@ -220,7 +229,7 @@ class BoxLoss:
     std: Std = (0.1, 0.1, 0.2, 0.2)
     distance: Literal["l1", "smooth_l1", "giou"] = "l1"
 
-    def __call__(self, outputs: BoxOutputs, samples: Samples) -> dict[str, Tensor]:
+    def __call__(self, outputs: BoxOutputs, samples: Samples) -> dict[str, Float[Tensor, ""]]:
         number = max(1, len(samples.labels))
         classes = cross_entropy(outputs.logits, samples.labels, reduction="sum") / number
         positive = (samples.matched >= 0).nonzero().flatten()
@@ -240,7 +249,7 @@ def positives(samples: Samples) -> Samples:
     return Samples(*(part[positive] for part in samples))
 
 
-def mask_loss(logits: Tensor, samples: Samples, targets: Sequence[Target]) -> Tensor:
+def mask_loss(logits: Float[Tensor, "k n m m"], samples: Samples, targets: Sequence[Target]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the logits `k c m m` of positive samples, on the channel of the object's class.
 
     Raises:
@@ -272,17 +281,19 @@ class BoxDecoder:
     iou_threshold: float = 0.5
     max_detections: int = 100
 
-    def boxes(self, rois: Tensor, outputs: BoxOutputs, sizes: Tensor) -> Tensor:
+    def boxes(
+        self, rois: Float[Tensor, "k 5"], outputs: BoxOutputs, sizes: Float[Tensor, "b 2"]
+    ) -> Float[Tensor, "k _ 4"]:
         """`k c 4` (c is 1 where all classes share one box), clipped to the images."""
         deltas = outputs.deltas.unflatten(1, (-1, 4))
         return clip_boxes(decode_deltas(rois[:, None, 1:], deltas, self.std), sizes[rois[:, 0].long()])
 
     def __call__(
         self,
-        rois: Tensor,
+        rois: Float[Tensor, "k 5"],
         outputs: BoxOutputs,
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Regions `k 5`, and height and width of each resized image without padding."""
         limits = size_tensor(sizes, rois.device)
@@ -299,7 +310,10 @@ class BoxDecoder:
 
 
 def add_masks(
-    heads: Sequence[MaskHead], maps: Sequence[Tensor], detections: Sequence[Detections], factors: Tensor
+    heads: Sequence[MaskHead],
+    maps: Sequence[Float[Tensor, "b c _h _w"]],
+    detections: Sequence[Detections],
+    factors: Float[Tensor, "b 1 4"],
 ) -> list[Detections]:
     """Detections with the masks that the heads see at their boxes, the mean where there are several heads.
 

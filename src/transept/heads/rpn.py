@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, relu, smooth_l1_loss
 
@@ -51,7 +52,7 @@ class RPNHead(nn.Module):
         self.rpn_reg = nn.Conv2d(channels, anchors_per_cell * 4, 1)
         init_convs(self)
 
-    def forward(self, maps: Sequence[Tensor]) -> RPNOutputs:
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> RPNOutputs:
         hidden = [relu(self.rpn_conv(x)) for x in maps]
         return RPNOutputs([self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden])
 
@@ -70,7 +71,7 @@ class RPNLoss:
     inside: bool = False
     std: Std = STD
 
-    def __call__(self, outputs: RPNOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(self, outputs: RPNOutputs, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         logits, deltas = flatten_maps(outputs.logits, 1)[..., 0], flatten_maps(outputs.deltas, 4)
         sizes = map_sizes(outputs.logits)
         anchors = torch.cat(self.anchors(sizes, logits.device))
@@ -86,7 +87,7 @@ class RPNLoss:
             sampled += len(truth)
         return {"loss_rpn_cls": objectness / max(1, sampled), "loss_rpn_bbox": boxes / max(1, sampled)}
 
-    def match(self, anchors: Tensor, sizes: Sequence[Size], target: Target) -> Tensor:
+    def match(self, anchors: Float[Tensor, "n 4"], sizes: Sequence[Size], target: Target) -> Int[Tensor, " n"]:
         """The assignment of all levels' anchors `n 4` for one image; those that take no part are ignored."""
         valid = self.anchors.on_image(sizes, target.size).to(anchors.device)
         if self.inside:
@@ -94,7 +95,7 @@ class RPNLoss:
         return spread(self.matcher(anchors[valid], target.boxes), valid)
 
 
-def distance(guess: Tensor, wanted: Tensor, beta: float | None) -> Tensor:
+def distance(guess: Float[Tensor, "n 4"], wanted: Float[Tensor, "n 4"], beta: float | None) -> Float[Tensor, ""]:
     """The sum of L1 distances, or with `beta` of smooth L1 distances."""
     if beta is None:
         return l1_loss(guess, wanted, reduction="sum")
@@ -112,7 +113,7 @@ class Proposals:
     std: Std = STD
 
     @torch.no_grad()
-    def __call__(self, outputs: RPNOutputs, sizes: Sequence[Size] | Tensor) -> list[Proposal]:
+    def __call__(self, outputs: RPNOutputs, sizes: Sequence[Size] | Shaped[Tensor, "b 2"]) -> list[Proposal]:
         """Outputs, and height and width of each resized image without padding, to the proposals of each image."""
         device = outputs.logits[0].device
         limits = size_tensor(sizes, device)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -29,7 +30,7 @@ class MaxIoU:
     negative: float
     low_quality: float | None = None
 
-    def __call__(self, priors: Tensor, boxes: Tensor) -> Tensor:
+    def __call__(self, priors: Float[Tensor, "p 4"], boxes: Float[Tensor, "n 4"]) -> Int[Tensor, " p"]:
         """Priors `p 4` and boxes `n 4` to an assignment ` p`."""
         if not len(boxes) or not len(priors):
             return priors.new_full((len(priors),), BACKGROUND, dtype=torch.long)
@@ -58,7 +59,7 @@ class ATSS:
 
     candidates: int = 9
 
-    def __call__(self, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    def __call__(self, levels: Sequence[Float[Tensor, "_p 4"]], boxes: Float[Tensor, "n 4"]) -> Int[Tensor, " p"]:
         """Anchors `p 4` of each level and boxes `n 4` to an assignment of all levels' anchors."""
         anchors = torch.cat(list(levels))
         if not len(boxes) or not len(anchors):
@@ -90,7 +91,7 @@ class InsideBox:
     ranges: tuple[tuple[float, float], ...] = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
     """In pixels, finest level first."""
 
-    def __call__(self, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    def __call__(self, levels: Sequence[Float[Tensor, "_p 2"]], boxes: Float[Tensor, "n 4"]) -> Int[Tensor, " p"]:
         """Points `p 2` of each level and boxes `n 4` to an assignment of all levels' points."""
         points = torch.cat(list(levels))
         if not len(boxes) or not len(points):
@@ -112,7 +113,7 @@ class RandomSampler:
     number: int
     positive_fraction: float
 
-    def __call__(self, assignment: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, assignment: Int[Tensor, " p"]) -> tuple[Int[Tensor, " positives"], Int[Tensor, " negatives"]]:
         """An assignment to the indices of the sampled positives and of the sampled background, each at random."""
         positive = _some(assignment >= 0, int(self.number * self.positive_fraction))
         return positive, _some(assignment == BACKGROUND, self.number - len(positive))
