@@ -90,7 +90,7 @@ class ATSSLoss:
         sizes = map_sizes(outputs.logits)
         levels = self.anchors(sizes, logits.device)
         anchors = torch.cat(levels)
-        classes, found, wanted, centred = logits.new_zeros(()), [], [], []
+        classes, guesses, truths, qualities = logits.new_zeros(()), [], [], []
         for i, target in enumerate(targets):
             valid = self.anchors.on_image(sizes, target.size).to(anchors.device)
             on_image = valid.split([len(level) for level in levels])
@@ -98,18 +98,18 @@ class ATSSLoss:
             assignment = spread(matched, valid)
             classes = classes + focal_loss(logits[i], assignment, target.labels)
             positive = (assignment >= 0).nonzero().flatten()
-            found.append(decode_deltas(anchors[positive], deltas[i][positive], self.std))
-            wanted.append(torch.cat((target.boxes[assignment[positive]], anchors[positive]), dim=1))
-            centred.append(quality[i][positive])
-        found, centred = torch.cat(found), torch.cat(centred)
-        wanted, priors = torch.cat(wanted).split(4, dim=1)
-        weights = centerness(encode_distances((priors[:, :2] + priors[:, 2:]) / 2, wanted))
-        positives = mean_over_processes(logits.new_tensor(len(found))).clamp(min=1)
-        overlap = generalized_box_iou_loss(found, wanted)
+            guesses.append(decode_deltas(anchors[positive], deltas[i][positive], self.std))
+            truths.append(torch.cat((target.boxes[assignment[positive]], anchors[positive]), dim=1))
+            qualities.append(quality[i][positive])
+        guesses, qualities = torch.cat(guesses), torch.cat(qualities)
+        truths, priors = torch.cat(truths).split(4, dim=1)
+        weights = centerness(encode_distances((priors[:, :2] + priors[:, 2:]) / 2, truths))
+        positives = mean_over_processes(logits.new_tensor(len(guesses))).clamp(min=1)
+        overlap = generalized_box_iou_loss(guesses, truths)
         return {
             "loss_cls": classes / positives,
             "loss_bbox": 2 * (overlap * weights).sum() / mean_over_processes(weights.sum()).clamp(min=1),
-            "loss_centerness": binary_cross_entropy_with_logits(centred, weights, reduction="sum") / positives,
+            "loss_centerness": binary_cross_entropy_with_logits(qualities, weights, reduction="sum") / positives,
         }
 
 

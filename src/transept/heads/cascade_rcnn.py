@@ -35,12 +35,12 @@ from transept.ops.matching import MaxIoU, RandomSampler
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """What differs between the stages."""
+    """A stage's threshold, weight and deviations."""
 
     iou: float
     """From this overlap on a region is positive, below it is background."""
     weight: float
-    """Of the stage's losses."""
+    """The factor of its losses."""
     std: Std
     """The deviations by which its deltas are divided."""
 
@@ -147,8 +147,8 @@ class CascadeRCNNLoss:
             outputs = head.boxes(i, maps, samples.rois)
             stage_losses = BoxLoss(std=stage.std, distance="giou" if self.giou else "smooth_l1")(outputs, samples)
             if head.mask_heads:
-                found = positives(samples)
-                stage_losses["loss_mask"] = mask_loss(head.masks(i, maps, found.rois), found, targets)
+                objects = positives(samples)
+                stage_losses["loss_mask"] = mask_loss(head.masks(i, maps, objects.rois), objects, targets)
             losses |= {f"s{i}.{name}": stage.weight * value for name, value in stage_losses.items()}
             if i + 1 < len(head.stages):
                 proposals = next_proposals(samples, outputs, stage.std, sizes)
@@ -181,7 +181,7 @@ class CascadeRCNNDecoder:
         """Proposals `n 4` of each image, and height and width of each resized image (without padding) and original."""
         limits = size_tensor(sizes, maps[0].device)
         rois, outputs = head(maps, to_rois(proposals), limits)
-        found = self.boxes(rois, outputs, limits, original_sizes)
+        detections = self.boxes(rois, outputs, limits, original_sizes)
         if not head.mask_heads:
-            return found
-        return add_masks(head.mask_heads, maps, found, resize_factors(limits, original_sizes))
+            return detections
+        return add_masks(head.mask_heads, maps, detections, resize_factors(limits, original_sizes))

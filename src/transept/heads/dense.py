@@ -1,4 +1,4 @@
-"""What the single-stage heads (RetinaNet, FCOS, ATSS) and the region proposal network share."""
+"""Parts that the single-stage heads (RetinaNet, FCOS, ATSS) and the region proposal network share."""
 
 import math
 from collections.abc import Sequence
@@ -79,8 +79,8 @@ def focal_loss(
     truth = torch.zeros_like(logits)
     positive = (assignment >= 0).nonzero().flatten()
     truth[positive, labels[assignment[positive]]] = 1
-    kept = assignment != IGNORED
-    return sigmoid_focal_loss(logits[kept], truth[kept], alpha=0.25, gamma=2, reduction="sum")
+    counts = assignment != IGNORED
+    return sigmoid_focal_loss(logits[counts], truth[counts], alpha=0.25, gamma=2, reduction="sum")
 
 
 def mean_over_processes(count: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -134,7 +134,7 @@ class Selection:
         exceeded as such, times that of the quality.
         """
         sizes = size_tensor(sizes, boxes[0].device)
-        chosen = []
+        candidates = []
         for i, (level_logits, level_boxes) in enumerate(zip(logits, boxes, strict=True)):
             num_classes = level_logits.shape[2]
             flat = level_logits.flatten(1)
@@ -145,14 +145,14 @@ class Selection:
             if quality is not None:
                 scores = probability * quality[i][..., 0].gather(1, prior).sigmoid()
             corners = level_boxes.gather(1, prior[..., None].expand(-1, -1, 4))
-            chosen.append((corners, scores, index % num_classes, probability > self.score_threshold))
-        corners, scores, labels, keep = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
+            candidates.append((corners, scores, index % num_classes, probability > self.score_threshold))
+        corners, scores, labels, keep = (torch.cat(part, dim=1) for part in zip(*candidates, strict=True))
         corners = clip_boxes(corners, sizes) / resize_factors(sizes, original_sizes)
-        found = []
+        detections = []
         for c, s, n, above in zip(corners, scores, labels, keep, strict=True):
             index = above.nonzero()[:, 0]
-            found.append(best_detections(c[index], s[index], n[index], self.iou_threshold, self.max_detections))
-        return found
+            detections.append(best_detections(c[index], s[index], n[index], self.iou_threshold, self.max_detections))
+        return detections
 
 
 def best_detections(
@@ -163,5 +163,5 @@ def best_detections(
     max_detections: int,
 ) -> Detections:
     """Non-maximum suppression among equal labels of `n 4`, and the best that are left."""
-    kept = nms_by_label(boxes, scores, labels, iou_threshold)[:max_detections]
-    return Detections(boxes[kept], scores[kept], labels[kept])
+    best = nms_by_label(boxes, scores, labels, iou_threshold)[:max_detections]
+    return Detections(boxes[best], scores[best], labels[best])

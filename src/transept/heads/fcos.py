@@ -85,23 +85,23 @@ class FCOSLoss:
         quality = flatten_maps(outputs.centerness, 1)[..., 0]
         levels = _points(self.strides, outputs)
         points = torch.cat(levels)
-        classes, found, wanted, centred = logits.new_zeros(()), [], [], []
+        classes, guesses, truths, qualities = logits.new_zeros(()), [], [], []
         for i, target in enumerate(targets):
             assignment = self.matcher(levels, target.boxes)
             classes = classes + focal_loss(logits[i], assignment, target.labels)
             positive = (assignment >= 0).nonzero().flatten()
-            found.append(decode_distances(points[positive], distances[i][positive]))
-            wanted.append(torch.cat((target.boxes[assignment[positive]], points[positive]), dim=1))
-            centred.append(quality[i][positive])
-        found, centred = torch.cat(found), torch.cat(centred)
-        wanted, at = torch.cat(wanted).split((4, 2), dim=1)
-        weights = centerness(encode_distances(at, wanted))
-        positives = mean_over_processes(logits.new_tensor(len(found))).clamp(min=1)
-        overlap = -paired_iou(found, wanted).clamp(min=1e-6).log()
+            guesses.append(decode_distances(points[positive], distances[i][positive]))
+            truths.append(torch.cat((target.boxes[assignment[positive]], points[positive]), dim=1))
+            qualities.append(quality[i][positive])
+        guesses, qualities = torch.cat(guesses), torch.cat(qualities)
+        truths, at = torch.cat(truths).split((4, 2), dim=1)
+        weights = centerness(encode_distances(at, truths))
+        positives = mean_over_processes(logits.new_tensor(len(guesses))).clamp(min=1)
+        overlap = -paired_iou(guesses, truths).clamp(min=1e-6).log()
         return {
             "loss_cls": classes / positives,
             "loss_bbox": (overlap * weights).sum() / mean_over_processes(weights.sum()).clamp(min=1e-6),
-            "loss_centerness": binary_cross_entropy_with_logits(centred, weights, reduction="sum") / positives,
+            "loss_centerness": binary_cross_entropy_with_logits(qualities, weights, reduction="sum") / positives,
         }
 
 

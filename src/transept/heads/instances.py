@@ -1,4 +1,4 @@
-"""What a detector is taught and what it answers, image by image."""
+"""A detector's targets and its answers, image by image."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,17 +24,17 @@ class Target(NamedTuple):
     labels: Tensor
     """` n`, from 0; there is no number for the background."""
     size: Size
-    """Of the resized image, without padding."""
+    """Height and width of the resized image, without padding."""
     masks: Tensor | None = None
     """`n H W`, bool; H and W may be those of the image or of the padded batch."""
     original_size: Size | None = None
-    """Of the image as it was. Evaluation reads this and the next; losses do not."""
+    """Height and width of the image as it was. Evaluation reads this and the next; losses do not."""
     image_id: int | str | None = None
     """The data set's own."""
 
 
 class Detections(NamedTuple):
-    """The objects found in one image, best first."""
+    """The objects of one image as a detector sees them, best first."""
 
     boxes: Tensor
     """`n 4`, x1 y1 x2 y2, in pixels of the original image where its size was given, else of the resized one."""
@@ -73,7 +73,7 @@ def size_tensor(sizes: Sequence[Size] | Shaped[Tensor, "b 2"], device: torch.dev
 def resize_factors(
     sizes: Float[Tensor, "b 2"], original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None
 ) -> Float[Tensor, "b 1 4"]:
-    """What the originals' boxes `b n 4` were multiplied with: `b 1 4`, horizontal, vertical, and these again."""
+    """The factors of the originals' boxes `b n 4`: horizontal, vertical, and these again."""
     if original_sizes is None:
         return sizes.new_ones((len(sizes), 1, 4))
     return (sizes / size_tensor(original_sizes, sizes.device)).flip(-1).repeat(1, 2)[:, None]

@@ -88,6 +88,6 @@ class MaskRCNNDecoder:
     ) -> list[Detections]:
         """Proposals `n 4` of each image, and height and width of each resized image (without padding) and original."""
         rois = to_rois(proposals)
-        found = self.boxes(rois, head.boxes(maps, rois), sizes, original_sizes)
+        detections = self.boxes(rois, head.boxes(maps, rois), sizes, original_sizes)
         factors = resize_factors(size_tensor(sizes, rois.device), original_sizes)
-        return add_masks([head.mask_head], maps, found, factors)
+        return add_masks([head.mask_head], maps, detections, factors)

@@ -72,8 +72,8 @@ class RetinaNetLoss:
             assignment = spread(self.matcher(anchors[valid], target.boxes), valid)
             classes = classes + focal_loss(logits[i], assignment, target.labels)
             positive = (assignment >= 0).nonzero().flatten()
-            wanted = encode_deltas(anchors[positive], target.boxes[assignment[positive]], self.std)
-            boxes = boxes + (deltas[i][positive] - wanted).abs().sum()
+            truth = encode_deltas(anchors[positive], target.boxes[assignment[positive]], self.std)
+            boxes = boxes + (deltas[i][positive] - truth).abs().sum()
             positives += max(1, len(positive))
         return {"loss_cls": classes / positives, "loss_bbox": boxes / positives}
 

@@ -65,12 +65,12 @@ class RoIFeatures:
         if torch.compiler.is_compiling():
             # The number of regions on a level is not known in a traced graph, so every level reads all of them. One
             # that does not belong to the level is given no extent: it has no sampling points, costs nothing, reads 0.
-            chosen = torch.zeros(())
+            features = torch.zeros(())
             for i, (x, stride) in enumerate(zip(maps, self.strides, strict=False)):
                 here = torch.cat((rois[:, :1], rois[:, 1:] * (levels == i)[:, None]), dim=1)
                 pooled = roi_align(x, here.to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
-                chosen = pooled + chosen
-            return chosen
+                features = pooled + features
+            return features
         indices = [(levels == i).nonzero().flatten() for i in range(len(self.strides))]
         pooled = [
             roi_align(x, rois[index].to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
@@ -172,19 +172,20 @@ def sample_rois(
 ) -> Samples:
     """Proposals `n 4` of each image, with the objects' boxes before them, matched and sampled."""
     images = []
-    for i, (found, target) in enumerate(zip(proposals, targets, strict=True)):
-        own = torch.arange(len(target.boxes), device=found.device)
-        assignment = torch.cat((own, matcher(found, target.boxes)))
+    for i, (boxes, target) in enumerate(zip(proposals, targets, strict=True)):
+        numbers = torch.arange(len(target.boxes), device=boxes.device)
+        assignment = torch.cat((numbers, matcher(boxes, target.boxes)))
         index = torch.cat(sampler(assignment))
         matched = assignment[index]
         positive = matched >= 0
         labels = torch.full_like(matched, num_classes)
         labels[positive] = target.labels[matched[positive]]
-        corners = torch.cat((target.boxes.to(found), found))[index]
-        boxes = torch.zeros_like(corners)
-        boxes[positive] = target.boxes.to(found)[matched[positive]]
+        objects = target.boxes.to(boxes)
+        corners = torch.cat((objects, boxes))[index]
+        truth = torch.zeros_like(corners)
+        truth[positive] = objects[matched[positive]]
         rois = torch.cat((corners.new_full((len(corners), 1), i), corners), dim=1)
-        images.append(Samples(rois, labels, matched, boxes, index < len(own)))
+        images.append(Samples(rois, labels, matched, truth, index < len(numbers)))
     return Samples(*(torch.cat(part) for part in zip(*images, strict=True)))
 
 
@@ -213,8 +214,8 @@ def refine_rois(
     """
     num_classes = outputs.logits.shape[1] - 1
     best = outputs.logits[:, :-1].argmax(dim=1)
-    chosen = best if labels is None else torch.where(labels == num_classes, best, labels)
-    boxes = decode_deltas(rois[:, 1:], deltas_of(outputs.deltas, chosen), std)
+    classes = best if labels is None else torch.where(labels == num_classes, best, labels)
+    boxes = decode_deltas(rois[:, 1:], deltas_of(outputs.deltas, classes), std)
     limits = sizes[rois[:, 0].long()]
     return torch.cat((rois[:, :1], clip_boxes(boxes[:, None], limits)[:, 0]), dim=1)
 
@@ -234,12 +235,12 @@ class BoxLoss:
         classes = cross_entropy(outputs.logits, samples.labels, reduction="sum") / number
         positive = (samples.matched >= 0).nonzero().flatten()
         deltas = deltas_of(outputs.deltas[positive], samples.labels[positive])
-        rois, wanted = samples.rois[positive, 1:], samples.boxes[positive]
+        rois, truth = samples.rois[positive, 1:], samples.boxes[positive]
         if self.distance == "giou":
-            boxes = 10 * generalized_box_iou_loss(decode_deltas(rois, deltas, self.std), wanted, reduction="sum")
+            boxes = 10 * generalized_box_iou_loss(decode_deltas(rois, deltas, self.std), truth, reduction="sum")
         else:
             beta = 1.0 if self.distance == "smooth_l1" else None
-            boxes = distance(deltas, encode_deltas(rois, wanted, self.std), beta)
+            boxes = distance(deltas, encode_deltas(rois, truth, self.std), beta)
         return {"loss_cls": classes, "loss_bbox": boxes / number}
 
 
@@ -255,7 +256,7 @@ def mask_loss(logits: Float[Tensor, "k n m m"], samples: Samples, targets: Seque
     Raises:
         TranseptError: a target has no masks.
     """
-    wanted = []
+    crops = []
     for i, target in enumerate(targets):
         if target.masks is None or len(target.masks) != len(target.boxes):
             have = "no masks" if target.masks is None else f"{len(target.masks)} masks"
@@ -263,8 +264,8 @@ def mask_loss(logits: Float[Tensor, "k n m m"], samples: Samples, targets: Seque
                 f"target {i} of the batch has {len(target.boxes)} boxes and {have}; a mask head learns from one each"
             )
         here = samples.rois[:, 0] == i
-        wanted.append(crop_masks(target.masks[samples.matched[here]], samples.rois[here, 1:], logits.shape[-1]))
-    guess, truth = masks_of(logits, samples.labels), torch.cat(wanted)
+        crops.append(crop_masks(target.masks[samples.matched[here]], samples.rois[here, 1:], logits.shape[-1]))
+    guess, truth = masks_of(logits, samples.labels), torch.cat(crops)
     return binary_cross_entropy_with_logits(guess, truth, reduction="sum") / max(1, truth.numel())
 
 
@@ -300,13 +301,13 @@ class BoxDecoder:
         scores = outputs.logits.softmax(dim=1)[:, :-1]
         boxes = self.boxes(rois, outputs, limits).expand(-1, scores.shape[1], 4)
         factors = resize_factors(limits, original_sizes)
-        found = []
+        images = []
         for i in range(len(limits)):
             region, label = ((rois[:, :1] == i) & (scores > self.score_threshold)).nonzero().unbind(dim=1)
             corners = boxes[region, label] / factors[i]
-            kept = best_detections(corners, scores[region, label], label, self.iou_threshold, self.max_detections)
-            found.append(kept)
-        return found
+            best = best_detections(corners, scores[region, label], label, self.iou_threshold, self.max_detections)
+            images.append(best)
+        return images
 
 
 def add_masks(
@@ -319,11 +320,11 @@ def add_masks(
 
     `factors`, `b 1 4`, bring the boxes to pixels of the resized image.
     """
-    rois = to_rois([found.boxes * factor for found, factor in zip(detections, factors, strict=True)])
-    labels = torch.cat([found.labels for found in detections])
+    rois = to_rois([image.boxes * factor for image, factor in zip(detections, factors, strict=True)])
+    labels = torch.cat([image.labels for image in detections])
     features = heads[0].features(maps, rois)
     masks = torch.stack([masks_of(head(features), labels).sigmoid() for head in heads]).mean(dim=0)
     if len(detections) == 1:
         return [detections[0]._replace(masks=masks)]
-    split = masks.split([len(found.boxes) for found in detections])
-    return [found._replace(masks=part) for found, part in zip(detections, split, strict=True)]
+    split = masks.split([len(image.boxes) for image in detections])
+    return [image._replace(masks=part) for image, part in zip(detections, split, strict=True)]

@@ -79,12 +79,12 @@ class RPNLoss:
         for i, target in enumerate(targets):
             assignment = self.match(anchors, sizes, target)
             positive, negative = self.sampler(assignment)
-            truth = torch.cat((logits.new_ones(len(positive)), logits.new_zeros(len(negative))))
+            classes = torch.cat((logits.new_ones(len(positive)), logits.new_zeros(len(negative))))
             guess = logits[i][torch.cat((positive, negative))]
-            objectness = objectness + binary_cross_entropy_with_logits(guess, truth, reduction="sum")
-            wanted = encode_deltas(anchors[positive], target.boxes[assignment[positive]], self.std)
-            boxes = boxes + distance(deltas[i][positive], wanted, self.beta)
-            sampled += len(truth)
+            objectness = objectness + binary_cross_entropy_with_logits(guess, classes, reduction="sum")
+            truth = encode_deltas(anchors[positive], target.boxes[assignment[positive]], self.std)
+            boxes = boxes + distance(deltas[i][positive], truth, self.beta)
+            sampled += len(classes)
         return {"loss_rpn_cls": objectness / max(1, sampled), "loss_rpn_bbox": boxes / max(1, sampled)}
 
     def match(self, anchors: Float[Tensor, "n 4"], sizes: Sequence[Size], target: Target) -> Int[Tensor, " n"]:
@@ -95,11 +95,11 @@ class RPNLoss:
         return spread(self.matcher(anchors[valid], target.boxes), valid)
 
 
-def distance(guess: Float[Tensor, "n 4"], wanted: Float[Tensor, "n 4"], beta: float | None) -> Float[Tensor, ""]:
+def distance(guess: Float[Tensor, "n 4"], truth: Float[Tensor, "n 4"], beta: float | None) -> Float[Tensor, ""]:
     """The sum of L1 distances, or with `beta` of smooth L1 distances."""
     if beta is None:
-        return l1_loss(guess, wanted, reduction="sum")
-    return smooth_l1_loss(guess, wanted, reduction="sum", beta=beta)
+        return l1_loss(guess, truth, reduction="sum")
+    return smooth_l1_loss(guess, truth, reduction="sum", beta=beta)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ class Proposals:
         """Outputs, and height and width of each resized image without padding, to the proposals of each image."""
         device = outputs.logits[0].device
         limits = size_tensor(sizes, device)
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(len(outputs.logits[0]))]
+        images: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(len(outputs.logits[0]))]
         levels = zip(self.anchors(map_sizes(outputs.logits), device), outputs.logits, outputs.deltas, strict=True)
         for anchors, logits, deltas in levels:
             logits, deltas = flatten_map(logits, 1)[..., 0], flatten_map(deltas, 4)
@@ -125,7 +125,7 @@ class Proposals:
             deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
             boxes = clip_boxes(decode_deltas(anchors[index], deltas, self.std), limits)
             solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-            for i, image in enumerate(found):
+            for i, image in enumerate(images):
                 if torch.compiler.is_compiling():
                     image.append(_emptied(boxes[i], best[i].sigmoid() * solid[i], self.iou_threshold))
                     continue
@@ -133,7 +133,7 @@ class Proposals:
                 corners, scores = boxes[i][index], best[i][index].sigmoid()
                 kept = suppress(corners, scores, self.iou_threshold)
                 image.append((corners[kept], scores[kept]))
-        return [self._best(image) for image in found]
+        return [self._best(image) for image in images]
 
     def _best(self, levels: list[tuple[Tensor, Tensor]]) -> Proposal:
         boxes, scores = (torch.cat(part) for part in zip(*levels, strict=True))

@@ -1,4 +1,4 @@
-"""What all segmentation heads end with."""
+"""The end of all segmentation heads."""
 
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -78,7 +78,7 @@ class Anchors:
         ]
 
     def on_image(self, sizes: Sequence[Size], image_size: Size) -> Bool[Tensor, " n"]:
-        """Of all levels' anchors, ` n`: whether the anchor's cell begins on this padded image."""
+        """Whether the cell of each of all levels' anchors begins on this padded image."""
         levels = zip(self.strides, sizes, strict=True)
         cells = torch.cat([cells_on_image(stride, size, image_size) for stride, size in levels])
         return cells.repeat_interleave(self.per_cell)

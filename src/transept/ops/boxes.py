@@ -18,7 +18,7 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 def encode_deltas(priors: Float[Tensor, "... 4"], boxes: Float[Tensor, "... 4"], std: Std) -> Float[Tensor, "... 4"]:
-    """What a regressor should say: `((gx - px) / pw, (gy - py) / ph, ln(gw / pw), ln(gh / ph)) / std`.
+    """The targets of a regressor: `((gx - px) / pw, (gy - py) / ph, ln(gw / pw), ln(gh / ph)) / std`.
 
     p is the prior, g the box; x and y are centres.
     """
@@ -88,5 +88,5 @@ def suppress(boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], iou_thres
     if not torch.compiler.is_compiling():
         return nms(boxes, scores, iou_threshold)
     far = boxes.new_tensor([[-3.0, -3.0, -2.0, -2.0], [-6.0, -6.0, -5.0, -5.0]])
-    kept = nms(torch.cat((boxes, far)), torch.cat((scores, scores.new_full((2,), -1.0))), iou_threshold)
-    return kept[:-2]
+    indices = nms(torch.cat((boxes, far)), torch.cat((scores, scores.new_full((2,), -1.0))), iou_threshold)
+    return indices[:-2]

@@ -42,9 +42,9 @@ class MaxIoU:
         if self.low_quality is None:
             return assignment
         reached = iou.amax(dim=1, keepdim=True)
-        claimed = (iou == reached) & (reached >= self.low_quality) & (reached > 0)
+        matches = (iou == reached) & (reached >= self.low_quality) & (reached > 0)
         numbers = torch.arange(len(boxes), device=boxes.device)[:, None]
-        last = torch.where(claimed, numbers, BACKGROUND).amax(dim=0)
+        last = torch.where(matches, numbers, BACKGROUND).amax(dim=0)
         return torch.where(last >= 0, last, assignment)
 
 
@@ -67,17 +67,19 @@ class ATSS:
         iou = box_iou(boxes, anchors)
         centres = (anchors[:, :2] + anchors[:, 2:]) / 2
         distance = torch.cdist((boxes[:, :2] + boxes[:, 2:]) / 2, centres, compute_mode="donot_use_mm_for_euclid_dist")
-        chosen, start = [], 0
+        nearest, start = [], 0
         for level in levels:
             near = distance[:, start : start + len(level)]
-            chosen.append(near.topk(min(self.candidates, len(level)), largest=False).indices + start)
+            nearest.append(near.topk(min(self.candidates, len(level)), largest=False).indices + start)
             start += len(level)
-        chosen = torch.cat(chosen, dim=1)
-        overlaps = iou.gather(1, chosen)
+        nearest = torch.cat(nearest, dim=1)
+        overlaps = iou.gather(1, nearest)
         threshold = overlaps.mean(dim=1) + (overlaps.std(dim=1) if overlaps.shape[1] > 1 else 0.0)
-        inside = encode_distances(centres[chosen], boxes[:, None]).amin(dim=-1) > 0.01
-        own = torch.zeros_like(iou, dtype=torch.bool).scatter_(1, chosen, (overlaps >= threshold[:, None]) & inside)
-        best, box = iou.masked_fill(~own, -1.0).max(dim=0)
+        inside = encode_distances(centres[nearest], boxes[:, None]).amin(dim=-1) > 0.01
+        positive = torch.zeros_like(iou, dtype=torch.bool).scatter_(
+            1, nearest, (overlaps >= threshold[:, None]) & inside
+        )
+        best, box = iou.masked_fill(~positive, -1.0).max(dim=0)
         return torch.where(best >= 0, box, BACKGROUND)
 
 
