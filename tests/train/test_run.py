@@ -83,9 +83,8 @@ def test_the_run_folder(whole_run: Path):
     assert task.classes == list("0123456789")
 
 
-def test_same_seed_same_result_and_another_seed_another(whole_run: Path, tmp_path: Path):
-    train(recipe(), tmp_path / "again", progress=False)
-    assert_same(tmp_path / "again", whole_run)
+def test_another_seed_gives_another_result(whole_run: Path, tmp_path: Path):
+    """That the same one gives the same, the resumed runs show, whose first epochs another process trained."""
     train(recipe("--seed", "1", "--schedule.epochs", "1"), tmp_path / "other", progress=False)
     assert metrics(tmp_path / "other")[0]["train_loss"] != metrics(whole_run)[0]["train_loss"]
 
