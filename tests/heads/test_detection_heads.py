@@ -44,7 +44,7 @@ def logit(*probabilities: float) -> Tensor:
 
 
 def test_flattened_maps_are_ordered_as_anchors_are():
-    x = torch.arange(2 * 6 * 3 * 4).reshape(2, 6, 3, 4)
+    x = torch.arange(2.0 * 6 * 3 * 4).reshape(2, 6, 3, 4)
     flat = flatten_map(x, 2)
     assert flat.shape == (2, 3 * 4 * 3, 2)
     row, column, anchor = 1, 2, 2

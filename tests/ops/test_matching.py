@@ -66,7 +66,7 @@ def test_points_inside_boxes():
     matcher = InsideBox(ranges=((-1, 64), (64, 128)))
 
     def match(*boxes: tuple[float, float, float, float]) -> list[int]:
-        return matcher(levels, torch.tensor(boxes)).tolist()
+        return matcher(levels, torch.tensor(boxes, dtype=torch.float32)).tolist()
 
     none = BACKGROUND
     assert match((0, 0, 10, 10)) == [0, none, none, none]  # a point on a side is outside

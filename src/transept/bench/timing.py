@@ -63,7 +63,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Benchmark:
-    """What was measured, and on what."""
+    """The timings and the machine they were taken on."""
 
     machine: dict[str, Any]
     timings: list[Timing]
@@ -215,18 +215,18 @@ def _race(
             call()
         except ValueError as error:
             raise TranseptError(f"{entry.name}: {error}") from error
-        own = own_bytes(model)
-        memory.append((own, own + _peak_memory(call, device)))
+        resident = own_bytes(model)
+        memory.append((resident, resident + _peak_memory(call, device)))
         calls.append(call)
     times = [[] for _ in calls]
     for turn in range(_WARM_UP + repetitions):
-        for call, kept in zip(calls, times, strict=True):
+        for call, series in zip(calls, times, strict=True):
             seconds = _seconds(call, device)
             if turn >= _WARM_UP:
-                kept.append(seconds)
+                series.append(seconds)
     rate = side**3 / statistics.median(times[0])
     timings = []
-    for entry, seconds, (own, peak) in zip(entries, times[1:], memory, strict=True):
+    for entry, seconds, (resident, peak) in zip(entries, times[1:], memory, strict=True):
         p50 = statistics.median(seconds)
         timings.append(
             Timing(
@@ -241,7 +241,7 @@ def _race(
                 best=min(seconds),
                 images_per_second=batch / p50,
                 peak_memory=peak,
-                own_memory=own,
+                own_memory=resident,
                 macs=entry.macs,
                 share=entry.macs * batch * (3 if training else 1) / p50 / rate,
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import generalized_box_iou_loss
@@ -60,7 +61,7 @@ class ATSSHead(nn.Module):
         self.scales = nn.ModuleList(Scale() for _ in range(num_levels))
         init_convs(self, self.atss_cls)
 
-    def forward(self, maps: Sequence[Tensor]) -> ATSSOutputs:
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> ATSSOutputs:
         outputs = ATSSOutputs([], [], [])
         for x, scale in zip(maps, self.scales, strict=True):
             boxes = self.reg_convs(x)
@@ -83,13 +84,13 @@ class ATSSLoss:
     matcher: ATSS = ATSS()
     std: Std = STD
 
-    def __call__(self, outputs: ATSSOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(self, outputs: ATSSOutputs, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         logits, deltas = flatten_maps(outputs.logits, self.num_classes), flatten_maps(outputs.deltas, 4)
         quality = flatten_maps(outputs.centerness, 1)[..., 0]
         sizes = map_sizes(outputs.logits)
         levels = self.anchors(sizes, logits.device)
         anchors = torch.cat(levels)
-        classes, found, wanted, centred = logits.new_zeros(()), [], [], []
+        classes, guesses, truths, qualities = logits.new_zeros(()), [], [], []
         for i, target in enumerate(targets):
             valid = self.anchors.on_image(sizes, target.size).to(anchors.device)
             on_image = valid.split([len(level) for level in levels])
@@ -97,18 +98,18 @@ class ATSSLoss:
             assignment = spread(matched, valid)
             classes = classes + focal_loss(logits[i], assignment, target.labels)
             positive = (assignment >= 0).nonzero().flatten()
-            found.append(decode_deltas(anchors[positive], deltas[i][positive], self.std))
-            wanted.append(torch.cat((target.boxes[assignment[positive]], anchors[positive]), dim=1))
-            centred.append(quality[i][positive])
-        found, centred = torch.cat(found), torch.cat(centred)
-        wanted, priors = torch.cat(wanted).split(4, dim=1)
-        weights = centerness(encode_distances((priors[:, :2] + priors[:, 2:]) / 2, wanted))
-        positives = mean_over_processes(logits.new_tensor(len(found))).clamp(min=1)
-        overlap = generalized_box_iou_loss(found, wanted)
+            guesses.append(decode_deltas(anchors[positive], deltas[i][positive], self.std))
+            truths.append(torch.cat((target.boxes[assignment[positive]], anchors[positive]), dim=1))
+            qualities.append(quality[i][positive])
+        guesses, qualities = torch.cat(guesses), torch.cat(qualities)
+        truths, priors = torch.cat(truths).split(4, dim=1)
+        weights = centerness(encode_distances((priors[:, :2] + priors[:, 2:]) / 2, truths))
+        positives = mean_over_processes(logits.new_tensor(len(guesses))).clamp(min=1)
+        overlap = generalized_box_iou_loss(guesses, truths)
         return {
             "loss_cls": classes / positives,
             "loss_bbox": 2 * (overlap * weights).sum() / mean_over_processes(weights.sum()).clamp(min=1),
-            "loss_centerness": binary_cross_entropy_with_logits(centred, weights, reduction="sum") / positives,
+            "loss_centerness": binary_cross_entropy_with_logits(qualities, weights, reduction="sum") / positives,
         }
 
 
@@ -124,8 +125,8 @@ class ATSSDecoder:
     def __call__(
         self,
         outputs: ATSSOutputs,
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Outputs, and height and width of each resized image without padding, to the detections of each image."""
         anchors = self.anchors(map_sizes(outputs.logits), outputs.logits[0].device)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from transept.heads.instances import Detections, Size, Target, resize_factors, size_tensor
@@ -34,12 +35,12 @@ from transept.ops.matching import MaxIoU, RandomSampler
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """What differs between the stages."""
+    """A stage's threshold, weight and deviations."""
 
     iou: float
     """From this overlap on a region is positive, below it is background."""
     weight: float
-    """Of the stage's losses."""
+    """The factor of its losses."""
     std: Std
     """The deviations by which its deltas are divided."""
 
@@ -91,12 +92,14 @@ class CascadeRCNNHead(nn.Module):
             MaskHead(in_channels, num_classes, channels=mask_channels) for _ in (stages if with_masks else ())
         )
 
-    def boxes(self, stage: int, maps: Sequence[Tensor], rois: Tensor) -> BoxOutputs:
+    def boxes(self, stage: int, maps: Sequence[Float[Tensor, "b c _h _w"]], rois: Float[Tensor, "k 5"]) -> BoxOutputs:
         head = self.bbox_head[stage]
         assert isinstance(head, BoxHead)
         return head(head.features(maps, rois))
 
-    def masks(self, stage: int, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+    def masks(
+        self, stage: int, maps: Sequence[Float[Tensor, "b c _h _w"]], rois: Float[Tensor, "k 5"]
+    ) -> Float[Tensor, "k n m m"]:
         """Logits `k num_classes 28 28`."""
         return self.mask_heads[stage](self.mask_heads[stage].features(maps, rois))
 
@@ -104,7 +107,9 @@ class CascadeRCNNHead(nn.Module):
     def mask_heads(self) -> list[MaskHead]:
         return [head for head in self.mask_head if isinstance(head, MaskHead)]
 
-    def forward(self, maps: Sequence[Tensor], rois: Tensor, sizes: Tensor) -> tuple[Tensor, BoxOutputs]:
+    def forward(
+        self, maps: Sequence[Float[Tensor, "b c _h _w"]], rois: Float[Tensor, "k 5"], sizes: Float[Tensor, "b 2"]
+    ) -> tuple[Float[Tensor, "k 5"], BoxOutputs]:
         """Regions through all stages, each moved by its best class and clipped to images of `sizes` `b 2`.
 
         Returns the regions that the last stage saw, and its outputs with the mean of all stages' logits.
@@ -127,8 +132,12 @@ class CascadeRCNNLoss:
     """Ten times the GIoU loss of decoded boxes (Cascade Mask R-CNN) in place of smooth L1 of deltas."""
 
     def __call__(
-        self, head: CascadeRCNNHead, maps: Sequence[Tensor], proposals: Sequence[Tensor], targets: Sequence[Target]
-    ) -> dict[str, Tensor]:
+        self,
+        head: CascadeRCNNHead,
+        maps: Sequence[Float[Tensor, "b c _h _w"]],
+        proposals: Sequence[Float[Tensor, "_n 4"]],
+        targets: Sequence[Target],
+    ) -> dict[str, Float[Tensor, ""]]:
         """Proposals `n 4` of each image, in pixels of the resized image."""
         sizes = size_tensor([target.size for target in targets], maps[0].device)
         losses = {}
@@ -138,8 +147,8 @@ class CascadeRCNNLoss:
             outputs = head.boxes(i, maps, samples.rois)
             stage_losses = BoxLoss(std=stage.std, distance="giou" if self.giou else "smooth_l1")(outputs, samples)
             if head.mask_heads:
-                found = positives(samples)
-                stage_losses["loss_mask"] = mask_loss(head.masks(i, maps, found.rois), found, targets)
+                objects = positives(samples)
+                stage_losses["loss_mask"] = mask_loss(head.masks(i, maps, objects.rois), objects, targets)
             losses |= {f"s{i}.{name}": stage.weight * value for name, value in stage_losses.items()}
             if i + 1 < len(head.stages):
                 proposals = next_proposals(samples, outputs, stage.std, sizes)
@@ -147,7 +156,9 @@ class CascadeRCNNLoss:
 
 
 @torch.no_grad()
-def next_proposals(samples: Samples, outputs: BoxOutputs, std: Std, sizes: Tensor) -> list[Tensor]:
+def next_proposals(
+    samples: Samples, outputs: BoxOutputs, std: Std, sizes: Float[Tensor, "b 2"]
+) -> list[Float[Tensor, "_n 4"]]:
     """A stage's sampled regions, moved, as proposals `n 4` of each image; without those that are objects' boxes."""
     rois = refine_rois(samples.rois, outputs, std, sizes, samples.labels)[~samples.truth]
     return [rois[rois[:, 0] == i, 1:] for i in range(len(sizes))]
@@ -162,15 +173,15 @@ class CascadeRCNNDecoder:
     def __call__(
         self,
         head: CascadeRCNNHead,
-        maps: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        maps: Sequence[Float[Tensor, "b c _h _w"]],
+        proposals: Sequence[Float[Tensor, "_n 4"]],
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Proposals `n 4` of each image, and height and width of each resized image (without padding) and original."""
         limits = size_tensor(sizes, maps[0].device)
         rois, outputs = head(maps, to_rois(proposals), limits)
-        found = self.boxes(rois, outputs, limits, original_sizes)
+        detections = self.boxes(rois, outputs, limits, original_sizes)
         if not head.mask_heads:
-            return found
-        return add_masks(head.mask_heads, maps, found, resize_factors(limits, original_sizes))
+            return detections
+        return add_masks(head.mask_heads, maps, detections, resize_factors(limits, original_sizes))

@@ -1,4 +1,4 @@
-"""What the single-stage heads (RetinaNet, FCOS, ATSS) and the region proposal network share."""
+"""Parts that the single-stage heads (RetinaNet, FCOS, ATSS) and the region proposal network share."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, is_available, is_initialized
 from torchvision.ops import sigmoid_focal_loss
@@ -26,7 +27,7 @@ class Scale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x * self.scale
 
 
@@ -47,40 +48,42 @@ def init_convs(head: nn.Module, classifier: nn.Conv2d | None = None) -> None:
         nn.init.constant_(classifier.bias, FOCAL_BIAS)
 
 
-def flatten_map(x: Tensor, width: int) -> Tensor:
+def flatten_map(x: Float[Tensor, "b _ h w"], width: int) -> Float[Tensor, "b p {width}"]:
     """`b (a c) h w -> b (h w a) c` with `c = width`, in float32: a row for each prior, ordered as in `ops.anchors`."""
     b, channels, h, w = x.shape
     return x.permute(0, 2, 3, 1).reshape(b, h * w * (channels // width), width).float()
 
 
-def flatten_maps(maps: Sequence[Tensor], width: int) -> Tensor:
+def flatten_maps(maps: Sequence[Float[Tensor, "b _ _h _w"]], width: int) -> Float[Tensor, "b p {width}"]:
     """`flatten_map` of all levels, one after the other: `b p c`."""
     return torch.cat([flatten_map(level, width) for level in maps], dim=1)
 
 
-def map_sizes(maps: Sequence[Tensor]) -> list[Size]:
+def map_sizes(maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> list[Size]:
     """Height and width of each `b c h w`."""
     return [(level.shape[-2], level.shape[-1]) for level in maps]
 
 
-def spread(assignment: Tensor, valid: Tensor) -> Tensor:
+def spread(assignment: Int[Tensor, " v"], valid: Bool[Tensor, " p"]) -> Int[Tensor, " p"]:
     """An assignment of the valid priors as one of all; the others are ignored."""
     return torch.full_like(valid, IGNORED, dtype=assignment.dtype).masked_scatter(valid, assignment)
 
 
-def focal_loss(logits: Tensor, assignment: Tensor, labels: Tensor) -> Tensor:
+def focal_loss(
+    logits: Float[Tensor, "p k"], assignment: Int[Tensor, " p"], labels: Int[Tensor, " n"]
+) -> Float[Tensor, ""]:
     """The sum over priors and classes of the focal loss, alpha 0.25 and gamma 2, without the ignored priors.
 
-    Logits `p k`, an assignment ` p`, the labels ` n` of the boxes that it numbers.
+    The labels are those of the boxes that the assignment numbers.
     """
     truth = torch.zeros_like(logits)
     positive = (assignment >= 0).nonzero().flatten()
     truth[positive, labels[assignment[positive]]] = 1
-    kept = assignment != IGNORED
-    return sigmoid_focal_loss(logits[kept], truth[kept], alpha=0.25, gamma=2, reduction="sum")
+    counts = assignment != IGNORED
+    return sigmoid_focal_loss(logits[counts], truth[counts], alpha=0.25, gamma=2, reduction="sum")
 
 
-def mean_over_processes(count: Tensor) -> Tensor:
+def mean_over_processes(count: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """The mean of a number over all processes while they train; itself where there is one.
 
     Without gradients the number itself, too: in a validation processes may have batches more or less than others, and
@@ -93,7 +96,7 @@ def mean_over_processes(count: Tensor) -> Tensor:
     return count / torch.distributed.get_world_size()
 
 
-def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def stable_topk(values: Float[Tensor, "b n"], k: int) -> tuple[Float[Tensor, "b {k}"], Int[Tensor, "b {k}"]]:
     """The `k` largest of each row of `b n` and their places, `b k`, largest first and equal ones in order of place.
 
     `torch.topk` leaves the order of equal values open and ONNX's TopK does not; suppression follows that order. Which
@@ -119,11 +122,11 @@ class Selection:
 
     def __call__(
         self,
-        logits: Sequence[Tensor],
-        boxes: Sequence[Tensor],
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
-        quality: Sequence[Tensor] | None = None,
+        logits: Sequence[Float[Tensor, "b _p k"]],
+        boxes: Sequence[Float[Tensor, "b _p 4"]],
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
+        quality: Sequence[Float[Tensor, "b _p 1"]] | None = None,
     ) -> list[Detections]:
         """Per level logits `b p k`, boxes `b p 4` and, where there are, quality logits `b p 1`.
 
@@ -131,7 +134,7 @@ class Selection:
         exceeded as such, times that of the quality.
         """
         sizes = size_tensor(sizes, boxes[0].device)
-        chosen = []
+        candidates = []
         for i, (level_logits, level_boxes) in enumerate(zip(logits, boxes, strict=True)):
             num_classes = level_logits.shape[2]
             flat = level_logits.flatten(1)
@@ -142,19 +145,23 @@ class Selection:
             if quality is not None:
                 scores = probability * quality[i][..., 0].gather(1, prior).sigmoid()
             corners = level_boxes.gather(1, prior[..., None].expand(-1, -1, 4))
-            chosen.append((corners, scores, index % num_classes, probability > self.score_threshold))
-        corners, scores, labels, keep = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
+            candidates.append((corners, scores, index % num_classes, probability > self.score_threshold))
+        corners, scores, labels, keep = (torch.cat(part, dim=1) for part in zip(*candidates, strict=True))
         corners = clip_boxes(corners, sizes) / resize_factors(sizes, original_sizes)
-        found = []
+        detections = []
         for c, s, n, above in zip(corners, scores, labels, keep, strict=True):
             index = above.nonzero()[:, 0]
-            found.append(best_detections(c[index], s[index], n[index], self.iou_threshold, self.max_detections))
-        return found
+            detections.append(best_detections(c[index], s[index], n[index], self.iou_threshold, self.max_detections))
+        return detections
 
 
 def best_detections(
-    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, max_detections: int
+    boxes: Float[Tensor, "n 4"],
+    scores: Float[Tensor, " n"],
+    labels: Int[Tensor, " n"],
+    iou_threshold: float,
+    max_detections: int,
 ) -> Detections:
     """Non-maximum suppression among equal labels of `n 4`, and the best that are left."""
-    kept = nms_by_label(boxes, scores, labels, iou_threshold)[:max_detections]
-    return Detections(boxes[kept], scores[kept], labels[kept])
+    best = nms_by_label(boxes, scores, labels, iou_threshold)[:max_detections]
+    return Detections(boxes[best], scores[best], labels[best])

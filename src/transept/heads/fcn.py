@@ -4,6 +4,7 @@ arXiv 1411.4038): the auxiliary head that trains beside UPerNet's.
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transept.heads.segmentation import SegmentationHead
@@ -33,5 +34,5 @@ class FCNHead(SegmentationHead):
         self.level = level
         self.convs = nn.Sequential(ConvNormAct(in_channels[level], channels))
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> Float[Tensor, "b k h w"]:
         return self.classify(self.convs(maps[self.level]))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -58,7 +59,7 @@ class FCOSHead(nn.Module):
         self.scales = nn.ModuleList(Scale() for _ in range(num_levels))
         init_convs(self, self.conv_cls)
 
-    def forward(self, maps: Sequence[Tensor]) -> FCOSOutputs:
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> FCOSOutputs:
         outputs = FCOSOutputs([], [], [])
         for x, scale in zip(maps, self.scales, strict=True):
             classes = self.cls_convs(x)
@@ -79,28 +80,28 @@ class FCOSLoss:
     strides: tuple[int, ...] = STRIDES
     matcher: InsideBox = InsideBox()
 
-    def __call__(self, outputs: FCOSOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(self, outputs: FCOSOutputs, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         logits, distances = flatten_maps(outputs.logits, self.num_classes), flatten_maps(outputs.distances, 4)
         quality = flatten_maps(outputs.centerness, 1)[..., 0]
         levels = _points(self.strides, outputs)
         points = torch.cat(levels)
-        classes, found, wanted, centred = logits.new_zeros(()), [], [], []
+        classes, guesses, truths, qualities = logits.new_zeros(()), [], [], []
         for i, target in enumerate(targets):
             assignment = self.matcher(levels, target.boxes)
             classes = classes + focal_loss(logits[i], assignment, target.labels)
             positive = (assignment >= 0).nonzero().flatten()
-            found.append(decode_distances(points[positive], distances[i][positive]))
-            wanted.append(torch.cat((target.boxes[assignment[positive]], points[positive]), dim=1))
-            centred.append(quality[i][positive])
-        found, centred = torch.cat(found), torch.cat(centred)
-        wanted, at = torch.cat(wanted).split((4, 2), dim=1)
-        weights = centerness(encode_distances(at, wanted))
-        positives = mean_over_processes(logits.new_tensor(len(found))).clamp(min=1)
-        overlap = -paired_iou(found, wanted).clamp(min=1e-6).log()
+            guesses.append(decode_distances(points[positive], distances[i][positive]))
+            truths.append(torch.cat((target.boxes[assignment[positive]], points[positive]), dim=1))
+            qualities.append(quality[i][positive])
+        guesses, qualities = torch.cat(guesses), torch.cat(qualities)
+        truths, at = torch.cat(truths).split((4, 2), dim=1)
+        weights = centerness(encode_distances(at, truths))
+        positives = mean_over_processes(logits.new_tensor(len(guesses))).clamp(min=1)
+        overlap = -paired_iou(guesses, truths).clamp(min=1e-6).log()
         return {
             "loss_cls": classes / positives,
             "loss_bbox": (overlap * weights).sum() / mean_over_processes(weights.sum()).clamp(min=1e-6),
-            "loss_centerness": binary_cross_entropy_with_logits(centred, weights, reduction="sum") / positives,
+            "loss_centerness": binary_cross_entropy_with_logits(qualities, weights, reduction="sum") / positives,
         }
 
 
@@ -115,8 +116,8 @@ class FCOSDecoder:
     def __call__(
         self,
         outputs: FCOSOutputs,
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Outputs, and height and width of each resized image without padding, to the detections of each image."""
         boxes = [

@@ -10,6 +10,7 @@ segmenters, and their further levels.
 from collections.abc import Sequence
 from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, relu
 
@@ -80,7 +81,7 @@ class FPN(nn.Module):
                 channels = in_channels[-1] if extra == "on_input" and i == 0 else out_channels
                 self.fpn_convs.append(_conv(channels, out_channels, 3, stride=2))
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> list[Float[Tensor, "b c _h _w"]]:
         used = maps[self.start_level :]
         sums = [conv(level) for conv, level in zip(self.lateral_convs, used, strict=True)]
         for i in reversed(range(len(sums) - 1)):

@@ -1,9 +1,10 @@
-"""What a detector is taught and what it answers, image by image."""
+"""A detector's targets and its answers, image by image."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from transept.ops.masks import paste_masks
@@ -23,17 +24,17 @@ class Target(NamedTuple):
     labels: Tensor
     """` n`, from 0; there is no number for the background."""
     size: Size
-    """Of the resized image, without padding."""
+    """Height and width of the resized image, without padding."""
     masks: Tensor | None = None
     """`n H W`, bool; H and W may be those of the image or of the padded batch."""
     original_size: Size | None = None
-    """Of the image as it was. Evaluation reads this and the next; losses do not."""
+    """Height and width of the image as it was. Evaluation reads this and the next; losses do not."""
     image_id: int | str | None = None
     """The data set's own."""
 
 
 class Detections(NamedTuple):
-    """The objects found in one image, best first."""
+    """The objects of one image as a detector sees them, best first."""
 
     boxes: Tensor
     """`n 4`, x1 y1 x2 y2, in pixels of the original image where its size was given, else of the resized one."""
@@ -45,7 +46,7 @@ class Detections(NamedTuple):
     """`n m m`: probabilities on a grid over each box. `image_masks` draws them into the image; once drawn they are
     `n H W` and bool."""
 
-    def image_masks(self, size: Size, threshold: float = 0.5) -> Tensor:
+    def image_masks(self, size: Size, threshold: float = 0.5) -> Bool[Tensor, "n H W"]:
         """The masks as `n H W` bool, in an image of this height and width."""
         if self.masks is None:
             raise ValueError("these detections have no masks; the detector has no mask head")
@@ -58,19 +59,21 @@ class Detections(NamedTuple):
             )
         return self.masks
 
-    def take(self, index: Tensor) -> "Detections":
+    def take(self, index: Shaped[Tensor, " k"]) -> "Detections":
         """Those at the indices ` k`, or where a bool ` n` is true."""
         masks = None if self.masks is None else self.masks[index]
         return Detections(self.boxes[index], self.scores[index], self.labels[index], masks)
 
 
-def size_tensor(sizes: Sequence[Size] | Tensor, device: torch.device) -> Tensor:
+def size_tensor(sizes: Sequence[Size] | Shaped[Tensor, "b 2"], device: torch.device) -> Float[Tensor, "b 2"]:
     """Heights and widths as float32 `b 2`."""
     return torch.as_tensor(sizes, dtype=torch.float32, device=device)
 
 
-def resize_factors(sizes: Tensor, original_sizes: Sequence[Size] | Tensor | None) -> Tensor:
-    """What the originals' boxes `b n 4` were multiplied with: `b 1 4`, horizontal, vertical, and these again."""
+def resize_factors(
+    sizes: Float[Tensor, "b 2"], original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None
+) -> Float[Tensor, "b 1 4"]:
+    """The factors of the originals' boxes `b n 4`: horizontal, vertical, and these again."""
     if original_sizes is None:
         return sizes.new_ones((len(sizes), 1, 4))
     return (sizes / size_tensor(original_sizes, sizes.device)).flip(-1).repeat(1, 2)[:, None]

@@ -8,6 +8,7 @@ Section 3    MaskRCNNDecoder    boxes first, masks only of what is found
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from transept.heads.instances import Detections, Size, Target, resize_factors, size_tensor
@@ -35,14 +36,16 @@ class MaskRCNNHead(nn.Module):
         self.bbox_head = BoxHead(in_channels, num_classes, hidden=hidden)
         self.mask_head = MaskHead(in_channels, num_classes, channels=mask_channels)
 
-    def boxes(self, maps: Sequence[Tensor], rois: Tensor) -> BoxOutputs:
+    def boxes(self, maps: Sequence[Float[Tensor, "b c _h _w"]], rois: Float[Tensor, "k 5"]) -> BoxOutputs:
         return self.bbox_head(self.bbox_head.features(maps, rois))
 
-    def masks(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+    def masks(self, maps: Sequence[Float[Tensor, "b c _h _w"]], rois: Float[Tensor, "k 5"]) -> Float[Tensor, "k n m m"]:
         """Logits `k num_classes 28 28`."""
         return self.mask_head(self.mask_head.features(maps, rois))
 
-    def forward(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[BoxOutputs, Tensor]:
+    def forward(
+        self, maps: Sequence[Float[Tensor, "b c _h _w"]], rois: Float[Tensor, "k 5"]
+    ) -> tuple[BoxOutputs, Float[Tensor, "k n m m"]]:
         """Both heads at the same regions."""
         return self.boxes(maps, rois), self.masks(maps, rois)
 
@@ -56,8 +59,12 @@ class MaskRCNNLoss:
     boxes: BoxLoss = BoxLoss()
 
     def __call__(
-        self, head: MaskRCNNHead, maps: Sequence[Tensor], proposals: Sequence[Tensor], targets: Sequence[Target]
-    ) -> dict[str, Tensor]:
+        self,
+        head: MaskRCNNHead,
+        maps: Sequence[Float[Tensor, "b c _h _w"]],
+        proposals: Sequence[Float[Tensor, "_n 4"]],
+        targets: Sequence[Target],
+    ) -> dict[str, Float[Tensor, ""]]:
         """Proposals `n 4` of each image, in pixels of the resized image."""
         samples = sample_rois(proposals, targets, self.matcher, self.sampler, head.num_classes)
         losses = self.boxes(head.boxes(maps, samples.rois), samples)
@@ -74,13 +81,13 @@ class MaskRCNNDecoder:
     def __call__(
         self,
         head: MaskRCNNHead,
-        maps: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        maps: Sequence[Float[Tensor, "b c _h _w"]],
+        proposals: Sequence[Float[Tensor, "_n 4"]],
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Proposals `n 4` of each image, and height and width of each resized image (without padding) and original."""
         rois = to_rois(proposals)
-        found = self.boxes(rois, head.boxes(maps, rois), sizes, original_sizes)
+        detections = self.boxes(rois, head.boxes(maps, rois), sizes, original_sizes)
         factors = resize_factors(size_tensor(sizes, rois.device), original_sizes)
-        return add_masks([head.mask_head], maps, found, factors)
+        return add_masks([head.mask_head], maps, detections, factors)

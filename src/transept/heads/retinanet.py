@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from transept.heads.dense import Selection, flatten_map, flatten_maps, focal_loss, init_convs, map_sizes, spread, tower
@@ -46,7 +47,7 @@ class RetinaNetHead(nn.Module):
         self.retina_reg = nn.Conv2d(channels, anchors_per_cell * 4, 3, padding=1)
         init_convs(self, self.retina_cls)
 
-    def forward(self, maps: Sequence[Tensor]) -> RetinaNetOutputs:
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> RetinaNetOutputs:
         return RetinaNetOutputs(
             [self.retina_cls(self.cls_convs(x)) for x in maps], [self.retina_reg(self.reg_convs(x)) for x in maps]
         )
@@ -61,7 +62,7 @@ class RetinaNetLoss:
     matcher: MaxIoU = MaxIoU(positive=0.5, negative=0.4, low_quality=0.0)
     std: Std = STD
 
-    def __call__(self, outputs: RetinaNetOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(self, outputs: RetinaNetOutputs, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         logits, deltas = flatten_maps(outputs.logits, self.num_classes), flatten_maps(outputs.deltas, 4)
         sizes = map_sizes(outputs.logits)
         anchors = torch.cat(self.anchors(sizes, logits.device))
@@ -71,8 +72,8 @@ class RetinaNetLoss:
             assignment = spread(self.matcher(anchors[valid], target.boxes), valid)
             classes = classes + focal_loss(logits[i], assignment, target.labels)
             positive = (assignment >= 0).nonzero().flatten()
-            wanted = encode_deltas(anchors[positive], target.boxes[assignment[positive]], self.std)
-            boxes = boxes + (deltas[i][positive] - wanted).abs().sum()
+            truth = encode_deltas(anchors[positive], target.boxes[assignment[positive]], self.std)
+            boxes = boxes + (deltas[i][positive] - truth).abs().sum()
             positives += max(1, len(positive))
         return {"loss_cls": classes / positives, "loss_bbox": boxes / positives}
 
@@ -89,8 +90,8 @@ class RetinaNetDecoder:
     def __call__(
         self,
         outputs: RetinaNetOutputs,
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Outputs, and height and width of each resized image without padding, to the detections of each image."""
         anchors = self.anchors(map_sizes(outputs.logits), outputs.logits[0].device)

@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, relu
 from torchvision.ops import generalized_box_iou_loss, roi_align
@@ -33,7 +34,7 @@ from transept.ops.matching import MaxIoU, RandomSampler
 MASK_SIZE = 28
 
 
-def to_rois(boxes: Sequence[Tensor]) -> Tensor:
+def to_rois(boxes: Sequence[Float[Tensor, "_n 4"]]) -> Float[Tensor, "k 5"]:
     """Boxes `n 4` of each image as one `k 5`.
 
     A box without extent is no image's: traced graphs, which want a known number of proposals, fill up with such.
@@ -42,7 +43,7 @@ def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat((number.to(b), b), dim=1) for number, b in zip(numbers, boxes, strict=True)])
 
 
-def roi_levels(rois: Tensor, num_levels: int = 4) -> Tensor:
+def roi_levels(rois: Float[Tensor, "k 5"], num_levels: int = 4) -> Int[Tensor, " k"]:
     """` k`: the level each region is read from, `floor(log2(sqrt(w h) / 56 + 1e-6))` within those there are."""
     area = (rois[:, 3:] - rois[:, 1:3]).prod(dim=1)
     return (area.sqrt() / 56 + 1e-6).log2().floor().clamp(0, num_levels - 1).long()
@@ -55,19 +56,21 @@ class RoIFeatures:
     size: int
     strides: tuple[int, ...] = (4, 8, 16, 32)
 
-    def __call__(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+    def __call__(
+        self, maps: Sequence[Float[Tensor, "b c _h _w"]], rois: Float[Tensor, "k 5"]
+    ) -> Float[Tensor, "k c s s"]:
         """Maps beyond the `strides` (the pooled level) are not used."""
         levels = roi_levels(rois, len(self.strides))
         rois = torch.cat((rois[:, :1].clamp(min=0), rois[:, 1:]), dim=1)  # without extent, those of no image read 0
         if torch.compiler.is_compiling():
             # The number of regions on a level is not known in a traced graph, so every level reads all of them. One
             # that does not belong to the level is given no extent: it has no sampling points, costs nothing, reads 0.
-            chosen = torch.zeros(())
+            features = torch.zeros(())
             for i, (x, stride) in enumerate(zip(maps, self.strides, strict=False)):
                 here = torch.cat((rois[:, :1], rois[:, 1:] * (levels == i)[:, None]), dim=1)
                 pooled = roi_align(x, here.to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
-                chosen = pooled + chosen
-            return chosen
+                features = pooled + features
+            return features
         indices = [(levels == i).nonzero().flatten() for i in range(len(self.strides))]
         pooled = [
             roi_align(x, rois[index].to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
@@ -118,7 +121,7 @@ class BoxHead(nn.Module):
         for fc in (*fcs, self.fc_cls, self.fc_reg):
             nn.init.zeros_(fc.bias)
 
-    def forward(self, x: Tensor) -> BoxOutputs:
+    def forward(self, x: Float[Tensor, "k c s s"]) -> BoxOutputs:
         x = self.shared_convs(x).flatten(1)
         for fc in self.shared_fcs:
             x = relu(fc(x))
@@ -140,7 +143,7 @@ class MaskHead(nn.Module):
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "k c s s"]) -> Float[Tensor, "k n 2*s 2*s"]:
         return self.conv_logits(relu(self.upsample(self.convs(x)))).float()
 
 
@@ -161,7 +164,7 @@ class Samples(NamedTuple):
 
 @torch.no_grad()
 def sample_rois(
-    proposals: Sequence[Tensor],
+    proposals: Sequence[Float[Tensor, "_n 4"]],
     targets: Sequence[Target],
     matcher: MaxIoU,
     sampler: RandomSampler,
@@ -169,43 +172,50 @@ def sample_rois(
 ) -> Samples:
     """Proposals `n 4` of each image, with the objects' boxes before them, matched and sampled."""
     images = []
-    for i, (found, target) in enumerate(zip(proposals, targets, strict=True)):
-        own = torch.arange(len(target.boxes), device=found.device)
-        assignment = torch.cat((own, matcher(found, target.boxes)))
+    for i, (boxes, target) in enumerate(zip(proposals, targets, strict=True)):
+        numbers = torch.arange(len(target.boxes), device=boxes.device)
+        assignment = torch.cat((numbers, matcher(boxes, target.boxes)))
         index = torch.cat(sampler(assignment))
         matched = assignment[index]
         positive = matched >= 0
         labels = torch.full_like(matched, num_classes)
         labels[positive] = target.labels[matched[positive]]
-        corners = torch.cat((target.boxes.to(found), found))[index]
-        boxes = torch.zeros_like(corners)
-        boxes[positive] = target.boxes.to(found)[matched[positive]]
+        objects = target.boxes.to(boxes)
+        corners = torch.cat((objects, boxes))[index]
+        truth = torch.zeros_like(corners)
+        truth[positive] = objects[matched[positive]]
         rois = torch.cat((corners.new_full((len(corners), 1), i), corners), dim=1)
-        images.append(Samples(rois, labels, matched, boxes, index < len(own)))
+        images.append(Samples(rois, labels, matched, truth, index < len(numbers)))
     return Samples(*(torch.cat(part) for part in zip(*images, strict=True)))
 
 
-def deltas_of(deltas: Tensor, labels: Tensor) -> Tensor:
+def deltas_of(deltas: Float[Tensor, "k _"], labels: Int[Tensor, " k"]) -> Float[Tensor, "k 4"]:
     """From `k (c 4)` those of each region's label ` k`, `k 4`; what is shared by all classes as it is."""
     if deltas.shape[1] == 4:
         return deltas
     return deltas.unflatten(1, (-1, 4))[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
-def masks_of(logits: Tensor, labels: Tensor) -> Tensor:
+def masks_of(logits: Float[Tensor, "k n m m"], labels: Int[Tensor, " k"]) -> Float[Tensor, "k m m"]:
     """From `k c m m` the masks of each region's label ` k`: `k m m`."""
     return logits[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
-def refine_rois(rois: Tensor, outputs: BoxOutputs, std: Std, sizes: Tensor, labels: Tensor | None = None) -> Tensor:
+def refine_rois(
+    rois: Float[Tensor, "k 5"],
+    outputs: BoxOutputs,
+    std: Std,
+    sizes: Float[Tensor, "b 2"],
+    labels: Int[Tensor, " k"] | None = None,
+) -> Float[Tensor, "k 5"]:
     """Regions `k 5` moved by the box of their label, or of their best class, and clipped to images of `sizes` `b 2`.
 
     Labels that are background stand for the best class as well.
     """
     num_classes = outputs.logits.shape[1] - 1
     best = outputs.logits[:, :-1].argmax(dim=1)
-    chosen = best if labels is None else torch.where(labels == num_classes, best, labels)
-    boxes = decode_deltas(rois[:, 1:], deltas_of(outputs.deltas, chosen), std)
+    classes = best if labels is None else torch.where(labels == num_classes, best, labels)
+    boxes = decode_deltas(rois[:, 1:], deltas_of(outputs.deltas, classes), std)
     limits = sizes[rois[:, 0].long()]
     return torch.cat((rois[:, :1], clip_boxes(boxes[:, None], limits)[:, 0]), dim=1)
 
@@ -220,17 +230,17 @@ class BoxLoss:
     std: Std = (0.1, 0.1, 0.2, 0.2)
     distance: Literal["l1", "smooth_l1", "giou"] = "l1"
 
-    def __call__(self, outputs: BoxOutputs, samples: Samples) -> dict[str, Tensor]:
+    def __call__(self, outputs: BoxOutputs, samples: Samples) -> dict[str, Float[Tensor, ""]]:
         number = max(1, len(samples.labels))
         classes = cross_entropy(outputs.logits, samples.labels, reduction="sum") / number
         positive = (samples.matched >= 0).nonzero().flatten()
         deltas = deltas_of(outputs.deltas[positive], samples.labels[positive])
-        rois, wanted = samples.rois[positive, 1:], samples.boxes[positive]
+        rois, truth = samples.rois[positive, 1:], samples.boxes[positive]
         if self.distance == "giou":
-            boxes = 10 * generalized_box_iou_loss(decode_deltas(rois, deltas, self.std), wanted, reduction="sum")
+            boxes = 10 * generalized_box_iou_loss(decode_deltas(rois, deltas, self.std), truth, reduction="sum")
         else:
             beta = 1.0 if self.distance == "smooth_l1" else None
-            boxes = distance(deltas, encode_deltas(rois, wanted, self.std), beta)
+            boxes = distance(deltas, encode_deltas(rois, truth, self.std), beta)
         return {"loss_cls": classes, "loss_bbox": boxes / number}
 
 
@@ -240,13 +250,13 @@ def positives(samples: Samples) -> Samples:
     return Samples(*(part[positive] for part in samples))
 
 
-def mask_loss(logits: Tensor, samples: Samples, targets: Sequence[Target]) -> Tensor:
+def mask_loss(logits: Float[Tensor, "k n m m"], samples: Samples, targets: Sequence[Target]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the logits `k c m m` of positive samples, on the channel of the object's class.
 
     Raises:
         TranseptError: a target has no masks.
     """
-    wanted = []
+    crops = []
     for i, target in enumerate(targets):
         if target.masks is None or len(target.masks) != len(target.boxes):
             have = "no masks" if target.masks is None else f"{len(target.masks)} masks"
@@ -254,8 +264,8 @@ def mask_loss(logits: Tensor, samples: Samples, targets: Sequence[Target]) -> Te
                 f"target {i} of the batch has {len(target.boxes)} boxes and {have}; a mask head learns from one each"
             )
         here = samples.rois[:, 0] == i
-        wanted.append(crop_masks(target.masks[samples.matched[here]], samples.rois[here, 1:], logits.shape[-1]))
-    guess, truth = masks_of(logits, samples.labels), torch.cat(wanted)
+        crops.append(crop_masks(target.masks[samples.matched[here]], samples.rois[here, 1:], logits.shape[-1]))
+    guess, truth = masks_of(logits, samples.labels), torch.cat(crops)
     return binary_cross_entropy_with_logits(guess, truth, reduction="sum") / max(1, truth.numel())
 
 
@@ -272,44 +282,49 @@ class BoxDecoder:
     iou_threshold: float = 0.5
     max_detections: int = 100
 
-    def boxes(self, rois: Tensor, outputs: BoxOutputs, sizes: Tensor) -> Tensor:
+    def boxes(
+        self, rois: Float[Tensor, "k 5"], outputs: BoxOutputs, sizes: Float[Tensor, "b 2"]
+    ) -> Float[Tensor, "k _ 4"]:
         """`k c 4` (c is 1 where all classes share one box), clipped to the images."""
         deltas = outputs.deltas.unflatten(1, (-1, 4))
         return clip_boxes(decode_deltas(rois[:, None, 1:], deltas, self.std), sizes[rois[:, 0].long()])
 
     def __call__(
         self,
-        rois: Tensor,
+        rois: Float[Tensor, "k 5"],
         outputs: BoxOutputs,
-        sizes: Sequence[Size] | Tensor,
-        original_sizes: Sequence[Size] | Tensor | None = None,
+        sizes: Sequence[Size] | Shaped[Tensor, "b 2"],
+        original_sizes: Sequence[Size] | Shaped[Tensor, "b 2"] | None = None,
     ) -> list[Detections]:
         """Regions `k 5`, and height and width of each resized image without padding."""
         limits = size_tensor(sizes, rois.device)
         scores = outputs.logits.softmax(dim=1)[:, :-1]
         boxes = self.boxes(rois, outputs, limits).expand(-1, scores.shape[1], 4)
         factors = resize_factors(limits, original_sizes)
-        found = []
+        images = []
         for i in range(len(limits)):
             region, label = ((rois[:, :1] == i) & (scores > self.score_threshold)).nonzero().unbind(dim=1)
             corners = boxes[region, label] / factors[i]
-            kept = best_detections(corners, scores[region, label], label, self.iou_threshold, self.max_detections)
-            found.append(kept)
-        return found
+            best = best_detections(corners, scores[region, label], label, self.iou_threshold, self.max_detections)
+            images.append(best)
+        return images
 
 
 def add_masks(
-    heads: Sequence[MaskHead], maps: Sequence[Tensor], detections: Sequence[Detections], factors: Tensor
+    heads: Sequence[MaskHead],
+    maps: Sequence[Float[Tensor, "b c _h _w"]],
+    detections: Sequence[Detections],
+    factors: Float[Tensor, "b 1 4"],
 ) -> list[Detections]:
     """Detections with the masks that the heads see at their boxes, the mean where there are several heads.
 
     `factors`, `b 1 4`, bring the boxes to pixels of the resized image.
     """
-    rois = to_rois([found.boxes * factor for found, factor in zip(detections, factors, strict=True)])
-    labels = torch.cat([found.labels for found in detections])
+    rois = to_rois([image.boxes * factor for image, factor in zip(detections, factors, strict=True)])
+    labels = torch.cat([image.labels for image in detections])
     features = heads[0].features(maps, rois)
     masks = torch.stack([masks_of(head(features), labels).sigmoid() for head in heads]).mean(dim=0)
     if len(detections) == 1:
         return [detections[0]._replace(masks=masks)]
-    split = masks.split([len(found.boxes) for found in detections])
-    return [found._replace(masks=part) for found, part in zip(detections, split, strict=True)]
+    split = masks.split([len(image.boxes) for image in detections])
+    return [image._replace(masks=part) for image, part in zip(detections, split, strict=True)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, relu, smooth_l1_loss
 
@@ -51,7 +52,7 @@ class RPNHead(nn.Module):
         self.rpn_reg = nn.Conv2d(channels, anchors_per_cell * 4, 1)
         init_convs(self)
 
-    def forward(self, maps: Sequence[Tensor]) -> RPNOutputs:
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> RPNOutputs:
         hidden = [relu(self.rpn_conv(x)) for x in maps]
         return RPNOutputs([self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden])
 
@@ -70,7 +71,7 @@ class RPNLoss:
     inside: bool = False
     std: Std = STD
 
-    def __call__(self, outputs: RPNOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(self, outputs: RPNOutputs, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         logits, deltas = flatten_maps(outputs.logits, 1)[..., 0], flatten_maps(outputs.deltas, 4)
         sizes = map_sizes(outputs.logits)
         anchors = torch.cat(self.anchors(sizes, logits.device))
@@ -78,15 +79,15 @@ class RPNLoss:
         for i, target in enumerate(targets):
             assignment = self.match(anchors, sizes, target)
             positive, negative = self.sampler(assignment)
-            truth = torch.cat((logits.new_ones(len(positive)), logits.new_zeros(len(negative))))
+            classes = torch.cat((logits.new_ones(len(positive)), logits.new_zeros(len(negative))))
             guess = logits[i][torch.cat((positive, negative))]
-            objectness = objectness + binary_cross_entropy_with_logits(guess, truth, reduction="sum")
-            wanted = encode_deltas(anchors[positive], target.boxes[assignment[positive]], self.std)
-            boxes = boxes + distance(deltas[i][positive], wanted, self.beta)
-            sampled += len(truth)
+            objectness = objectness + binary_cross_entropy_with_logits(guess, classes, reduction="sum")
+            truth = encode_deltas(anchors[positive], target.boxes[assignment[positive]], self.std)
+            boxes = boxes + distance(deltas[i][positive], truth, self.beta)
+            sampled += len(classes)
         return {"loss_rpn_cls": objectness / max(1, sampled), "loss_rpn_bbox": boxes / max(1, sampled)}
 
-    def match(self, anchors: Tensor, sizes: Sequence[Size], target: Target) -> Tensor:
+    def match(self, anchors: Float[Tensor, "n 4"], sizes: Sequence[Size], target: Target) -> Int[Tensor, " n"]:
         """The assignment of all levels' anchors `n 4` for one image; those that take no part are ignored."""
         valid = self.anchors.on_image(sizes, target.size).to(anchors.device)
         if self.inside:
@@ -94,11 +95,11 @@ class RPNLoss:
         return spread(self.matcher(anchors[valid], target.boxes), valid)
 
 
-def distance(guess: Tensor, wanted: Tensor, beta: float | None) -> Tensor:
+def distance(guess: Float[Tensor, "n 4"], truth: Float[Tensor, "n 4"], beta: float | None) -> Float[Tensor, ""]:
     """The sum of L1 distances, or with `beta` of smooth L1 distances."""
     if beta is None:
-        return l1_loss(guess, wanted, reduction="sum")
-    return smooth_l1_loss(guess, wanted, reduction="sum", beta=beta)
+        return l1_loss(guess, truth, reduction="sum")
+    return smooth_l1_loss(guess, truth, reduction="sum", beta=beta)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,11 +113,11 @@ class Proposals:
     std: Std = STD
 
     @torch.no_grad()
-    def __call__(self, outputs: RPNOutputs, sizes: Sequence[Size] | Tensor) -> list[Proposal]:
+    def __call__(self, outputs: RPNOutputs, sizes: Sequence[Size] | Shaped[Tensor, "b 2"]) -> list[Proposal]:
         """Outputs, and height and width of each resized image without padding, to the proposals of each image."""
         device = outputs.logits[0].device
         limits = size_tensor(sizes, device)
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(len(outputs.logits[0]))]
+        images: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(len(outputs.logits[0]))]
         levels = zip(self.anchors(map_sizes(outputs.logits), device), outputs.logits, outputs.deltas, strict=True)
         for anchors, logits, deltas in levels:
             logits, deltas = flatten_map(logits, 1)[..., 0], flatten_map(deltas, 4)
@@ -124,7 +125,7 @@ class Proposals:
             deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
             boxes = clip_boxes(decode_deltas(anchors[index], deltas, self.std), limits)
             solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-            for i, image in enumerate(found):
+            for i, image in enumerate(images):
                 if torch.compiler.is_compiling():
                     image.append(_emptied(boxes[i], best[i].sigmoid() * solid[i], self.iou_threshold))
                     continue
@@ -132,7 +133,7 @@ class Proposals:
                 corners, scores = boxes[i][index], best[i][index].sigmoid()
                 kept = suppress(corners, scores, self.iou_threshold)
                 image.append((corners[kept], scores[kept]))
-        return [self._best(image) for image in found]
+        return [self._best(image) for image in images]
 
     def _best(self, levels: list[tuple[Tensor, Tensor]]) -> Proposal:
         boxes, scores = (torch.cat(part) for part in zip(*levels, strict=True))

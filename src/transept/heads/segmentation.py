@@ -1,5 +1,6 @@
-"""What all segmentation heads end with."""
+"""The end of all segmentation heads."""
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 CLASSIFIER_STD = 0.01
@@ -19,5 +20,5 @@ class SegmentationHead(nn.Module):
         nn.init.normal_(self.conv_seg.weight, std=CLASSIFIER_STD)
         nn.init.zeros_(self.conv_seg.bias)  # pyright: ignore[reportArgumentType]
 
-    def classify(self, x: Tensor) -> Tensor:
+    def classify(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         return self.conv_seg(self.dropout(x))

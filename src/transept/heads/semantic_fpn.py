@@ -8,6 +8,7 @@ Departure from the paper, as in the released models: BatchNorm in place of Group
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transept.errors import UsageError
@@ -53,7 +54,7 @@ class SemanticFPNHead(SegmentationHead):
             in_channels = channels
         return nn.Sequential(*steps)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> Float[Tensor, "b k h w"]:
         first, *others = (head(level) for head, level in zip(self.scale_heads, maps, strict=True))
         for level in others:  # an odd side is doubled to one more than the finest map has
             first = first + resize_map(level, first.shape[-2:])

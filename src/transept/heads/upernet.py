@@ -9,6 +9,7 @@ Departure from the paper, as in the released models: the object classes are read
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transept.errors import UsageError
@@ -25,7 +26,7 @@ class PyramidPooling(nn.ModuleList):
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNormAct(in_channels, channels, 1)) for scale in scales
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b _c h w"]) -> Float[Tensor, "b _c h w"]:
         if self.training and len(x) == 1 and any(type(m) is nn.BatchNorm2d and m.training for m in self.modules()):
             raise UsageError(
                 "UPerNet was given one image to train on, and the BatchNorm of its 1x1 average needs two; use a batch"
@@ -61,7 +62,7 @@ class UPerNetHead(SegmentationHead):
         self.fpn_convs = nn.ModuleList(ConvNormAct(channels, channels) for _ in finer)
         self.fpn_bottleneck = ConvNormAct(len(in_channels) * channels, channels)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> Float[Tensor, "b k h w"]:
         *finer, last = maps
         sums = [conv(level) for conv, level in zip(self.lateral_convs, finer, strict=True)]
         sums.append(self.bottleneck(self.psp_modules(last)))

@@ -28,7 +28,7 @@ except ImportError as error:
 
 
 class TranseptConfig(BackboneConfigMixin, PreTrainedConfig):
-    """What `create_model` takes, and which of `stage1` to `stage4` (strides 4 to 32) to give; default: all four.
+    """The options of `create_model`, and which of `stage1` to `stage4` (strides 4 to 32) to give; default: all four.
 
     `out_features` names the stages or `out_indices` counts them from 0, as everywhere in `transformers`.
     """

@@ -17,14 +17,14 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     Switching the tracking off instead would save fewer tensors for the backward pass, which `checkpoint` refuses.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
+    statistics = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, statistics, strict=True):
         for name, buffer in buffers.items():
             setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, kept, strict=True):
+        for norm, buffers in zip(norms, statistics, strict=True):
             for name, buffer in buffers.items():
                 setattr(norm, name, buffer)
 

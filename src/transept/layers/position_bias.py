@@ -1,9 +1,10 @@
 """Biases that attention adds to its logits for the distance of query and key."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transept.ops.interpolation import same_size
@@ -52,7 +53,7 @@ class KeepsBias(nn.Module):
             self._kept = _Kept(state, parameters, bias)
         return bias
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "KeepsBias":
         self._kept = None
         return super().train(mode)
 
@@ -80,10 +81,10 @@ class DynamicPositionBias(KeepsBias):
     def _layer(width_in: int, width_out: int) -> nn.Sequential:
         return nn.Sequential(nn.LayerNorm(width_in), nn.ReLU(), nn.Linear(width_in, width_out))
 
-    def forward(self, sides: tuple[int, int]) -> Tensor:
+    def forward(self, sides: tuple[int, int]) -> Float[Tensor, "m n n"]:
         return self.keep(sides, list(self.parameters()), lambda: self.compute(sides))
 
-    def compute(self, sides: tuple[int, int]) -> Tensor:
+    def compute(self, sides: tuple[int, int]) -> Float[Tensor, "m n n"]:
         weight = self.pos_proj.weight
         table = self.pos_proj(relative_offsets(sides, device=weight.device, dtype=weight.dtype))
         table = self.pos3(self.pos2(self.pos1(table)))

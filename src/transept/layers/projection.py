@@ -1,5 +1,6 @@
 """The joint projection of queries, keys and values, where not all tokens ask."""
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -10,11 +11,11 @@ class QueryKeyValue(nn.Linear):
     def __init__(self, dim: int) -> None:
         super().__init__(dim, 3 * dim)
 
-    def query(self, x: Tensor) -> Tensor:  # ... c -> ... c
+    def query(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
         dim = self.in_features
         return linear(x, self.weight[:dim], self.bias[:dim])
 
-    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:  # ... c -> ... c, ... c
+    def key_value(self, x: Float[Tensor, "*n c"]) -> tuple[Float[Tensor, "*n c"], Float[Tensor, "*n c"]]:
         dim = self.in_features
         k, v = linear(x, self.weight[dim:], self.bias[dim:]).chunk(2, dim=-1)
         return k, v

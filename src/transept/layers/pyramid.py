@@ -1,5 +1,6 @@
 """A four-level pyramid from a transformer whose tokens keep one stride."""
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
@@ -33,7 +34,7 @@ class Shrink(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c _h _w"]) -> Float[Tensor, "b c _h _w"]:
         h, w = x.shape[-2:]
         return max_pool2d(x, (min(self.factor, h), min(self.factor, w)))
 

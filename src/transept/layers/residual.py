@@ -8,13 +8,18 @@ gradient is read off the weights'. The activations in front of those weights are
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 
 def add_branch(
-    x: Tensor, branch: nn.Module, *inputs: object, scale: Tensor | None, drop_path: nn.Module | None = None
-) -> Tensor:
+    x: Float[Tensor, "*n c"],
+    branch: nn.Module,
+    *inputs: object,
+    scale: Float[Tensor, " c"] | None,
+    drop_path: nn.Module | None = None,
+) -> Float[Tensor, "*n c"]:
     """`x + drop_path(scale * branch(*inputs))`.
 
     `branch` takes `scale=` and returns what is scaled already. The scale has one number per channel of the last axis;
@@ -29,7 +34,9 @@ def add_branch(
     return x + (y if drop_path is None else drop_path(y))
 
 
-def scaled_linear(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
+def scaled_linear(
+    layer: nn.Module, x: Float[Tensor, "*n c"], scale: Float[Tensor, " d"] | None
+) -> Float[Tensor, "*n d"]:
     """`scale * layer(x)`."""
     if scale is None:
         return layer(x)
@@ -48,7 +55,7 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_features, dim)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # ... c -> ... c
+    def forward(self, x: Float[Tensor, "*n c"], scale: Float[Tensor, " c"] | None = None) -> Float[Tensor, "*n c"]:
         x = self.fc1(x)
         plain = type(self.fc2) is nn.Linear and type(self.act) is nn.GELU
         if plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():

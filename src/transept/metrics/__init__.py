@@ -1,1 +1,1 @@
-"""What is measured."""
+"""Scores of predictions: accuracy, average precision, IoU, k-nearest neighbours, losses."""

@@ -23,7 +23,7 @@ class DetectionScores(NamedTuple):
     """At an overlap of 0.5."""
     map75: float
     map_small: float
-    """Of objects with an area below 32 x 32 pixels, as annotated."""
+    """The mean over objects with an area below 32 x 32 pixels, as annotated."""
     map_medium: float
     map_large: float
     """From 96 x 96 pixels on."""
@@ -68,16 +68,16 @@ def detection_scores(
         }
     )
     known = {category["id"] for category in categories}
-    own = []
+    entries = []
     for position, result in enumerate(results):
         for key, among in (("image_id", image_numbers), ("category_id", known)):
             if result.get(key) not in among:
                 raise TranseptError(f"result {position} has the {key} {result.get(key)!r}, which the annotations lack")
         compared = {key: value for key, value in result.items() if key not in ("bbox", "segmentation")}
-        own.append(compared | _compared(result, kind, f"result {position}"))
-    for result in own:
+        entries.append(compared | _compared(result, kind, f"result {position}"))
+    for result in entries:
         result["image_id"] = image_numbers[result["image_id"]]
-    run = evaluator(truth, truth.loadRes(own), kind)
+    run = evaluator(truth, truth.loadRes(entries), kind)
     run.evaluate()
     run.accumulate()
     return _read(run, categories)

@@ -20,7 +20,7 @@ class LossMeter:
         self.sums["loss"] += loss.detach().float() * len(targets)
 
     def state(self) -> dict[str, Any]:
-        """What was seen, as plain data, for `add`."""
+        """The sums so far, as plain data, for `add`."""
         return {"samples": self.samples, "sums": {name: float(value) for name, value in self.sums.items()}}
 
     def add(self, state: dict[str, Any]) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Size = tuple[int, int]
 
 
-def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
+def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "a 4"]:
     """`(r s) 4`: the anchors of the first cell, centred on image coordinate (0, 0), not on the cell's centre.
 
     Height is `stride * scale * sqrt(ratio)` and width `stride * scale / sqrt(ratio)`; nothing is rounded.
@@ -24,25 +25,25 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) 
     return torch.cat((-half, half), dim=1)
 
 
-def shifts(stride: int, size: Size, device: torch.device | None = None) -> Tensor:
+def shifts(stride: int, size: Size, device: torch.device | None = None) -> Float[Tensor, "cells 2"]:
     """`(h w) 2`: x and y of every cell's first corner, row by row."""
     h, w = size
     y, x = (torch.arange(side, device=device, dtype=torch.float32) * stride for side in (h, w))
     return torch.stack((x.repeat(h), y.repeat_interleave(w)), dim=1)
 
 
-def grid_anchors(base: Tensor, stride: int, size: Size) -> Tensor:
+def grid_anchors(base: Float[Tensor, "a 4"], stride: int, size: Size) -> Float[Tensor, "n 4"]:
     """`(h w a) 4`: the base anchors `a 4` at every cell of a map of `size`."""
     corners = shifts(stride, size, base.device).repeat(1, 2)
     return (corners[:, None] + base).flatten(0, 1)
 
 
-def grid_points(stride: int, size: Size, device: torch.device | None = None) -> Tensor:
+def grid_points(stride: int, size: Size, device: torch.device | None = None) -> Float[Tensor, "cells 2"]:
     """`(h w) 2`: x and y of every cell's centre."""
     return shifts(stride, size, device) + stride / 2
 
 
-def cells_on_image(stride: int, size: Size, image_size: Size, multiple: int = 32) -> Tensor:
+def cells_on_image(stride: int, size: Size, image_size: Size, multiple: int = 32) -> Bool[Tensor, " cells"]:
     """`(h w)` true where a cell begins on an image that is padded to a `multiple`, not on what a batch adds to it."""
     rows, columns = (
         torch.arange(cells) < -(-(-(-side // multiple) * multiple) // stride)
@@ -51,7 +52,7 @@ def cells_on_image(stride: int, size: Size, image_size: Size, multiple: int = 32
     return (rows[:, None] & columns).flatten()
 
 
-def inside_image(anchors: Tensor, image_size: Size) -> Tensor:
+def inside_image(anchors: Float[Tensor, "n 4"], image_size: Size) -> Bool[Tensor, " n"]:
     """True for those of `n 4` that lie wholly inside the unpadded image: `0 <= x1, 0 <= y1, x2 < W, y2 < H`."""
     h, w = image_size
     return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2] < w) & (anchors[:, 3] < h)
@@ -69,15 +70,15 @@ class Anchors:
     def per_cell(self) -> int:
         return len(self.scales) * len(self.ratios)
 
-    def __call__(self, sizes: Sequence[Size], device: torch.device | None = None) -> list[Tensor]:
+    def __call__(self, sizes: Sequence[Size], device: torch.device | None = None) -> list[Float[Tensor, "_n 4"]]:
         """`(h w a) 4` for each level of the given sizes."""
         return [
             grid_anchors(base_anchors(stride, self.scales, self.ratios).to(device), stride, size)
             for stride, size in zip(self.strides, sizes, strict=True)
         ]
 
-    def on_image(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
-        """Of all levels' anchors, ` n`: whether the anchor's cell begins on this padded image."""
+    def on_image(self, sizes: Sequence[Size], image_size: Size) -> Bool[Tensor, " n"]:
+        """Whether the cell of each of all levels' anchors begins on this padded image."""
         levels = zip(self.strides, sizes, strict=True)
         cells = torch.cat([cells_on_image(stride, size, image_size) for stride, size in levels])
         return cells.repeat_interleave(self.per_cell)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -16,7 +17,9 @@ def same_size(size: Sequence[int], other: Sequence[int]) -> bool:
     return not any(isinstance(side, torch.SymInt) for side in (*size, *other)) and tuple(size) == tuple(other)
 
 
-def resize_position_embedding(pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+def resize_position_embedding(
+    pos_embed: Float[Tensor, "1 _n c"], grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Tensor, "1 _n c"]:
     """Bicubic resize of a position embedding `1 (h w) c` learned on `grid`; unchanged at that grid.
 
     The rule of DeiT's fine-tuning code: corners not aligned, no antialiasing, in float32.
@@ -28,7 +31,7 @@ def resize_position_embedding(pos_embed: Tensor, grid: tuple[int, int], new_grid
     return table.flatten(2).transpose(1, 2).to(pos_embed.dtype)
 
 
-def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
+def resize_map(x: Float[Tensor, "b c _h _w"], size: Sequence[int]) -> Float[Tensor, "b c _h _w"]:
     """Bilinear resize of maps or logits `b c h w` to `size` (height, width), corners not aligned; `x` if it has it."""
     if same_size(x.shape[-2:], size):
         return x

@@ -1,6 +1,7 @@
 """Masks of instances: from the image to a box's own grid, and back."""
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.functional import grid_sample
 from torchvision.ops import roi_align
@@ -9,7 +10,7 @@ _CHUNK = 2**25
 """So many pixels are pasted at once: 128 MiB of float32."""
 
 
-def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+def crop_masks(masks: Shaped[Tensor, "n H W"], boxes: Float[Tensor, "n 4"], size: int) -> Float[Tensor, "n m m"]:
     """Masks `n H W` (bool or 0 and 1) inside their boxes `n 4`, as `n size size` of 0.0 and 1.0.
 
     RoIAlign with half-pixel shift and as many sampling points as a bin has pixels; 0.5 and more is inside.
@@ -19,7 +20,9 @@ def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
     return (crops[:, 0] >= 0.5).to(boxes)
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+def paste_masks(
+    masks: Float[Tensor, "n h w"], boxes: Float[Tensor, "n 4"], image_size: tuple[int, int], threshold: float = 0.5
+) -> Bool[Tensor, "n H W"]:
     """Probabilities `n h w` on the grids of boxes `n 4` to bool masks `n H W` of the image.
 
     Bilinear, with pixel centres at +0.5 and zero outside the grid; from `threshold` on a pixel is inside.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -29,7 +30,7 @@ class MaxIoU:
     negative: float
     low_quality: float | None = None
 
-    def __call__(self, priors: Tensor, boxes: Tensor) -> Tensor:
+    def __call__(self, priors: Float[Tensor, "p 4"], boxes: Float[Tensor, "n 4"]) -> Int[Tensor, " p"]:
         """Priors `p 4` and boxes `n 4` to an assignment ` p`."""
         if not len(boxes) or not len(priors):
             return priors.new_full((len(priors),), BACKGROUND, dtype=torch.long)
@@ -41,9 +42,9 @@ class MaxIoU:
         if self.low_quality is None:
             return assignment
         reached = iou.amax(dim=1, keepdim=True)
-        claimed = (iou == reached) & (reached >= self.low_quality) & (reached > 0)
+        matches = (iou == reached) & (reached >= self.low_quality) & (reached > 0)
         numbers = torch.arange(len(boxes), device=boxes.device)[:, None]
-        last = torch.where(claimed, numbers, BACKGROUND).amax(dim=0)
+        last = torch.where(matches, numbers, BACKGROUND).amax(dim=0)
         return torch.where(last >= 0, last, assignment)
 
 
@@ -58,7 +59,7 @@ class ATSS:
 
     candidates: int = 9
 
-    def __call__(self, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    def __call__(self, levels: Sequence[Float[Tensor, "_p 4"]], boxes: Float[Tensor, "n 4"]) -> Int[Tensor, " p"]:
         """Anchors `p 4` of each level and boxes `n 4` to an assignment of all levels' anchors."""
         anchors = torch.cat(list(levels))
         if not len(boxes) or not len(anchors):
@@ -66,17 +67,19 @@ class ATSS:
         iou = box_iou(boxes, anchors)
         centres = (anchors[:, :2] + anchors[:, 2:]) / 2
         distance = torch.cdist((boxes[:, :2] + boxes[:, 2:]) / 2, centres, compute_mode="donot_use_mm_for_euclid_dist")
-        chosen, start = [], 0
+        nearest, start = [], 0
         for level in levels:
             near = distance[:, start : start + len(level)]
-            chosen.append(near.topk(min(self.candidates, len(level)), largest=False).indices + start)
+            nearest.append(near.topk(min(self.candidates, len(level)), largest=False).indices + start)
             start += len(level)
-        chosen = torch.cat(chosen, dim=1)
-        overlaps = iou.gather(1, chosen)
+        nearest = torch.cat(nearest, dim=1)
+        overlaps = iou.gather(1, nearest)
         threshold = overlaps.mean(dim=1) + (overlaps.std(dim=1) if overlaps.shape[1] > 1 else 0.0)
-        inside = encode_distances(centres[chosen], boxes[:, None]).amin(dim=-1) > 0.01
-        own = torch.zeros_like(iou, dtype=torch.bool).scatter_(1, chosen, (overlaps >= threshold[:, None]) & inside)
-        best, box = iou.masked_fill(~own, -1.0).max(dim=0)
+        inside = encode_distances(centres[nearest], boxes[:, None]).amin(dim=-1) > 0.01
+        positive = torch.zeros_like(iou, dtype=torch.bool).scatter_(
+            1, nearest, (overlaps >= threshold[:, None]) & inside
+        )
+        best, box = iou.masked_fill(~positive, -1.0).max(dim=0)
         return torch.where(best >= 0, box, BACKGROUND)
 
 
@@ -90,7 +93,7 @@ class InsideBox:
     ranges: tuple[tuple[float, float], ...] = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
     """In pixels, finest level first."""
 
-    def __call__(self, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    def __call__(self, levels: Sequence[Float[Tensor, "_p 2"]], boxes: Float[Tensor, "n 4"]) -> Int[Tensor, " p"]:
         """Points `p 2` of each level and boxes `n 4` to an assignment of all levels' points."""
         points = torch.cat(list(levels))
         if not len(boxes) or not len(points):
@@ -112,7 +115,7 @@ class RandomSampler:
     number: int
     positive_fraction: float
 
-    def __call__(self, assignment: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, assignment: Int[Tensor, " p"]) -> tuple[Int[Tensor, " positives"], Int[Tensor, " negatives"]]:
         """An assignment to the indices of the sampled positives and of the sampled background, each at random."""
         positive = _some(assignment >= 0, int(self.number * self.positive_fraction))
         return positive, _some(assignment == BACKGROUND, self.number - len(positive))

@@ -1,24 +1,25 @@
 """Reshapes between tokens, heads and maps. All but `stack_heads` are views where the memory layout permits."""
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
+def split_heads(x: Shaped[Tensor, "b n c"], num_heads: int) -> Shaped[Tensor, "b m n d"]:
     """`b n (m d) -> b m n d`, a view."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def stack_heads(qkv: Tensor, num_heads: int) -> Tensor:
+def stack_heads(qkv: Shaped[Tensor, "b n _"], num_heads: int) -> Shaped[Tensor, "3 b m n d"]:
     """`b n (3 m d) -> 3 b m n d`: queries, keys and values in one copy instead of one for each product."""
     return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
 
 
-def merge_heads(x: Tensor) -> Tensor:
+def merge_heads(x: Shaped[Tensor, "b m n d"]) -> Shaped[Tensor, "b n m*d"]:
     """`b m n d -> b n (m d)`, the inverse of `split_heads`."""
     return x.transpose(1, 2).flatten(2)
 
 
-def to_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
+def to_map(x: Shaped[Tensor, "b n c"], grid: tuple[int, int]) -> Shaped[Tensor, "b c h w"]:
     """`b (h w) c -> b c h w`. For contiguous tokens this is a channels-last view: no copy is made.
 
     The order of operations here and in `to_tokens` matters for a batch of one. Splitting the last axis of the
@@ -28,6 +29,6 @@ def to_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return x.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
-def to_tokens(x: Tensor) -> Tensor:
+def to_tokens(x: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "b h*w c"]:
     """`b c h w -> b (h w) c`, row-major. For a channels-last map this is a contiguous view."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
