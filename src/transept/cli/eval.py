@@ -24,7 +24,6 @@ from transept.cli.shared.segmentation import (
     refuse_options,
 )
 from transept.cli.shared.tables import plain_number, plain_skipped, print_json, print_table
-from transept.cli.train import parse_recipe
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import transforms_for
 from transept.data.loading import TransformedSet, make_loader
@@ -33,10 +32,9 @@ from transept.errors import TranseptError, UsageError
 from transept.metrics.accuracy import AccuracyMeter
 from transept.metrics.segmentation import ConfusionMeter
 from transept.tasks.classify import Classifier
+from transept.tasks.data_options import DataOptions
 from transept.tasks.detect import Detector
-from transept.tasks.run_folder import CONFIG
 from transept.tasks.segment import Segmenter
-from transept.train.options.recipe import Recipe, read_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if args.k is not None:
         raise UsageError("--k counts the neighbours of --knn; give that, too")
     task, folder = load_run(args.model)
-    recipe = parse_recipe(read_recipe(str(folder / CONFIG)), []) if folder else None
+    recipe = DataOptions.of_run(folder) if folder else None
     data = args.data or (recipe.data if recipe else None)
     if data is None:
         raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         _eval_classifier(task, recipe, data, args)
 
 
-def _eval_classifier(task: Classifier, recipe: Recipe | None, data: str, args: argparse.Namespace) -> None:
+def _eval_classifier(task: Classifier, recipe: DataOptions | None, data: str, args: argparse.Namespace) -> None:
     splits = load_splits(
         data,
         val_fraction=recipe.val_fraction if recipe else 0.2,
@@ -110,12 +108,12 @@ def _eval_classifier(task: Classifier, recipe: Recipe | None, data: str, args: a
         print(f"{len(splits.skipped)} unreadable files were left out, e.g. {splits.skipped[0].path}", file=sys.stderr)
 
 
-def _eval_segmenter(task: Segmenter, recipe: Recipe | None, data: str, args: argparse.Namespace) -> None:
+def _eval_segmenter(task: Segmenter, recipe: DataOptions | None, data: str, args: argparse.Namespace) -> None:
     inference = inference_of(args)
     splits = load_segmentation_splits(
         data,
         halves="val",
-        reduce_zero_label=recipe.segment.reduce_zero_label if recipe else None,
+        reduce_zero_label=recipe.reduce_zero_label if recipe else None,
         val_fraction=recipe.val_fraction if recipe else 0.2,
         skip_bad_images=args.skip_bad_images or bool(recipe and recipe.skip_bad_images),
     )

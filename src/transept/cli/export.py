@@ -18,7 +18,6 @@ from rich.table import Table
 
 from transept.cli.shared.runs import load_features, load_run, named_checkpoint, names_model
 from transept.cli.shared.tables import print_json, print_table
-from transept.cli.train import parse_recipe
 from transept.data.classification.sets import Splits, load_splits
 from transept.data.classification.transforms import transforms_for
 from transept.data.images import find_images, read_image
@@ -33,11 +32,11 @@ from transept.export.onnx import FILES, Exported, check_formats
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model
 from transept.tasks.classify import Classifier
+from transept.tasks.data_options import DataOptions
 from transept.tasks.detect import Detector
-from transept.tasks.run_folder import BEST, CONFIG
+from transept.tasks.run_folder import BEST
 from transept.tasks.saving import describe, task_of
 from transept.tasks.segment import Segmenter
-from transept.train.options.recipe import read_recipe
 from transept.weights.load import create_model, load_weights
 
 _FOLDER = "export"
@@ -164,7 +163,7 @@ def _load_backbone(source: str) -> tuple[Backbone, Path | None]:
 
 def _splits(folder: Path) -> Splits:
     """The run's own data."""
-    recipe = parse_recipe(read_recipe(str(folder / CONFIG)), [])
+    recipe = DataOptions.of_run(folder)
     return load_splits(str(recipe.data), val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
 
 

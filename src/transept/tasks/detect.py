@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from transept.checks import check_known, check_positive
 from transept.data.detection.transforms import DetectionPreprocessing
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.atss import ATSSDecoder, ATSSHead, ATSSLoss
@@ -217,19 +218,9 @@ class Detector(nn.Module):
         preprocessing: DetectionPreprocessing | None = None,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
-            raise unknown("detection method", method, METHODS)
+        check_parts(method, width, anchor_scale)
         if not classes:
             raise UsageError("there are no classes; give one or more")
-        if width < 32 or width % 32:
-            raise UsageError(f"width={width}; give a positive multiple of 32 channels")
-        if width < 64 and method in ("fcos", "atss"):
-            # Of one channel a group norm cannot be taken where a level is a single cell.
-            raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
-        if not anchor_scale > 0:
-            raise UsageError(f"anchor_scale={anchor_scale} must be greater than 0")
-        if anchor_scale != 1 and method == "fcos":
-            raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")
         levels = backbone.feature_info
         if list(levels.reduction()) != [4, 8, 16, 32]:
             raise UsageError(f"the backbone has levels of strides {list(levels.reduction())}; give one of 4, 8, 16, 32")
@@ -371,6 +362,23 @@ class Detector(nn.Module):
             if not sound.all():
                 box = target.boxes[~sound][0].tolist()
                 raise TranseptError(f"target {i} of the batch has the box {box}; give x1 < x2 and y1 < y2, all finite")
+
+
+def check_parts(method: str, width: int, anchor_scale: float) -> None:
+    """Whether there is such a detector.
+
+    Raises:
+        UsageError: an unknown method, or values that it cannot have.
+    """
+    check_known(METHODS, method=method)
+    if width < 32 or width % 32:
+        raise UsageError(f"width={width}; give a positive multiple of 32 channels")
+    if width < 64 and method in ("fcos", "atss"):
+        # Of one channel a group norm cannot be taken where a level is a single cell.
+        raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
+    check_positive(anchor_scale=anchor_scale)
+    if anchor_scale != 1 and method == "fcos":
+        raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")
 
 
 def create_detector(

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
+from transept.checks import check_known
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.fcn import FCNHead
@@ -142,14 +143,11 @@ class Segmenter(nn.Module):
         width: int | None = None,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
-            raise unknown("segmentation method", method, METHODS)
+        check_parts(method, width)
         if not 1 <= len(classes) <= IGNORE_LABEL:
             raise UsageError(f"{len(classes)} classes; give 1 to {IGNORE_LABEL}, as label {IGNORE_LABEL} is ignored")
         if palette is not None and len(palette) != len(classes):
             raise UsageError(f"the palette has {len(palette)} colours for {len(classes)} classes; give one for each")
-        if width is not None and (width < 2 or width % 2):
-            raise UsageError(f"width={width}; give a positive even number of channels")
         self.method = method
         self.width = width
         self.classes = list(classes)
@@ -288,6 +286,17 @@ class Segmenter(nn.Module):
             )
             segmenter.load_state_dict(state)
             return segmenter.eval()
+
+
+def check_parts(method: str, width: int | None) -> None:
+    """Whether there is such a segmenter.
+
+    Raises:
+        UsageError: an unknown method, or a width that it cannot have.
+    """
+    check_known(METHODS, method=method)
+    if width is not None and (width < 2 or width % 2):
+        raise UsageError(f"width={width}; give a positive even number of channels")
 
 
 def create_segmenter(

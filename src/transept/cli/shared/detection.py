@@ -22,9 +22,9 @@ from transept.errors import TranseptError, UsageError
 from transept.files import write_together
 from transept.metrics.detection import Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
+from transept.tasks.data_options import DataOptions
 from transept.tasks.detect import Detector
 from transept.tasks.detect_pictures import DetectionInference, multi_scale
-from transept.train.options.recipe import DetectOptions, Recipe
 
 DETECTION_OPTIONS = ("score", "classes", "skip_bad_annotations")
 DRAWN, RESULTS = ".objects.png", "results.json"
@@ -55,7 +55,7 @@ def detection_of(task: Detector, args: argparse.Namespace, score: float) -> Dete
     )
 
 
-def eval_detector(task: Detector, recipe: Recipe | None, data: str, args: argparse.Namespace) -> None:
+def eval_detector(task: Detector, recipe: DataOptions | None, data: str, args: argparse.Namespace) -> None:
     if args.classes is not None:
         raise UsageError("--classes is for predict; average precision is given for each class")
     inference = detection_of(task, args, 0.0)
@@ -64,7 +64,7 @@ def eval_detector(task: Detector, recipe: Recipe | None, data: str, args: argpar
         halves="val",
         masks=task.has_masks,
         skip_bad_annotations=args.skip_bad_annotations or bool(recipe and recipe.skip_bad_annotations),
-        scenes=(recipe.detect if recipe else DetectOptions()).scenes,
+        scenes=(recipe or DataOptions()).scenes,
     )
     if splits.classes != task.classes:
         odd = sorted(set(splits.classes) ^ set(task.classes))

@@ -11,15 +11,13 @@ from torch.utils.data import DataLoader
 
 from transept.cli.shared.runs import best_device, load_features
 from transept.cli.shared.tables import plain_skipped, print_json
-from transept.cli.train import parse_recipe
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import transforms_for
 from transept.data.loading import TransformedSet, make_loader
 from transept.errors import TranseptError, UsageError
 from transept.metrics.knn import KNNMeter, NearestNeighbours
+from transept.tasks.data_options import DataOptions
 from transept.tasks.pretrain import FeatureExtractor
-from transept.tasks.run_folder import CONFIG
-from transept.train.options.recipe import read_recipe
 
 _K = 20
 
@@ -40,7 +38,7 @@ def eval_features(args: argparse.Namespace) -> None:
     if args.k is not None and args.k < 1:
         raise UsageError(f"--k {args.k} must be at least 1")
     task, folder = load_features(args.model)
-    recipe = parse_recipe(read_recipe(str(folder / CONFIG)), []) if folder else None
+    recipe = DataOptions.of_run(folder) if folder else None
     data = args.data or (recipe.data if recipe else None)
     if data is None:
         raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
