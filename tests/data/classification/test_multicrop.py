@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from transept.data.classification.image_set import ArraySet
 from transept.data.classification.multicrop import MultiCrop, multicrop_transform
-from transept.data.classification.sets import ArraySet
 from transept.data.classification.transforms import Preprocessing
 from transept.data.loading import Draw, TransformedSet
 from transept.errors import UsageError

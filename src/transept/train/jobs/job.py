@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from transept.data.classification.sets import Skipped
+from transept.data.images import Skipped
 from transept.train.options.recipe import Recipe
 from transept.train.processes.world import ALONE, World
 
