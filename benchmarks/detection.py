@@ -22,7 +22,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 BASELINE = "benchmarks/detection_baseline.py"
-CELLS = ("quick-det", "--detect.flip_vertical", "0.5")
+CELLS = ("quick-det", "--detect.augmentation.flip_vertical", "0.5")
 NUCLEI = ("quick-inst",)
 ROWS: dict[str, tuple[str, ...]] = {
     "atss": CELLS,

@@ -22,13 +22,14 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from transept.cli.train import parse_recipe
 from transept.heads.instances import Detections, Target
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.detect import Detector
 from transept.train.jobs.detection import DetectJob
 from transept.train.loop import run as runs
-from transept.train.options.recipe import DetectOptions, read_recipe
+from transept.train.options.detect import DetectOptions
+from transept.train.options.pages import read_recipe
+from transept.train.options.parsing import parse_recipe
 
 
 class TorchvisionDetector(nn.Module):
@@ -38,8 +39,8 @@ class TorchvisionDetector(nn.Module):
         super().__init__()
         self.preprocessing, self.classes = detector.preprocessing, detector.classes
         common: dict[str, Any] = dict(
-            min_size=min(options.scale),
-            max_size=max(options.scale),
+            min_size=min(options.preprocessing.scale),
+            max_size=max(options.preprocessing.scale),
             image_mean=[0.0] * 3,  # the pictures come normalised
             image_std=[1.0] * 3,
         )

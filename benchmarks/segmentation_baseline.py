@@ -16,13 +16,13 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from transept.cli.train import parse_recipe
 from transept.cost.count import count
 from transept.metrics.segmentation import ConfusionMeter
 from transept.tasks.segment import Segmenter
 from transept.train.jobs.segmentation import SegmentJob
 from transept.train.loop import run as runs
-from transept.train.options.recipe import read_recipe
+from transept.train.options.pages import read_recipe
+from transept.train.options.parsing import parse_recipe
 
 
 class UNet(nn.Module):
@@ -63,7 +63,7 @@ def main() -> None:
             ours.append(self)
             torch.manual_seed(recipe.seed)
             net = UNet(segmenter, args.encoder, tuple(map(int, args.widths.split(","))))
-            long, short = recipe.segment.scale
+            long, short = recipe.segment.preprocessing.scale
             size = (-(-short // 32) * 32, -(-long // 32) * 32)
             costs.update({"unet": cost(net, size), "ours": cost(segmenter, size)})
             return net

@@ -17,13 +17,13 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 import transept
-from transept.cli.train import parse_recipe
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import eval_transform
 from transept.explain.page import Panel, Row, draw_attention
 from transept.tasks.classify import Classifier
 from transept.train.loop.run import train
-from transept.train.options.recipe import read_recipe
+from transept.train.options.pages import read_recipe
+from transept.train.options.parsing import parse_recipe
 
 FOLDER = Path(__file__).parent / "images" / "families"
 SIZE = 224

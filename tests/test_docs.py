@@ -13,11 +13,12 @@ import pytest
 
 import transept
 from transept.cli.main import VERBS, Parser
-from transept.cli.train import parse_recipe
 from transept.errors import UsageError
 from transept.models.backbone import Family
 from transept.models.registry import FAMILIES
-from transept.train.options.recipe import Recipe, read_recipe, recipe_names
+from transept.train.options.pages import read_recipe, recipe_names
+from transept.train.options.parsing import parse_recipe
+from transept.train.options.recipe import Recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
@@ -59,7 +60,7 @@ def check_command(words: list[str]) -> None:
     module.add_arguments(parser)
     for option in ("--json", "--debug"):
         parser.add_argument(option, action="store_true")
-    args = parser.parse_args(rest)
+    args = parser.parse(rest)
     if verb == "train":
         # RECIPE, detect/NAME and finetune.yaml stand for the reader's own
         page = read_recipe(args.recipe) if args.recipe in recipe_names() else {"model": {"name": "cat_tiny"}}

@@ -1,9 +1,9 @@
 """Ranges of options, which frozen dataclasses ask of their own fields: the sentence begins with `name=value`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from transept.errors import UsageError
+from transept.errors import UsageError, advice
 
 
 def check_within(interval: str, **values: float | Sequence[float] | None) -> None:
@@ -45,12 +45,26 @@ def check_range(interval: str, **values: tuple[float, float]) -> None:
     for name, (low, high) in values.items():
         check_within(interval, **{name: (low, high)})
         if low > high:
-            raise UsageError(f"{name}={[low, high]} falls; give [low, high] with low <= high")
+            raise UsageError(f"{name}={shown([low, high])} falls; give [low, high] with low <= high")
+
+
+def check_known(known: Iterable[str], /, hint: str = "", **values: str) -> None:
+    """Each is one of the known names; `hint` says where they are listed.
+
+    Raises:
+        UsageError: one is not; with the nearest name.
+    """
+    names = list(known)
+    for name, value in values.items():
+        if value not in names:
+            raise UsageError(f"{name}={value!r} is not known; {advice(value, names, hint)}")
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a YAML page: sequences in brackets, words in quotes."""
-    return str(list(value)) if isinstance(value, tuple) else repr(value)
+    """A value as one writes it in a YAML page: sequences in brackets, words in quotes, 2 for 2.0."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _numbers(value: float | Sequence[float] | None) -> Iterator[float]:

@@ -1,12 +1,18 @@
 """Errors and warnings that are meant to be read: one sentence with what, where and how to mend it."""
 
 import os
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any, ClassVar
 
 
 class TranseptError(ValueError):
-    """Something about the input is wrong. The command line prints it as it is and exits with 1."""
+    """Something about the input is wrong. The command line prints it as it is and exits with `exit_code`."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class TranseptWarning(UserWarning):
@@ -14,22 +20,45 @@ class TranseptWarning(UserWarning):
 
 
 class UsageError(TranseptError):
-    """The call itself is wrong: an unknown name, a misspelt option. The command line exits with 2."""
+    """The call itself is wrong: an unknown name, a misspelt option."""
+
+    exit_code = 2
 
 
 def unknown(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:
     """`no model is called 'xcit_nano'; did you mean 'xcit_nano_12_p16_224'?`, or the known names where none is near."""
+    return UsageError(f"no {kind} is called {given!r}; {advice(given, known, hint)}")
+
+
+def advice(name: str, known: Iterable[str], hint: str = "") -> str:
+    """The nearest of the known names; where none is near the hint, or all of them."""
     names = sorted(known)
-    near = get_close_matches(given, names, n=3, cutoff=0.6) or [name for name in names if given and given in name][:3]
+    near = get_close_matches(name, names, n=3, cutoff=0.6) or [each for each in names if name and name in each][:3]
     if near:
-        advice = "did you mean " + " or ".join(repr(name) for name in near) + "?"
-    elif hint:
-        advice = hint
-    else:
-        advice = "known: " + ", ".join(names)
-    return UsageError(f"no {kind} is called {given!r}; {advice}")
+        return "did you mean " + " or ".join(map(repr, near)) + "?"
+    return hint or "known: " + ", ".join(names)
 
 
 def rank_of_environment() -> int:
     """Which of the processes that `torchrun`, `srun` or Ray started together this is: only number 0 speaks."""
     return int(os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else 0) or 0)
+
+
+@contextmanager
+def warnings_as_sentences(*, quiet: bool) -> Iterator[None]:
+    """Ours as sentences on stderr, unless `quiet`; third parties' advice to programmers only where -W asks for it."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore" if quiet else "always", TranseptWarning)
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, TranseptWarning):
+                print(f"transept: {message}", file=sys.stderr)
+            else:
+                show(message, category, *place, **more)
+
+        # The library's own hook: "you may replace this function"; catch_warnings puts the former one back.
+        warnings.showwarning = say
+        yield

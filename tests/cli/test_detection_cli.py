@@ -290,7 +290,7 @@ def test_training_says_what_it_leaves_out(data: Path, tmp_path: Path, capsys: py
         page["annotations"][2]["image_id"] = 99
 
     folder, file = broken(data, tmp_path, "train", change)
-    options = "--detect.method retinanet --detect.scale [96,64] --detect.width 32 --schedule.epochs 1"
+    options = "--detect.method retinanet --detect.preprocessing.scale [96,64] --detect.width 32 --schedule.epochs 1"
     options += " --schedule.warmup_epochs 0 --model.options.embed_dims [16,16,16,16] --model.options.depths [1,1,1,1]"
     options += " --model.options.num_heads [2,2]"
     argv = ["train", "quick-det", "--data", str(folder), "--out", str(tmp_path / "run"), *options.split()]

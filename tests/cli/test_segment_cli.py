@@ -283,7 +283,7 @@ def test_bad_data_stops_in_a_sentence(run: Path, capsys, tmp_path: Path, what: s
 
 def test_pictures_smaller_than_the_crop(run: Path, capsys, tmp_path: Path):
     data = write_set(tmp_path / "set", train=4, val=2)
-    argv = train(run, data, tmp_path / "run", "--segment.crop", "[80, 100]", "--json")
+    argv = train(run, data, tmp_path / "run", "--segment.augmentation.crop", "[80, 100]", "--json")
     assert main(argv) == 0
     assert 0 < json.loads(capsys.readouterr().out.splitlines()[-1])["miou"] < 1
     assert 0 < evaluated(capsys, tmp_path / "run", "--crop", "200", "300")["miou"] < 1

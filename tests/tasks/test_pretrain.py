@@ -11,7 +11,7 @@ import torch
 import transept
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import TranseptError
-from transept.tasks.pretrain import FeatureExtractor, Pretrainer, Projections
+from transept.tasks.pretrain import DINO, FeatureExtractor, Pretrainer, Projections
 
 pytest.importorskip("lightly")
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")  # lightly's
@@ -33,7 +33,7 @@ def pretrainer(name: str = "xcit_nano_12_p8_224", **options: Any) -> Pretrainer:
         transept.create_model(name, num_classes=0, img_size=64, drop_path_rate=rate, **TINY[name]) for rate in (0.1, 0)
     )
     small = dict(out_dim=24, hidden_dim=16, bottleneck_dim=8) | options
-    return Pretrainer(student, teacher, Preprocessing(img_size=(64, 64)), **small)
+    return Pretrainer(student, teacher, Preprocessing(img_size=(64, 64)), DINO(**small))
 
 
 def crops(batch: int = 2) -> list[torch.Tensor]:

@@ -11,22 +11,20 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from transept.cli.train import parse_recipe
+from transept.data.detection.transforms import DetectionAugmentation, DetectionPreprocessing
 from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model, skeletons
 from transept.tasks.detect import PUBLISHED_OPTIONS, PUBLISHED_PREPROCESSING, Detector, create_detector
 from transept.train.jobs.detection import DetectJob
 from transept.train.loop.module import TaskModule
 from transept.train.loop.run import train
-from transept.train.options.recipe import (
-    DetectOptions,
-    ModelOptions,
-    OptimizerOptions,
-    Recipe,
-    ScheduleOptions,
-    read_recipe,
-    recipe_names,
-)
+from transept.train.options.detect import DetectOptions
+from transept.train.options.model import ModelOptions
+from transept.train.options.optimizer import OptimizerOptions
+from transept.train.options.pages import read_recipe, recipe_names
+from transept.train.options.parsing import parse_recipe
+from transept.train.options.recipe import Recipe
+from transept.train.options.schedule import ScheduleOptions
 from transept.weights.load import create_model, find_checkpoint
 
 pytest.importorskip("faster_coco_eval")
@@ -102,10 +100,13 @@ TINY = {
     "xcit": "--model.options.depth 4 --model.options.embed_dim 32 --model.options.num_heads 2",
 }
 SMALL = (
-    "--data digits-scenes --detect.scenes [4,2] --workers 0 --batch_size 2 --model.weights null --detect.width 64 "
-    "--detect.scale [96,64] --schedule.epochs 2 --schedule.milestones [1] --schedule.warmup_iterations 3"
+    "--data digits-scenes --scenes [4,2] --workers 0 --batch_size 2 --model.weights null --detect.width 64 "
+    "--detect.preprocessing.scale [96,64] --schedule.epochs 2 --schedule.milestones [1] --schedule.warmup_iterations 3"
 )
-MULTI_SCALE = "--detect.short_sides [48,64] --detect.crop_short_sides [48] --detect.crop_sides [40,60]"
+MULTI_SCALE = (
+    "--detect.augmentation.short_sides [48,64] --detect.augmentation.crop_short_sides [48] "
+    "--detect.augmentation.crop_sides [40,60]"
+)
 
 
 def parts(name: str) -> tuple[str, str, str, bool]:
@@ -142,8 +143,7 @@ def test_every_number_is_the_published_one(name: str):
     if method == "fcos":
         mean = (102.9801 / 255, 115.9465 / 255, 122.7717 / 255)
         pictures = dict(mean=mean, std=(1 / 255, 1 / 255, 1 / 255), bgr=True)
-    if several:
-        pictures |= dict(short_sides=list(range(480, 801, 32)), crop_resize=0.5)
+    multi_scale: dict[str, Any] = dict(short_sides=tuple(range(480, 801, 32)), crop_resize=0.5) if several else {}
     assert page(name) == Recipe(
         task="detect",
         batch_size=16,
@@ -157,14 +157,13 @@ def test_every_number_is_the_published_one(name: str):
             options=OPTIONS[options],
         ),
         detect=DetectOptions(
-            method=method,  # pyright: ignore[reportArgumentType]
+            method=method,
             width=256,
-            scale=(1333, 800),
-            flip=0.5,
-            crop_short_sides=[400, 500, 600],
-            crop_sides=(384, 600),
             keep_empty=False,
-            **pictures,
+            preprocessing=DetectionPreprocessing(scale=(1333, 800), **pictures),
+            augmentation=DetectionAugmentation(
+                flip=0.5, crop_short_sides=(400, 500, 600), crop_sides=(384, 600), **multi_scale
+            ),
         ),
         optimizer=OptimizerOptions(
             name="adamw",
@@ -220,10 +219,10 @@ def test_pages_agree_with_the_published_detectors():
         published = PUBLISHED_PREPROCESSING.get((method, model))
         if published:
             assert (published.mean, published.std, published.bgr, published.scale) == (
-                recipe.detect.mean,
-                recipe.detect.std,
-                recipe.detect.bgr,
-                recipe.detect.scale,
+                recipe.detect.preprocessing.mean,
+                recipe.detect.preprocessing.std,
+                recipe.detect.preprocessing.bgr,
+                recipe.detect.preprocessing.scale,
             )
 
 
@@ -334,7 +333,10 @@ def check_run(name: str, folder: Path) -> None:
     assert 0 <= result.metrics["map"] <= 1
     detector = Detector.load(folder / "best.safetensors")
     assert detector.method == recipe.detect.method
-    assert (detector.preprocessing.mean, detector.preprocessing.bgr) == (recipe.detect.mean, recipe.detect.bgr)
+    assert (detector.preprocessing.mean, detector.preprocessing.bgr) == (
+        recipe.detect.preprocessing.mean,
+        recipe.detect.preprocessing.bgr,
+    )
     assert ("mask_map" in result.metrics) == ("mask" in recipe.detect.method)
     assert parse_recipe(read_recipe(str(folder / "config.yaml")), []) == recipe
 
@@ -386,9 +388,9 @@ def test_other_heads_are_refused_of_a_detector(tmp_path: Path):
         ("--schedule.milestones []", r"schedule.milestones=\[\]; give rising numbers of epochs"),
         ("--schedule.milestones [11,8]", r"schedule.milestones=\[11, 8\]; give rising numbers"),
         ("--schedule.milestones [0]", r"schedule.milestones=\[0\]; give rising numbers"),
-        ("--schedule.gamma 0", "schedule.gamma=0.0 must be greater than 0"),
+        ("--schedule.gamma 0", "schedule.gamma=0 is not in"),
         ("--schedule.warmup_iterations -1", "schedule.warmup_iterations=-1 must not be negative"),
-        ("--schedule.evaluate_every 5", "schedule.evaluate_every is of runs counted in iterations"),
+        ("--schedule.evaluate_every 5", "schedule.evaluate_every=5 is of runs counted in iterations"),
     ],
 )
 def test_wrong_options(options: str, message: str):

@@ -16,22 +16,25 @@ from torch.utils.data import DataLoader
 
 from tests.helpers import rows
 from transept.cli.main import main
-from transept.cli.train import parse_recipe
 from transept.data.detection.sets import load_detection_splits
 from transept.errors import TranseptError, UsageError
 from transept.metrics.detection import detection_scores
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.detect import Detector
 from transept.train.jobs.detection import DetectJob, collate_targets
-from transept.train.loop.run import JOBS, RunInterruptedError, train
-from transept.train.options.recipe import Recipe, read_recipe
+from transept.train.jobs.table import JOBS
+from transept.train.loop.interruption import RunInterruptedError
+from transept.train.loop.run import train
+from transept.train.options.pages import read_recipe
+from transept.train.options.parsing import parse_recipe
+from transept.train.options.recipe import Recipe
 
 pytest.importorskip("faster_coco_eval")
 
 OPTIONS = (
-    "--batch_size 2 --detect.scenes [6,3] --detect.scale [96,64] --detect.width 32 --schedule.epochs 2 "
+    "--batch_size 2 --scenes [6,3] --detect.preprocessing.scale [96,64] --detect.width 32 --schedule.epochs 2 "
     "--detect.method retinanet "
-    "--schedule.warmup_epochs 0 --model.drop_path_rate 0.2 --detect.color_jitter 0.2 "
+    "--schedule.warmup_epochs 0 --model.drop_path_rate 0.2 --detect.augmentation.color_jitter 0.2 "
     "--model.options.embed_dims [16,16,16,16] --model.options.depths [1,1,1,1] --model.options.num_heads [2,2]"
 ).split()
 
@@ -157,7 +160,7 @@ def test_the_recipe_is_complete():
 
 def test_what_cannot_be_trained(tmp_path: Path, shared_data: Path):
     with pytest.raises(UsageError, match="detectors train by epochs; give schedule.epochs"):
-        DetectJob(recipe("--schedule.iterations", "10"))
+        recipe("--schedule.iterations", "10")
     bccd = shared_data / "bccd"
     for half in ("train2017", "val2017"):
         (tmp_path / half).symlink_to(bccd / half)

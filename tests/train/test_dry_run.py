@@ -13,12 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from transept.cli.main import main
-from transept.cli.train import parse_recipe
 from transept.errors import UsageError
 from transept.train.loop.dry_run import kept_bytes
 from transept.train.loop.loggers import make_loggers
 from transept.train.loop.run import train
-from transept.train.options.recipe import read_recipe
+from transept.train.options.pages import read_recipe
+from transept.train.options.parsing import parse_recipe
 
 DIGITS = (
     "--schedule.epochs 2 --schedule.warmup_epochs 0 --batch_size 300 --accumulate 2 --model.img_size 16 "
@@ -66,8 +66,8 @@ def test_a_plan_is_what_the_run_then_does(
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
-        ("quick-inst", "--detect.scenes [4,2] --detect.scale [96,64]"),
-        ("quick-seg", "--segment.scale [96,64] --segment.crop [64,64] --segment.width 16"),
+        ("quick-inst", "--scenes [4,2] --detect.preprocessing.scale [96,64]"),
+        ("quick-seg", "--segment.preprocessing.scale [96,64] --segment.augmentation.crop [64,64] --segment.width 16"),
     ],
 )
 def test_a_first_batch_of_scenes(recipe: str, options: str, tmp_path: Path, capsys: pytest.CaptureFixture):

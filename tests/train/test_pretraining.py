@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 import transept
 from tests.helpers import rows
 from transept.cli.main import main
-from transept.cli.train import parse_recipe
 from transept.data.classification.transforms import eval_transform
 from transept.data.loading import TransformedSet, make_loader
 from transept.errors import TranseptError, UsageError
@@ -25,9 +24,13 @@ from transept.metrics.knn import NearestNeighbours
 from transept.tasks.load import load_features
 from transept.tasks.pretrain import FeatureExtractor, Pretrainer
 from transept.train.jobs.pretraining import PretrainJob, PretrainModule
-from transept.train.loop.run import JOBS, RunInterruptedError, train
+from transept.train.jobs.table import JOBS
+from transept.train.loop.interruption import RunInterruptedError
+from transept.train.loop.run import train
 from transept.train.loop.states import read_state
-from transept.train.options.recipe import Recipe, read_recipe, recipe_names
+from transept.train.options.pages import read_recipe, recipe_names
+from transept.train.options.parsing import parse_recipe
+from transept.train.options.recipe import Recipe
 from transept.weights.fetch.keeping import cached
 from transept.weights.load import find_checkpoint
 
@@ -37,11 +40,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning") 
 # Four steps an epoch, of eight pictures.
 OPTIONS = (
     "--schedule.epochs 3 --schedule.warmup_epochs 1 --batch_size 8 --model.drop_path_rate 0.2 --optimizer.lr 1e-2 "
-    "--model.options.depth 1 --model.options.embed_dim 16 --model.options.num_heads 2 --pretrain.local_crops 2 "
+    "--model.options.depth 1 --model.options.embed_dim 16 --model.options.num_heads 2 --pretrain.views.local_crops 2 "
     "--pretrain.out_dim 16 --pretrain.hidden_dim 16 --pretrain.bottleneck_dim 8 --pretrain.weight_decay_end 0.4 "
     "--pretrain.teacher_temp_warmup_epochs 2 --pretrain.teacher_temp 0.07 --pretrain.momentum 0.9 "
     "--pretrain.bn_in_head false --pretrain.freeze_last_layer 1 "
-    "--pretrain.color_jitter [0.4,0.4,0.4,0.1] --pretrain.blur [1,0.1,0.5] --pretrain.solarize 0.2"
+    "--pretrain.views.color_jitter [0.4,0.4,0.4,0.1] --pretrain.views.blur [1,0.1,0.5] --pretrain.views.solarize 0.2"
 ).split()
 
 
@@ -280,7 +283,7 @@ def test_published_recipes(name: str):
     # Every page peaks at its own rate, for its own batch.
     rates = {"small_12_p16": (1024, 2e-3, 8), "medium_24_p16": (1024, 1e-3, 8), "medium_24_p8": (960, 9.375e-4, 6)}
     published = rates[page.model.name.removeprefix("xcit_")]
-    assert (page.batch_size, page.optimizer.lr, page.pretrain.local_crops) == published
+    assert (page.batch_size, page.optimizer.lr, page.pretrain.views.local_crops) == published
     assert page.optimizer.lr_batch == page.batch_size
     assert page.optimizer.clip_grad is None
 
@@ -291,7 +294,7 @@ def test_published_recipes(name: str):
         ("--pretrain.momentum 1.5", "pretrain.momentum=1.5 is not in"),
         ("--pretrain.knn_k 0", "pretrain.knn_k=0 must be greater than 0"),
         ("--pretrain.freeze_last_layer=-1", "pretrain.freeze_last_layer=-1 must not be negative"),
-        ("--pretrain.local_scale [0.5,0.1]", "local_scale=.* give .low, high."),
+        ("--pretrain.views.local_scale [0.5,0.1]", "pretrain.views.local_scale=.* give .low, high."),
         ("--model.freeze 1", "model.freeze does not go with task: pretrain"),
         ("--ema.decay 0.9", "ema.decay does not go with task: pretrain"),
         ("--hardware.strategy fsdp", "hardware.strategy=fsdp does not go with task: pretrain"),

@@ -17,18 +17,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.helpers import assert_same, metrics
-from transept.cli.train import parse_recipe
 from transept.errors import TranseptError
 from transept.files import reserve, write_atomically
 from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
 from transept.train.loop.run import train
-from transept.train.options.recipe import Recipe, read_recipe, recipe_names
+from transept.train.options.pages import read_recipe, recipe_names
+from transept.train.options.parsing import parse_recipe
+from transept.train.options.recipe import Recipe
 
 # Two seconds an epoch, with everything that draws random numbers.
 OPTIONS = (
     "--schedule.epochs 3 --schedule.warmup_epochs 1 --batch_size 16 --model.img_size 16 --model.drop_path_rate 0.2 "
-    "--model.options.depth 2 --model.options.embed_dim 32 --augmentation.erasing 0.2 --augmentation.color_jitter 0.2"
+    "--model.options.depth 2 --model.options.embed_dim 32 "
+    "--classify.augmentation.erasing 0.2 --classify.augmentation.color_jitter 0.2"
 ).split()
 WEIGHTS = ("best.safetensors", "last.safetensors")
 
@@ -197,9 +199,9 @@ def test_recipes_are_read_back_as_they_are_kept():
         ("--schedule.epochs 0", "schedule.epochs=0 must be greater than 0"),
         ("--schedule.epochs 3 --schedule.warmup_epochs 4", r"schedule.warmup_epochs=4 is not in 0..3"),
         ("--batch-size=-4", "batch_size=-4 must be greater than 0"),
-        ("--val_fraction 1.5", "val_fraction=1.5 is not between 0 and 1"),
-        ("--optimizer.lr much", "optimizer.lr.*much"),
-        ("--precision 8-bit", "precision.*8-bit"),
+        ("--val_fraction 1.5", "val_fraction=1.5 is not in .0, 1."),
+        ("--optimizer.lr much", "^optimizer.lr=much; give a number$"),
+        ("--precision 8-bit", "^precision=8-bit; give one of 32-true, bf16-mixed, 16-mixed$"),
         ("stray", "unexpected 'stray'"),
     ],
 )

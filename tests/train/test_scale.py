@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 
 from tests.helpers import metrics, rows
 from transept.cli.main import main
-from transept.cli.train import parse_recipe
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.tasks.classify import Classifier
 from transept.train.loop.run import train
 from transept.train.loop.states import read_state
-from transept.train.options.recipe import Recipe, read_recipe
+from transept.train.options.pages import read_recipe
+from transept.train.options.parsing import parse_recipe
+from transept.train.options.recipe import Recipe
 from transept.train.processes.world import World
 
 # Without batch norm, which sees only a process' own part of a batch, and without drop path, which draws for it.
@@ -34,7 +35,7 @@ OPTIONS = (
     "--schedule.iterations 12 --schedule.evaluate_every 6 --batch_size 32 --accumulate 2 --optimizer.name sgd "
     "--optimizer.lr 0.05 --model.name cait_xxs24_224 --model.img_size 16 --model.options.patch_size 4 "
     "--model.options.depth 2 --model.options.embed_dim 32 --model.options.num_heads 4 --checkpoint_seconds 0 "
-    "--model.options.init_scale 0.1 --augmentation.color_jitter 0.2 --augmentation.erasing 0.2"
+    "--model.options.init_scale 0.1 --classify.augmentation.color_jitter 0.2 --classify.augmentation.erasing 0.2"
 ).split()
 STEPS = 12
 TWO = ("--hardware.devices", "2")
@@ -97,11 +98,11 @@ DENSE = (
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("quick-det", "--batch_size 8 --detect.scenes [96,11] --detect.scale [160,120] --schedule.epochs 12"),
-        ("quick-inst", "--batch_size 8 --detect.scenes [96,11] --detect.scale [160,120] --schedule.epochs 12"),
+        ("quick-det", "--batch_size 8 --scenes [96,11] --detect.preprocessing.scale [160,120] --schedule.epochs 12"),
+        ("quick-inst", "--batch_size 8 --scenes [96,11] --detect.preprocessing.scale [160,120] --schedule.epochs 12"),
         (
             "quick-seg",
-            "--batch_size 8 --segment.scale [128,96] --segment.crop [96,128] "
+            "--batch_size 8 --segment.preprocessing.scale [128,96] --segment.augmentation.crop [96,128] "
             "--schedule.iterations 80 --schedule.evaluate_every 40",
         ),
     ],
@@ -228,9 +229,9 @@ def test_a_damaged_state_falls_back_to_the_one_before(damage: Callable[[Path], N
 
 def hold(folder: Path) -> None:
     """A run that has just begun: the folder is claimed, and nothing is in it yet."""
-    from transept.train.loop.run import _claim
+    from transept.train.loop.folder import claim
 
-    with _claim(folder, resume=False):
+    with claim(folder, resume=False):
         (folder / "held").touch()
         time.sleep(60)
 
@@ -274,7 +275,7 @@ def test_out_of_memory_is_said_in_words(tmp_path: Path):
         ("--hardware.nodes 2", r"hardware.nodes=2, but the processes that were started make it 1; .*torchrun or srun"),
         ("--hardware.devices 0", r"hardware.devices=0 must be greater than 0"),
         ("--precision 16-mixed", r"precision=16-mixed needs a GPU; on CPUs give bf16-mixed"),
-        ("--checkpoint_seconds=-1", r"checkpoint_seconds=-1.0 must not be negative"),
+        ("--checkpoint_seconds=-1", r"checkpoint_seconds=-1 must not be negative"),
     ],
 )
 def test_what_cannot_work_is_refused(options: str, message: str, tmp_path: Path):
@@ -284,12 +285,12 @@ def test_what_cannot_work_is_refused(options: str, message: str, tmp_path: Path)
 
 
 def test_what_several_processes_cannot_do_is_refused():
-    from transept.train.processes.strategies import check_hardware
+    from transept.train.processes.strategies import check_model
 
     norm = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
-    with pytest.raises(UsageError, match="sync_batchnorm works on GPUs only"):
-        check_hardware(recipe("--sync_batchnorm", "true"), World(0, 2), norm)
-    check_hardware(recipe("--sync_batchnorm", "true"), World(0, 1), norm)
+    with pytest.raises(UsageError, match="sync_batchnorm=true works on GPUs only"):
+        check_model(recipe("--sync_batchnorm", "true"), World(0, 2), norm)
+    check_model(recipe("--sync_batchnorm", "true"), World(0, 1), norm)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,9 @@ Exit codes: 0 it worked, 1 the work failed, 2 the call is wrong, 130 stopped by 
 import argparse
 import os
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
 
-from transept.errors import TranseptError, TranseptWarning, UsageError, rank_of_environment, unknown
+from transept.errors import TranseptError, UsageError, rank_of_environment, unknown, warnings_as_sentences
 
 # A verb is a module of this package with `add_arguments(parser)` and `run(args)`, imported when it is called:
 # the help of one verb must not wait for the libraries of another.
@@ -34,6 +30,17 @@ VERBS = {
 class Parser(argparse.ArgumentParser):
     """Raises instead of exiting, so that every error takes the same way out."""
 
+    rest: str | None = None
+    """The attribute that takes words which argparse does not know, for the verb to read; None: they are errors."""
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        """`parse_args`, but for the verb's `rest`."""
+        if self.rest is None:
+            return self.parse_args(words)
+        args, rest = self.parse_known_args(words)
+        setattr(args, self.rest, rest)
+        return args
+
     def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise UsageError(f"{message}; see '{self.prog} --help'")
 
@@ -47,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except TranseptError as error:
         if debug:
             raise
-        return _fail(str(error), getattr(error, "exit_code", 2 if isinstance(error, UsageError) else 1))
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
     except BrokenPipeError:  # `transept models | head`
@@ -81,32 +88,13 @@ def _run(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    with _our_warnings():
+    with warnings_as_sentences(quiet=rank_of_environment() > 0):
         module = import_module(f"transept.cli.{verb}")
         parser = Parser(prog=f"transept {verb}", description=module.__doc__, add_help=True, allow_abbrev=False)
         module.add_arguments(parser)
         parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return module.run(parser.parse_args(argv[1:])) or 0
-
-
-@contextmanager
-def _our_warnings() -> Iterator[None]:
-    """Ours as sentences; third parties' advice to programmers does not help whoever types the command."""
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        warnings.simplefilter("ignore" if rank_of_environment() else "always", TranseptWarning)
-        show = warnings.showwarning
-
-        def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, TranseptWarning):
-                print(f"transept: {message}", file=sys.stderr)
-            else:
-                show(message, category, *where, **more)
-
-        warnings.showwarning = say
-        yield
+        return module.run(parser.parse(argv[1:])) or 0
 
 
 def _overview() -> str:

@@ -15,8 +15,7 @@ from PIL import Image
 
 from transept.cli.shared.tables import plain_skipped, print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
-from transept.data.classification.sets import Skipped
-from transept.data.images import BadImageError, find_images, read_image
+from transept.data.images import BadImageError, Skipped, find_images, read_image
 from transept.errors import TranseptError, UsageError
 
 _TOP = 3

@@ -4,17 +4,18 @@ import argparse
 import dataclasses
 import sys
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
 
+from transept.cli.main import Parser
 from transept.cli.shared.tables import print_json
-from transept.errors import TranseptError, UsageError, rank_of_environment, unknown
+from transept.errors import TranseptError, UsageError, rank_of_environment
 from transept.tasks.run_folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
-from transept.train.options.recipe import Recipe, plain, read_recipe, recipe_names, recipe_overview
+from transept.train.options.pages import read_recipe, recipe_names, recipe_overview
+from transept.train.options.parsing import option_types, pairs, parse_recipe
+from transept.train.options.recipe import Recipe, plain
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", help=f"a YAML file, or one of: {recipe_overview()}")
     parser.add_argument(
         "--data",
@@ -39,20 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         f"Recipes of published results: {', '.join(published)}. "
         "Any option of the recipe can be given as --name value, e.g. --schedule.epochs 50 --optimizer.lr 0.001 "
-        "--model.name cait_xxs24_224 --model.options.depth 6. Options: " + ", ".join(_options()) + "."
+        "--model.name cait_xxs24_224 --model.options.depth 6. Options: " + ", ".join(option_types()) + "."
     )
-    parser.parse_args = _keep_options(parser)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _keep_options(parser: argparse.ArgumentParser) -> Any:
-    """The recipe's own options pass through argparse; jsonargparse checks them against the recipe's types."""
-
-    def parse(argv: list[str]) -> argparse.Namespace:
-        args, rest = parser.parse_known_args(argv)
-        args.options = rest
-        return args
-
-    return parse
+    parser.rest = "options"  # those of the recipe, which jsonargparse reads by their types
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,14 +51,13 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.recipe is None:
         raise UsageError(f"which recipe? give a YAML file or one of: {recipe_overview()}")
-    given = list(args.options)
+    options = list(args.options)
     if args.data is not None:
-        given += ["--data", args.data]
-    if args.skip_bad_images:
-        given += ["--skip_bad_images", "true"]
-    if args.skip_bad_annotations:
-        given += ["--skip_bad_annotations", "true"]
-    recipe = parse_recipe(read_recipe(args.recipe), given)
+        options += ["--data", args.data]
+    for flag in ("skip_bad_images", "skip_bad_annotations"):
+        if getattr(args, flag):
+            options += [f"--{flag}", "true"]
+    recipe = parse_recipe(read_recipe(args.recipe), options)
     if args.dry_run:
         _dry_run(recipe, args)
         return
@@ -86,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
     import yaml
 
-    from transept.train.loop.run import plan
+    from transept.train.loop.run import plan  # Lightning, which the help of this verb need not wait for
 
     picture = Path(f"{args.out or Path(args.recipe).stem}.first-batch.png")
     recipe, found = plan(recipe, picture)
@@ -111,14 +100,8 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    options = list(args.options)
-    if (
-        args.recipe
-        or args.data
-        or args.out
-        or args.dry_run
-        or not all(key.startswith("hardware.") for key in _given(options))
-    ):
+    hardware = all(name.startswith("hardware.") for name in pairs(args.options))
+    if args.recipe or args.data or args.out or args.dry_run or not hardware:
         raise UsageError(
             "--resume RUN takes the run's own recipe and folder; give no recipe, data, folder or options, "
             "but for those of hardware"
@@ -126,23 +109,18 @@ def _resume(args: argparse.Namespace) -> None:
     config = args.resume / CONFIG
     if not config.is_file():
         raise TranseptError(f"{str(args.resume)!r} is no run folder: it has no {CONFIG}")
-    recipe = parse_recipe(read_recipe(str(config)), options)
+    recipe = parse_recipe(read_recipe(str(config)), args.options)
     if args.accept_changed_data:
         recipe = dataclasses.replace(recipe, accept_changed_data=True)
     _train(recipe, args.resume, args, resume=True)
 
 
 def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bool) -> None:
-    from transept.train.loop.run import RunInterruptedError, train
+    from transept.train.loop.run import train  # Lightning, which the help of this verb need not wait for
 
     if recipe.optimizer.lr_batch is not None:
         print(f"learning rate {recipe.scaled().optimizer.lr:g} for batches of {recipe.batch_size}", file=sys.stderr)
-    try:
-        result = train(recipe, folder, resume=resume, progress=not rank_of_environment())
-    except RunInterruptedError as error:
-        error.args = (f"{error}; go on with: transept train --resume {folder}",)
-        error.exit_code = 130  # pyright: ignore[reportAttributeAccessIssue]
-        raise
+    result = train(recipe, folder, resume=resume, progress=not rank_of_environment())
     if rank_of_environment():
         return
     best = f"{result.score.title} {result.score.text(result.metrics[result.score.key], 2)}"
@@ -181,82 +159,6 @@ def _next(recipe: Recipe, folder: Path) -> list[str]:
         f"  transept eval {folder}",
         f"  transept predict {folder} {folder / SAMPLES}   (or your own pictures)",
     ]
-
-
-def parse_recipe(page: dict[str, Any], options: list[str]) -> Recipe:
-    """A recipe's page and `--name value` options to a checked `Recipe`.
-
-    Raises:
-        UsageError: an unknown or ill-typed option, with the nearest match.
-    """
-    from jsonargparse import ArgumentError, Namespace
-
-    known = _options()
-    for where, keys in (("recipe", _flat(page)), ("option", _given(options))):
-        for key in keys:
-            if key not in known and not key.startswith("model.options."):
-                raise unknown("recipe option" if where == "recipe" else where, key, known)
-    parser = _parser()
-    argv = [_dashless(word) for word in options]
-    try:
-        config: Namespace = parser.parse_args(argv, namespace=parser.parse_object(page))
-        return Recipe(**vars(parser.instantiate(config)))
-    except UsageError:
-        raise
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(_first_line(error)) from error
-
-
-@cache
-def _parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, nested_key=None)
-    return parser
-
-
-def _options() -> list[str]:
-    """Every option of a recipe, dotted."""
-    names = []
-    for name, kind in get_type_hints(Recipe).items():
-        if dataclasses.is_dataclass(kind):
-            names += [f"{name}.{field.name}" for field in dataclasses.fields(kind)]
-        else:
-            names.append(name)
-    return names
-
-
-def _flat(page: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in page.items():
-        nested = isinstance(value, dict) and prefix + str(key) != "model.options"
-        keys += _flat(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
-    return keys
-
-
-def _given(options: list[str]) -> list[str]:
-    keys = []
-    for word in options:
-        if word.startswith("--"):
-            keys.append(_dashless(word)[2:].partition("=")[0])
-        elif not keys:
-            raise UsageError(f"unexpected {word!r}; options are given as --name value")
-    return keys
-
-
-def _dashless(word: str) -> str:
-    """`--batch-size` as `--batch_size`; values stay as they are."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _first_line(error: Exception) -> str:
-    """jsonargparse nests its reasons, one a line; the first names the option, the last the cause."""
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
 
 
 def _new_folder(folder: Path) -> Path:

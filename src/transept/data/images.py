@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from io import SEEK_END
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -16,6 +17,14 @@ FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 EXTENSIONS = ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .avif".split()
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 _Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file left out of a set, and why."""
+
+    path: Path
+    reason: str
 
 
 class BadImageError(TranseptError):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from transept.data.classification.sets import ImageSet
+from transept.data.classification.image_set import ImageSet
 from transept.data.classification.transforms import RandomResizedCrop, Undecoded
 from transept.data.images import BadImageError
 from transept.errors import TranseptError, TranseptWarning

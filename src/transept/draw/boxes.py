@@ -79,17 +79,47 @@ def draw_objects(
     room = 0.75 + 0.075 * max(len(shorten(classes[label])) for label in counts) if legend else 0.0
     figure = Figure(figsize=(wide + room, tall), dpi=max(200, min(max(width, height) / _LONGEST, 400)))
     axes = figure.add_axes((0.0, 0.0, wide / (wide + room), 1.0))
-    shown = picture.convert("RGB") if masks is None else _tinted(picture, masks, [palette[label] for label in labels])
-    axes.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased")
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
-    _draw_boxes(axes, boxes, [palette[label] for label in labels], unit, thin=masks is not None)
-    for chip in chips:
-        _draw_label(axes, chip, unit)
+    _add_objects(axes, picture, boxes, [palette[label] for label in labels], chips, unit, masks)
     if legend:
         names = [entry(palette[label], f"{shorten(classes[label])} ({count})") for label, count in counts.most_common()]
         draw_legend(figure, names, wide / (wide + room), tall)
     write_atomically(path, figure.savefig)
+
+
+def add_objects(
+    axes: Axes,
+    picture: Image.Image,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    palette: Sequence[RGB],
+    inches: float,
+    *,
+    masks: np.ndarray | None = None,
+) -> None:
+    """As `draw_objects`, without scores and legend, into axes whose longest side is so many inches."""
+    unit = max(picture.size) / (inches * 72)
+    chips = list(_place_labels(boxes, labels, None, classes, palette, picture.size, unit))
+    _add_objects(axes, picture, boxes, [palette[label] for label in labels], chips, unit, masks)
+
+
+def _add_objects(
+    axes: Axes,
+    picture: Image.Image,
+    boxes: np.ndarray,
+    colors: Sequence[RGB],
+    chips: Sequence[_Label],
+    unit: float,
+    masks: np.ndarray | None,
+) -> None:
+    width, height = picture.size
+    shown = picture.convert("RGB") if masks is None else _tinted(picture, masks, colors)
+    axes.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased")
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    _draw_boxes(axes, boxes, colors, unit, thin=masks is not None)
+    for chip in chips:
+        _draw_label(axes, chip, unit)
 
 
 def _tinted(picture: Image.Image, masks: np.ndarray, colors: Sequence[RGB]) -> Image.Image:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from transept.checks import check_known, check_positive
 from transept.data.detection.coco_classes import COCO_CLASSES
 from transept.data.detection.sets import DetectionSplits, load_detection_splits
 from transept.data.detection.transforms import DetectionPreprocessing
@@ -76,19 +77,9 @@ class Detector(Task):
         preprocessing: DetectionPreprocessing | None = None,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
-            raise unknown("detection method", method, METHODS)
+        check_parts(method, width, anchor_scale)
         if not classes:
             raise UsageError("there are no classes; give one or more")
-        if width < 32 or width % 32:
-            raise UsageError(f"width={width}; give a positive multiple of 32 channels")
-        if width < 64 and method in ("fcos", "atss"):
-            # Of one channel a group norm cannot be taken where a level is a single cell.
-            raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
-        if not anchor_scale > 0:
-            raise UsageError(f"anchor_scale={anchor_scale} must be greater than 0")
-        if anchor_scale != 1 and method == "fcos":
-            raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")
         levels = backbone.feature_info
         if list(levels.reduction()) != [4, 8, 16, 32]:
             raise UsageError(f"the backbone has levels of strides {list(levels.reduction())}; give one of 4, 8, 16, 32")
@@ -304,6 +295,23 @@ class Detector(Task):
             if not sound.all():
                 box = target.boxes[~sound][0].tolist()
                 raise TranseptError(f"target {i} of the batch has the box {box}; give x1 < x2 and y1 < y2, all finite")
+
+
+def check_parts(method: str, width: int, anchor_scale: float) -> None:
+    """Whether there is such a detector.
+
+    Raises:
+        UsageError: an unknown method, or values that it cannot have.
+    """
+    check_known(METHODS, method=method)
+    if width < 32 or width % 32:
+        raise UsageError(f"width={width}; give a positive multiple of 32 channels")
+    if width < 64 and method in ("fcos", "atss"):
+        # Of one channel a group norm cannot be taken where a level is a single cell.
+        raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
+    check_positive(anchor_scale=anchor_scale)
+    if anchor_scale != 1 and method == "fcos":
+        raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")
 
 
 def create_detector(

@@ -11,6 +11,7 @@ are averaged.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from transept.checks import check_not_negative, check_positive, check_share
 from transept.data.classification.sets import Splits, load_splits
 from transept.data.classification.transforms import Preprocessing, eval_transform, preprocessing_of
 from transept.errors import TranseptError, UsageError
@@ -143,6 +145,34 @@ class Projected(nn.Module):
         return list(self.head(torch.cat(features)).chunk(len(crops)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DINO:
+    """The projection that student and teacher are compared by, and their temperatures."""
+
+    out_dim: int = 65536
+    """Prototypes that teacher and student compare pictures with."""
+    hidden_dim: int = 2048
+    """Width of the projection."""
+    bottleneck_dim: int = 256
+    """Width before the prototypes."""
+    bn_in_head: bool = False
+    """Batch norm in the projection: for small models and batches, whose features of all pictures begin almost alike."""
+    norm_last_layer: bool = True
+    """Prototypes keep length 1; without, they learn it."""
+    freeze_last_layer: int = 1
+    """Epochs in which the prototypes do not learn."""
+    student_temp: float = 0.1
+    teacher_temp: float = 0.07
+    """Where it warms up, the last."""
+    center_momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_positive(out_dim=self.out_dim, hidden_dim=self.hidden_dim, bottleneck_dim=self.bottleneck_dim)
+        check_positive(student_temp=self.student_temp, teacher_temp=self.teacher_temp)
+        check_not_negative(freeze_last_layer=self.freeze_last_layer)
+        check_share(center_momentum=self.center_momentum)
+
+
 class Pretrainer(nn.Module):
     """Student and teacher. The trainer calls `update_teacher` after each step, and sets `teacher_temp` before it.
 
@@ -150,11 +180,7 @@ class Pretrainer(nn.Module):
         student: a backbone without classifier; it takes crops of every size.
         teacher: another of the same kind, without drop path; it starts as a copy of the student.
         preprocessing: goes with the weights that `save` writes.
-        out_dim: prototypes.
-        bn_in_head: the projection normalises its layers over the batch, which keeps pictures apart that the backbone
-            hardly tells from each other yet.
-        norm_last_layer: all prototypes keep length 1; without, they learn it.
-        freeze_last_layer: epochs in which the prototypes stay as they are.
+        options: projection, temperatures and centre.
 
     Raises:
         UsageError: lightly is not installed.
@@ -167,29 +193,21 @@ class Pretrainer(nn.Module):
         student: Backbone,
         teacher: Backbone,
         preprocessing: Preprocessing,
-        *,
-        out_dim: int = 65536,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
-        bn_in_head: bool = False,
-        norm_last_layer: bool = True,
-        freeze_last_layer: int = 1,
-        student_temp: float = 0.1,
-        teacher_temp: float = 0.07,
-        center_momentum: float = 0.9,
+        options: DINO | None = None,
     ) -> None:
         super().__init__()
         loss, projection = _lightly()
+        options = options or DINO()
 
         def projected(backbone: Backbone) -> Projected:
             head = projection(
                 backbone.num_features,
-                hidden_dim,
-                bottleneck_dim,
-                out_dim,
-                batch_norm=bn_in_head,
-                freeze_last_layer=freeze_last_layer,
-                norm_last_layer=norm_last_layer,
+                options.hidden_dim,
+                options.bottleneck_dim,
+                options.out_dim,
+                batch_norm=options.bn_in_head,
+                freeze_last_layer=options.freeze_last_layer,
+                norm_last_layer=options.norm_last_layer,
             )
             return Projected(backbone, head)
 
@@ -198,8 +216,10 @@ class Pretrainer(nn.Module):
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.preprocessing = preprocessing
-        self.teacher_temp = teacher_temp
-        self.criterion = loss(out_dim, student_temp=student_temp, center_momentum=center_momentum)
+        self.teacher_temp = options.teacher_temp
+        self.criterion = loss(
+            options.out_dim, student_temp=options.student_temp, center_momentum=options.center_momentum
+        )
 
     @property
     def model(self) -> Projected:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 
+from transept.checks import check_known
 from transept.data.labels import IGNORE, Color, drawing_palette
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
@@ -127,14 +128,11 @@ class Segmenter(Task):
         width: int | None = None,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
-            raise unknown("segmentation method", method, METHODS)
+        check_parts(method, width)
         if not 1 <= len(classes) <= IGNORE:
             raise UsageError(f"{len(classes)} classes; give 1 to {IGNORE}, as label {IGNORE} is ignored")
         if palette is not None and len(palette) != len(classes):
             raise UsageError(f"the palette has {len(palette)} colours for {len(classes)} classes; give one for each")
-        if width is not None and (width < 2 or width % 2):
-            raise UsageError(f"width={width}; give a positive even number of channels")
         self.method = method
         self.width = width
         self.classes = list(classes)
@@ -350,6 +348,17 @@ class Segmenter(Task):
             classes=ADE20K_CLASSES,
             weights=checkpoint.name,
         ).eval()
+
+
+def check_parts(method: str, width: int | None) -> None:
+    """Whether there is such a segmenter.
+
+    Raises:
+        UsageError: an unknown method, or a width that it cannot have.
+    """
+    check_known(METHODS, method=method)
+    if width is not None and (width < 2 or width % 2):
+        raise UsageError(f"width={width}; give a positive even number of channels")
 
 
 def create_segmenter(

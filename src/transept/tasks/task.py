@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as v2
 
-from transept.data.classification.sets import Skipped
+from transept.data.images import Skipped
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, Exported
 from transept.models.backbone import Backbone

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from transept.data.classification.image_set import ArraySet
 from transept.data.classification.multicrop import MultiCrop, multicrop_transform
-from transept.data.classification.sets import ArraySet
 from transept.data.classification.transforms import Preprocessing
 from transept.data.loading import Draw, TransformedSet
 from transept.errors import UsageError
@@ -64,9 +64,9 @@ def test_each_option_changes_its_crops(picture: Image.Image, change: dict, where
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(local_size=0), "local_size=0; give 0 or more crops of 1 or more"),
-        (dict(global_scale=(0.5, 0.2)), r"global_scale=\[0.5, 0.2\]; give \[low, high\]"),
-        (dict(blur=(0.0, 2.0, 0.0)), r"blur=\(0.0, 2.0, 0.0\) is not in \[0, 1\]"),
+        (dict(local_size=0), "local_size=0 must be greater than 0"),
+        (dict(global_scale=(0.5, 0.2)), r"global_scale=\[0.5, 0.2\] falls; give \[low, high\]"),
+        (dict(blur=(0.0, 2.0, 0.0)), r"blur=\[0, 2, 0\] is not in \[0, 1\]"),
     ],
 )
 def test_wrong_options(options: dict, message: str):

@@ -492,13 +492,13 @@ def test_distortion_is_bounded_and_of_the_right_kind():
 
 def test_impossible_options_are_refused():
     for wrong, message in [
-        (dict(flip=3), "augmentation.flip=3 is not in"),
-        (dict(resize_ratio=(2, 0.5)), r"augmentation.resize_ratio=\[2, 0.5\]"),
-        (dict(crop=(0, 7)), r"augmentation.crop=\[0, 7\]"),
+        (dict(flip=3), "flip=3 is not in"),
+        (dict(resize_ratio=(2, 0.5)), r"resize_ratio=\[2, 0.5\]"),
+        (dict(crop=(0, 7)), r"crop=\[0, 7\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             SegmentationAugmentation(**wrong)
-    with pytest.raises(ValueError, match=r"scale=\(0, 9\)"):
+    with pytest.raises(ValueError, match=r"scale=\[0, 9\]"):
         SegmentationPreprocessing(scale=(0, 9))
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from transept.cost.count import Cost
 from transept.cost.printed import PUBLISHED, PUBLISHED_SYSTEMS, SYSTEM_SIZES, Published
 from transept.cost.rules import count_as_published
-from transept.data.classification.sets import Skipped
+from transept.data.images import Skipped
 from transept.models.registry import find_model
 from transept.tasks.task import Table as PlainTable
 from transept.tasks.task import Task

@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 
+from transept.checks import check_not_negative, check_positive, check_range, check_share, check_within, shown
 from transept.data.classification.transforms import Preprocessing, to_normalised
 from transept.errors import UsageError
 
@@ -44,18 +45,13 @@ class MultiCrop:
     """Probability that the bright half of the second global crop's values is inverted."""
 
     def __post_init__(self) -> None:
-        if self.local_crops < 0 or self.local_size < 1:
-            raise UsageError(
-                f"local_crops={self.local_crops} of local_size={self.local_size}; give 0 or more crops of 1 or more"
-            )
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise UsageError(f"{name}={[low, high]}; give [low, high] with 0 < low <= high <= 1")
-        for name in ("flip", "blur", "solarize"):
-            value = getattr(self, name)
-            if not all(0 <= share <= 1 for share in (value if isinstance(value, tuple) else (value,))):
-                raise UsageError(f"{name}={value} is not in [0, 1]")
+        check_not_negative(local_crops=self.local_crops, color_jitter=self.color_jitter)
+        check_positive(local_size=self.local_size)
+        check_range("(0, 1]", global_scale=self.global_scale, local_scale=self.local_scale)
+        check_share(flip=self.flip, blur=self.blur, solarize=self.solarize)
+        check_within("[0, 360]", rotation=self.rotation)
+        if self.color_jitter[3] > 0.5:
+            raise UsageError(f"color_jitter={shown(self.color_jitter)}; the last number, of hue, is 0.5 at most")
 
 
 def multicrop_transform(preprocessing: Preprocessing, crops: MultiCrop) -> Callable[[Image.Image], list[Tensor]]:

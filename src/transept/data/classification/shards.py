@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from transept.data.classification.sets import SHARDS, ImageSet, Paths
+from transept.data.classification.image_set import ImageSet, Paths
 from transept.data.images import EXTENSIONS, BadImageError
 from transept.data.index import modification, recall, remember
 from transept.errors import TranseptError, UsageError
 
+SHARDS = "wds:"
 CLASSES = "classes.txt"
 """Beside the shards: the name of each class number, one a line."""
 

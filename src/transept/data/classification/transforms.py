@@ -20,6 +20,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torchvision.transforms import ToTensor, v2
 
+from transept.checks import check_not_negative, check_positive, check_range, check_share, check_within
 from transept.errors import UsageError
 
 _RANDAUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*"
@@ -51,20 +52,16 @@ class Augmentation:
     """Repeated augmentation: how often a picture comes in a row, each time varied anew; an epoch stays as long."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "erasing", "translation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augmentation.{name}={getattr(self, name)} is not in [0, 1]")
-        if self.repeats < 1:
-            raise ValueError(f"augmentation.repeats={self.repeats} must be 1 or more")
+        check_range("(0, 1]", crop_scale=self.crop_scale)
+        check_range("(0, inf)", crop_ratio=self.crop_ratio)
+        check_share(flip=self.flip, erasing=self.erasing, translation=self.translation)
+        check_within("[0, 360]", rotation=self.rotation)
+        check_not_negative(color_jitter=self.color_jitter)
+        check_positive(repeats=self.repeats)
         if self.randaugment is not None and not re.fullmatch(_RANDAUGMENT, self.randaugment):
-            raise ValueError(
-                f"augmentation.randaugment={self.randaugment!r}; give e.g. rand-m9-mstd0.5-inc1: m magnitude, mstd its "
-                "noise, mmax its limit, n operations, p their probability, inc 0 or 1"
-            )
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(
-                f"augmentation.crop_scale={list(self.crop_scale)}; give [low, high] with 0 < low <= high <= 1"
+            raise UsageError(
+                f"randaugment={self.randaugment!r}; give e.g. rand-m9-mstd0.5-inc1: m magnitude, mstd its noise, mmax "
+                "its limit, n operations, p their probability, inc 0 or 1"
             )
 
 

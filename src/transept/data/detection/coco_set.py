@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 from torchvision import tv_tensors
 
-from transept.data.classification.sets import Skipped
 from transept.data.detection.coco_file import (
     Box,
     Picture,
@@ -23,7 +22,7 @@ from transept.data.detection.coco_file import (
 )
 from transept.data.detection.masks import decode_masks, mask_api
 from transept.data.detection.target import DetectionSet, Target, make_sample
-from transept.data.images import BadImageError, read_image
+from transept.data.images import BadImageError, Skipped, read_image
 from transept.data.labels import drawing_palette
 from transept.errors import TranseptError
 from transept.words import listed

@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from transept.data.classification.sets import Skipped
 from transept.data.detection.coco_file import read_coco
 from transept.data.detection.coco_set import CocoSet
 from transept.data.detection.scenes import SCENES, SceneDetection
 from transept.data.detection.target import DetectionSet
+from transept.data.images import Skipped
 from transept.data.labels import Color
 from transept.data.scenes import DigitScenes, SceneOptions
 from transept.errors import TranseptError, TranseptWarning

@@ -11,11 +11,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from transept.checks import check_not_negative, check_positive, check_range, check_share
 from transept.data.detection.target import Target
 from transept.data.resizing import FitWithin, Normalise, Size, pad_to, picture_size
+from transept.errors import UsageError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectionPreprocessing:
     """How pictures are brought to a detector in evaluation; kept with the weights."""
 
@@ -35,11 +37,11 @@ class DetectionPreprocessing:
     are not read then."""
 
     def __post_init__(self) -> None:
-        if min(self.scale) < 1 or self.multiple_of < 1:
-            raise ValueError(f"scale={self.scale} and multiple_of={self.multiple_of} must be positive")
+        check_positive(scale=self.scale, multiple_of=self.multiple_of, std=self.std)
+        check_share(mean=self.mean)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectionAugmentation:
     """How training pictures are varied. As it stands, the published 1x schedule: a left-right flip."""
 
@@ -59,18 +61,12 @@ class DetectionAugmentation:
     """Strength of changes of brightness, contrast and saturation."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "flip_vertical", "crop_resize"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augmentation.{name}={getattr(self, name)} is not in [0, 1]")
-        if self.color_jitter < 0:
-            raise ValueError(f"augmentation.color_jitter={self.color_jitter} is negative")
-        low, high = self.crop_sides
-        if not 1 <= low <= high:
-            raise ValueError(f"augmentation.crop_sides={list(self.crop_sides)}; give [low, high] with 1 <= low <= high")
-        for name in ("short_sides", "crop_short_sides"):
-            sides = getattr(self, name)
-            if any(side < 1 for side in sides) or (name == "crop_short_sides" and not sides):
-                raise ValueError(f"augmentation.{name}={list(sides)}; give side lengths in pixels")
+        check_share(flip=self.flip, flip_vertical=self.flip_vertical, crop_resize=self.crop_resize)
+        check_not_negative(color_jitter=self.color_jitter)
+        check_range("[1, inf)", crop_sides=self.crop_sides)
+        check_positive(short_sides=self.short_sides, crop_short_sides=self.crop_short_sides)
+        if not self.crop_short_sides:
+            raise UsageError("crop_short_sides=[] leaves nothing to choose from; give side lengths in pixels")
 
 
 class DetectionBatch(NamedTuple):

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from transept.data.classification.sets import HUB, Skipped
-from transept.data.hub import load_hub
-from transept.data.images import EXTENSIONS, BadImageError, read_image, read_mask, stored_form
+from transept.data.hub import HUB, load_hub
+from transept.data.images import EXTENSIONS, BadImageError, Skipped, read_image, read_mask, stored_form
 from transept.data.labels import (
     CLASS_FILES,
     Color,

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from transept.checks import check_positive, check_range, check_share, shown
 from transept.data.labels import IGNORE
 from transept.data.resizing import Normalise, Size, fit_within, pad_to, picture_size, resize_jointly
 from transept.errors import UsageError
@@ -21,7 +22,7 @@ from transept.errors import UsageError
 _REDRAWS = 10
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentationPreprocessing:
     """How pictures are brought to a segmenter in evaluation; kept with the weights."""
 
@@ -35,10 +36,10 @@ class SegmentationPreprocessing:
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
 
     def __post_init__(self) -> None:
-        if self.scale is not None and (len(self.scale) != 2 or min(self.scale) < 1):
-            raise UsageError(f"scale={self.scale}; give the longest long and short side, or None")
-        if self.multiple_of < 1:
-            raise UsageError(f"multiple_of={self.multiple_of} must be at least 1")
+        check_positive(scale=self.scale, multiple_of=self.multiple_of, std=self.std)
+        check_share(mean=self.mean)
+        if self.scale is not None and len(self.scale) != 2:
+            raise UsageError(f"scale={shown(self.scale)}; give the longest long and short side, or None")
 
     def fitted_size(self, size: Size, ratio: float = 1.0) -> Size:
         """Height and width of a picture of `size` at `ratio` times the scale, aspect kept; `multiple_of` left out."""
@@ -49,7 +50,7 @@ class SegmentationPreprocessing:
         return fit_within(size, (max(int(long * ratio), 1), max(int(short * ratio), 1)))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentationAugmentation:
     """How training pictures are varied."""
 
@@ -65,16 +66,9 @@ class SegmentationAugmentation:
     """Probability of each change of brightness, contrast, saturation and hue."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "photometric", "category_max_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augmentation.{name}={getattr(self, name)} is not in [0, 1]")
-        low, high = self.resize_ratio
-        if not 0 < low <= high:
-            raise ValueError(
-                f"augmentation.resize_ratio={list(self.resize_ratio)}; give [low, high] with 0 < low <= high"
-            )
-        if min(self.crop) < 1:
-            raise ValueError(f"augmentation.crop={list(self.crop)}; give height and width in pixels")
+        check_share(flip=self.flip, photometric=self.photometric, category_max_ratio=self.category_max_ratio)
+        check_range("(0, inf)", resize_ratio=self.resize_ratio)
+        check_positive(crop=self.crop)
 
 
 def segmentation_train_transform(

@@ -16,6 +16,7 @@ from transept.tasks.classify import Classifier
 from transept.train.jobs.distillation import Teacher, distillation_loss
 from transept.train.jobs.job import Job, Meter, Score
 from transept.train.options.recipe import Recipe
+from transept.train.processes.world import ALONE, World
 from transept.weights.load import create_model, load_weights
 
 _SAMPLES = 12
@@ -27,15 +28,15 @@ class ClassifyJob(Job):
     score = Score("top1", "top-1", "top-1 accuracy")
     distributed = True
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
+        super().__init__(recipe, world)
         self.splits = load_splits(
             str(recipe.data), val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images
         )
         self.skipped = self.splits.skipped
 
     def build(self, *, load: bool) -> nn.Module:
-        options = self.recipe.model
+        options, classify = self.recipe.model, self.recipe.classify
         model = create_model(
             options.name,
             num_classes=len(self.splits.classes),
@@ -45,9 +46,9 @@ class ClassifyJob(Job):
         )
         if load and options.weights is not None:
             load_weights(model, options.weights)
-        preprocessing = Preprocessing(img_size=model.config.img_size, crop_pct=self.recipe.crop_pct)
+        preprocessing = Preprocessing(img_size=model.config.img_size, crop_pct=classify.crop_pct)
         classes = self.splits.classes
-        mix, distill = self.recipe.mix, self.recipe.distill
+        mix, distill = classify.mix, classify.distill
         self.mixup = self.teacher = None
         if mix.on:
             self.mixup = Mixup(
@@ -56,16 +57,16 @@ class ClassifyJob(Job):
                 prob=mix.probability,
                 switch_prob=mix.switch,
                 mode=mix.mode,
-                label_smoothing=self.recipe.label_smoothing,
+                label_smoothing=classify.label_smoothing,
                 num_classes=len(classes),
             )
         if distill.kind != "none":
             self.teacher = Teacher(distill, len(classes), preprocessing)
-        return Classifier(model, classes, preprocessing, label_smoothing=self.recipe.label_smoothing)
+        return Classifier(model, classes, preprocessing, label_smoothing=classify.label_smoothing)
 
     def step(self, task: Classifier, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixes pictures and labels; student and teacher see the same pictures."""
-        distill = self.recipe.distill
+        distill = self.recipe.classify.distill
         if self.mixup:
             if len(images) % 2:
                 raise TranseptError(f"mix pairs the pictures of a batch, but {len(images)} are all there are; add one")
@@ -86,12 +87,14 @@ class ClassifyJob(Job):
             draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
             start_epoch=epoch,
             start_batch=batch,
-            repeats=recipe.augmentation.repeats,
+            repeats=recipe.classify.augmentation.repeats,
             rank=self.world.rank,
             world_size=self.world.size,
         )
         train = TransformedSet(
-            splits.train, train_transform(task.preprocessing, recipe.augmentation), fast_decode=recipe.fast_decode
+            splits.train,
+            train_transform(task.preprocessing, recipe.classify.augmentation),
+            fast_decode=recipe.fast_decode,
         )
         val = TransformedSet(splits.val, eval_transform(task.preprocessing))
         return (

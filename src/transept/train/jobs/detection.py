@@ -14,14 +14,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 from transept.data.detection.sets import load_detection_splits
 from transept.data.detection.target import Target as Annotated
 from transept.data.detection.transforms import (
-    DetectionAugmentation,
-    DetectionPreprocessing,
     collate_detections,
     detection_eval_transform,
     detection_train_transform,
 )
 from transept.data.loading import AspectRatioBatchSampler, JointlyTransformedSet, make_joint_loader
-from transept.errors import TranseptError, UsageError
+from transept.errors import TranseptError
 from transept.heads.instances import Target
 from transept.metrics.detection import DetectionMeter
 from transept.metrics.loss import LossMeter
@@ -30,6 +28,7 @@ from transept.tasks.detect import Detector, create_detector
 from transept.tasks.detect_methods import TwoStage
 from transept.train.jobs.job import Job, Meter, Score
 from transept.train.options.recipe import Recipe
+from transept.train.processes.world import ALONE, World
 
 _SAMPLES = 6
 
@@ -41,18 +40,16 @@ class DetectJob(Job):
     distributed = True
     unused_parameters = True  # a part of a batch may have no object for the heads of a second stage
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
+        super().__init__(recipe, world)
         options = recipe.detect
-        if recipe.schedule.iterations is not None:
-            raise UsageError("detectors train by epochs; give schedule.epochs instead of schedule.iterations")
         self.masks = "mask" in options.method
         self.splits = load_detection_splits(
             str(recipe.data),
             masks=self.masks,
             keep_empty=options.keep_empty,
             skip_bad_annotations=recipe.skip_bad_annotations,
-            scenes=options.scenes,
+            scenes=recipe.scenes,
         )
         self.skipped = self.splits.skipped
         self.ground_truth = self.splits.val.ground_truth()
@@ -68,13 +65,7 @@ class DetectJob(Job):
             num_classes=len(self.splits.classes),
             backbone_weights=model.weights if load else None,
             classes=self.splits.classes,
-            preprocessing=DetectionPreprocessing(
-                scale=options.scale,
-                mean=options.mean,
-                std=options.std,
-                bgr=options.bgr,
-                per_picture=options.per_picture,
-            ),
+            preprocessing=options.preprocessing,
             width=options.width,
             anchor_scale=options.anchor_scale,
             img_size=model.img_size,
@@ -87,17 +78,9 @@ class DetectJob(Job):
         return detector
 
     def loaders(self, task: Detector, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
-        recipe, options = self.recipe, self.recipe.detect
-        augmentation = DetectionAugmentation(
-            flip=options.flip,
-            flip_vertical=options.flip_vertical,
-            short_sides=tuple(options.short_sides),
-            crop_resize=options.crop_resize,
-            crop_short_sides=tuple(options.crop_short_sides),
-            crop_sides=options.crop_sides,
-            color_jitter=options.color_jitter,
-        )
-        train = JointlyTransformedSet(self.splits.train, detection_train_transform(task.preprocessing, augmentation))
+        recipe = self.recipe
+        train_transform = detection_train_transform(task.preprocessing, recipe.detect.augmentation)
+        train = JointlyTransformedSet(self.splits.train, train_transform)
         val = JointlyTransformedSet(self.splits.val, detection_eval_transform(task.preprocessing))
         sampler = AspectRatioBatchSampler(
             self.splits.train.sizes,

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from transept.data.classification.transforms import Preprocessing
-from transept.errors import TranseptError, UsageError, unknown
+from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model
-from transept.train.options.recipe import DistillOptions
-from transept.weights.load import create_model, default_checkpoint, find_file, list_models, load_weights
+from transept.train.options.classify import DistillOptions
+from transept.weights.load import create_model, default_checkpoint, find_file, load_weights
 
 
 class Teacher:
@@ -84,8 +84,6 @@ def _load(name: str, weights: str | None, num_classes: int, preprocessing: Prepr
         if any(key.fresh and key.model.startswith("head.") for key in report.keys):
             raise TranseptError(f"the teacher's weights {source!r} have no classifier of {num_classes} classes")
         return model
-    if not timm.is_model(name.partition(".")[0]):
-        raise unknown("teacher", name, [*list_models(), *timm.list_models()])
     if weights is not None:
         find_file(weights)  # before the time that a large model takes
         model = timm.create_model(name, num_classes=num_classes)

@@ -4,17 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from transept.data.classification.sets import Skipped
+from transept.data.images import Skipped
 from transept.train.options.recipe import Recipe
-from transept.train.processes.world import World
-
-if TYPE_CHECKING:
-    from transept.train.loop.module import TaskModule
+from transept.train.processes.world import ALONE, World
 
 
 class Meter(Protocol):
@@ -63,23 +60,24 @@ class Job(ABC):
     score: Score
     splits: Any
     """Has `train`, `val` and `classes`."""
-    module: "ClassVar[type[TaskModule] | None]" = None
-    """What Lightning trains, where that is no plain `TaskModule`."""
     unused_parameters: ClassVar[bool] = False
     """Some parameters take no part in the loss; processes that share gradients must look for them."""
 
     distributed: ClassVar[bool] = False
     """Several processes can share the work."""
-    world = World()
-    """The processes that do."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
         """Loads and checks the data.
+
+        Args:
+            recipe: what to train, and on what.
+            world: the processes that share the work.
 
         Raises:
             TranseptError: the data is missing or bad.
         """
         self.recipe = recipe
+        self.world = world
         self.skipped: Sequence[Skipped] = ()
 
     @property

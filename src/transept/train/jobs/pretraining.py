@@ -22,6 +22,7 @@ from transept.tasks.pretrain import Pretrainer
 from transept.train.jobs.job import Job, Meter, Score
 from transept.train.loop.module import TaskModule
 from transept.train.options.recipe import Recipe
+from transept.train.processes.world import ALONE, World
 from transept.weights.load import create_model, load_weights
 
 _SAMPLES = 12
@@ -107,12 +108,11 @@ class PretrainJob(Job):
     which says that training goes on, not how good the features are.
     """
 
-    module = PretrainModule
     score = Score("knn_top1", "k-NN", "k-NN accuracy")
     distributed = True
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
+        super().__init__(recipe, world)
         self.splits = load_splits(
             str(recipe.data),
             val_fraction=recipe.val_fraction,
@@ -125,23 +125,11 @@ class PretrainJob(Job):
             self.score = Score("negative_loss", "-loss", "negative loss", percent=False)
 
     def build(self, *, load: bool) -> nn.Module:
-        recipe, options = self.recipe, self.recipe.pretrain
+        recipe = self.recipe
         student, teacher = self._backbone(recipe.model.drop_path_rate), self._backbone(0.0)
         if load and recipe.model.weights is not None:
             load_weights(student, recipe.model.weights)
-        return Pretrainer(
-            student,
-            teacher,
-            Preprocessing(img_size=student.config.img_size),
-            out_dim=options.out_dim,
-            hidden_dim=options.hidden_dim,
-            bottleneck_dim=options.bottleneck_dim,
-            bn_in_head=options.bn_in_head,
-            norm_last_layer=options.norm_last_layer,
-            freeze_last_layer=options.freeze_last_layer,
-            student_temp=options.student_temp,
-            center_momentum=options.center_momentum,
-        )
+        return Pretrainer(student, teacher, Preprocessing(img_size=student.config.img_size), recipe.pretrain)
 
     def _backbone(self, drop_path_rate: float) -> Any:
         model = self.recipe.model
@@ -164,7 +152,7 @@ class PretrainJob(Job):
             rank=self.world.rank,
             world_size=self.world.size,
         )
-        crops: Any = multicrop_transform(task.preprocessing, recipe.pretrain)
+        crops: Any = multicrop_transform(task.preprocessing, recipe.pretrain.views)
         val = (
             TransformedSet(splits.val, eval_transform(task.preprocessing))
             if self.labelled

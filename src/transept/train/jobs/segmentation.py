@@ -9,12 +9,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from transept.data.loading import EpochSampler, JointlyTransformedSet, make_joint_loader
 from transept.data.segmentation.sets import load_segmentation_splits
-from transept.data.segmentation.transforms import (
-    SegmentationAugmentation,
-    SegmentationPreprocessing,
-    segmentation_eval_transform,
-    segmentation_train_transform,
-)
+from transept.data.segmentation.transforms import segmentation_eval_transform, segmentation_train_transform
 from transept.errors import UsageError
 from transept.heads.segmentation import CLASSIFIER_STD, SegmentationHead
 from transept.metrics.loss import LossMeter
@@ -22,6 +17,7 @@ from transept.metrics.segmentation import SegmentationMeter
 from transept.tasks.segment import Segmenter, create_segmenter
 from transept.train.jobs.job import Job, Meter, Score
 from transept.train.options.recipe import Recipe
+from transept.train.processes.world import ALONE, World
 
 _SAMPLES = 6
 
@@ -32,11 +28,16 @@ class SegmentJob(Job):
     score = Score("miou", "mIoU", "mean intersection over union")
     distributed = True
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
+        super().__init__(recipe, world)
+        if recipe.segment.method == "upernet" and self.part_size == 1:
+            raise UsageError(
+                f"batch_size={recipe.batch_size} with accumulate={recipe.accumulate} computes one picture at a time, "
+                "but the batch norm of upernet's smallest map needs two; lower accumulate or raise batch_size"
+            )
         self.splits = load_segmentation_splits(
             str(recipe.data),
-            reduce_zero_label=recipe.segment.reduce_zero_label,
+            reduce_zero_label=recipe.reduce_zero_label,
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,
         )
@@ -52,7 +53,7 @@ class SegmentJob(Job):
             backbone_weights=model.weights if load else None,
             classes=self.splits.classes,
             palette=self.splits.palette,
-            preprocessing=SegmentationPreprocessing(scale=options.scale, multiple_of=options.multiple_of),
+            preprocessing=options.preprocessing,
             width=options.width,
             img_size=model.img_size,
             drop_path_rate=model.drop_path_rate,
@@ -64,20 +65,8 @@ class SegmentJob(Job):
         return segmenter
 
     def loaders(self, task: Segmenter, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
-        recipe, options = self.recipe, self.recipe.segment
-        if options.method == "upernet" and self.part_size == 1:
-            raise UsageError(
-                f"batch_size={recipe.batch_size} with accumulate={recipe.accumulate} computes one picture at a time, "
-                "but the batch norm of upernet's smallest map needs two; lower accumulate or raise batch_size"
-            )
-        augmentation = SegmentationAugmentation(
-            crop=options.crop,
-            resize_ratio=options.resize_ratio,
-            category_max_ratio=options.category_max_ratio,
-            flip=options.flip,
-            photometric=options.photometric,
-        )
-        train_transform = segmentation_train_transform(task.preprocessing, augmentation)
+        recipe = self.recipe
+        train_transform = segmentation_train_transform(task.preprocessing, recipe.segment.augmentation)
         train = JointlyTransformedSet(self.splits.train, train_transform)
         val = JointlyTransformedSet(self.splits.val, segmentation_eval_transform(task.preprocessing))
         sampler = EpochSampler(

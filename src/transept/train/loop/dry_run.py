@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map
 from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from transept.data.labels import drawing_color
+from transept.draw.boxes import add_objects
 from transept.draw.legend import shorten
 from transept.draw.overlay import overlay
 from transept.files import write_atomically
@@ -29,6 +29,8 @@ from transept.train.processes.world import World
 _SHOWN = 16
 _ROWS = 8
 _BYTES = 4
+_INCHES = 2.4
+"""Width of a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,9 @@ def draw_batch(images: Tensor | Sequence[Tensor], targets: Any, task: Any, path:
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     height, width = images.shape[-2:]
-    figure = Figure(figsize=(2.4 * columns, 2.4 * rows * height / width + 0.25 * rows), dpi=144, layout="constrained")
+    figure = Figure(
+        figsize=(_INCHES * columns, _INCHES * rows * height / width + 0.25 * rows), dpi=144, layout="constrained"
+    )
     for i in range(count):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.set_axis_off()
@@ -128,7 +132,8 @@ def draw_batch(images: Tensor | Sequence[Tensor], targets: Any, task: Any, path:
             marked = overlay(to_pil_image(picture), targets[i].cpu().numpy().astype(np.int64), task.palette)
             picture = torch.from_numpy(np.array(marked)).permute(2, 0, 1)
         else:
-            picture = _with_objects(picture, targets[i], task.classes)
+            _show_objects(picture, targets[i], task.classes, axes)
+            continue
         _show(picture, axes)
     write_atomically(path, figure.savefig)
 
@@ -161,13 +166,14 @@ def _as_taken(image: Tensor, preprocessing: Any) -> Tensor:
     return picture.flip(0) if getattr(preprocessing, "bgr", False) else picture
 
 
-def _with_objects(picture: Tensor, target: Target, classes: Sequence[str]) -> Tensor:
-    colors: list[str | tuple[int, int, int]] = [drawing_color(int(label)) for label in target.labels]
+def _show_objects(picture: Tensor, target: Target, classes: Sequence[str], axes: Any) -> None:
+    """8 bits, `3 h w`, with what is to be learnt of it."""
+    height, width = picture.shape[-2:]
+    masks = None
     if target.masks is not None and len(target.masks):
-        masks = torch.zeros(len(target.masks), *picture.shape[-2:], dtype=torch.bool)
-        masks[:, : target.size[0], : target.size[1]] = target.masks.bool()
-        picture = draw_segmentation_masks(picture, masks, alpha=0.4, colors=colors)
-    if not len(target.boxes):
-        return picture
-    names = [classes[int(label)] for label in target.labels]
-    return draw_bounding_boxes(picture, target.boxes, labels=names, colors=colors, width=2)
+        masks = np.zeros((len(target.masks), height, width), dtype=bool)  # padded as the picture is
+        masks[:, : target.size[0], : target.size[1]] = target.masks.bool().cpu().numpy()
+    palette = [drawing_color(number) for number in range(len(classes))]
+    boxes, labels = target.boxes.cpu().numpy(), target.labels.cpu().numpy()
+    inches = _INCHES * max(1.0, height / width)
+    add_objects(axes, to_pil_image(picture), boxes, labels, classes, palette, inches, masks=masks)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.callbacks import Callback
 
-from transept.data.classification.sets import ImageSet
+from transept.data.classification.image_set import ImageSet
 from transept.data.detection.coco_set import CocoSet
 from transept.data.segmentation.sets import MaskedPictures
 from transept.errors import TranseptError

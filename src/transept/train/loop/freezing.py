@@ -34,7 +34,8 @@ def freeze(model: Backbone, parts: int | Sequence[str]) -> None:
         for part in parts:
             inside = {name for name in names if name == part or name.startswith(f"{part}.")}
             if not inside:
-                raise unknown(f"part of {title}", part, {name for name, _ in model.named_modules() if name})
+                modules = {name for name, _ in model.named_modules() if name}
+                raise UsageError(f"model.freeze={list(parts)}: {unknown(f'part of {title}', part, modules)}")
             frozen |= inside
     if len(frozen) == len(names):
         raise UsageError(f"model.freeze={parts} leaves nothing to train")

@@ -19,10 +19,9 @@ def make_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
     Raises:
         UsageError: a package is missing.
     """
+    check_loggers(names)
     loggers: list[Logger] = [TensorBoardLogger(folder, name="", version=TENSORBOARD)]
     for name in names:
-        if find_spec(name) is None:
-            raise UsageError(f"loggers={list(names)} needs the package {name!r}: pip install {name}; or leave it out")
         if name == "wandb":
             # The run's name is its id, so that a resumed run goes on there, too.
             project = os.environ.get("WANDB_PROJECT", _PROJECT)
@@ -32,3 +31,14 @@ def make_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
             experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
             loggers.append(MLFlowLogger(experiment, run_name=folder.name, tracking_uri=where))
     return loggers
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Whether their packages are installed.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise UsageError(f"loggers={list(names)} needs the package {name!r}: pip install {name}; or leave it out")

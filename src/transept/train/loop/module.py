@@ -1,5 +1,5 @@
 """The Lightning module around a task. Lightning calls, for each epoch: training_step for every part of a batch,
-the optimiser after its last part, then validation_step for every batch, then the callbacks of `train/run.py`.
+the optimiser after its last part, then validation_step for every batch, then the callbacks of `train/loop/trainer.py`.
 """
 
 from bisect import bisect_right
@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import create_optimizer_v2, get_optimizer_info
+from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -71,8 +71,6 @@ class TaskModule(lightning.LightningModule):
         if options.no_weight_decay is not None:
             model = _groups(model, options.no_weight_decay)
         betas: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
-        if betas and not get_optimizer_info(options.name).has_betas:
-            raise UsageError(f"optimizer.betas={list(options.betas or ())}, but {options.name!r} has none; give null")
         optimizer = create_optimizer_v2(
             model,
             opt=options.name,

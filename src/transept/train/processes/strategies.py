@@ -42,8 +42,8 @@ def make_strategy(recipe: Recipe, world: World, *, unused_parameters: bool) -> S
     )
 
 
-def check_hardware(recipe: Recipe, world: World, task: nn.Module) -> None:
-    """Refuse what cannot work together, before the first step.
+def check_hardware(recipe: Recipe, world: World) -> None:
+    """Refuse what this machine cannot do, and what cannot work together.
 
     Raises:
         UsageError: with the option to change.
@@ -61,8 +61,18 @@ def check_hardware(recipe: Recipe, world: World, task: nn.Module) -> None:
         raise UsageError("hardware.strategy=fsdp computes in bf16-mixed or 32-true, not in 16-mixed; or give ddp")
     if recipe.hardware.strategy == "fsdp" and recipe.ema.decay is not None:
         raise UsageError("hardware.strategy=fsdp keeps no moving average; give --ema.decay null, or ddp")
-    if recipe.sync_batchnorm and not gpus and any(isinstance(part, _BATCH_NORMS) for part in task.modules()):
-        raise UsageError("sync_batchnorm works on GPUs only; on CPUs give --sync_batchnorm false")
+
+
+def check_model(recipe: Recipe, world: World, task: nn.Module) -> None:
+    """Refuse what this machine cannot do with this model.
+
+    Raises:
+        UsageError: with the option to change.
+    """
+    if world.size == 1 or not recipe.sync_batchnorm or torch.cuda.device_count():
+        return
+    if any(isinstance(part, _BATCH_NORMS) for part in task.modules()):
+        raise UsageError("sync_batchnorm=true works on GPUs only; on CPUs give false")
 
 
 def fit_to_hardware(recipe: Recipe, world: World, task: nn.Module, backbones: Iterable[nn.Module]) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException, start_processes
 
-from transept.errors import TranseptError, TranseptWarning, UsageError, rank_of_environment
+from transept.errors import TranseptError, UsageError, rank_of_environment, warnings_as_sentences
 from transept.tasks.run_folder import STATE
 from transept.train.options.recipe import Recipe
 
@@ -38,6 +37,10 @@ class World(NamedTuple):
     size: int = 1
     nodes: int = 1
     """Machines; each has equally many processes."""
+
+
+ALONE = World()
+"""One process, which shares with none."""
 
 
 class LostProcessError(TranseptError):
@@ -139,7 +142,7 @@ def _process(index: int, work: Callable[..., Any], arguments: tuple[Any, ...], s
     }
     torch.set_num_threads(max(torch.get_num_threads() // size, 1))
     try:
-        with _plain_warnings(quiet=index > 0):
+        with warnings_as_sentences(quiet=index > 0):
             result = work(*arguments)
         if index == 0:
             results.put((0, result))
@@ -193,17 +196,6 @@ def _passed_on(processes: list[int]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _plain_warnings(*, quiet: bool) -> Iterator[None]:
-    """Ours once, from the first process; third parties' advice to programmers not at all."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if not quiet:
-            warnings.simplefilter("always", TranseptWarning)
-            warnings.showwarning = lambda message, *_, **__: print(f"transept: {message}", file=sys.stderr)
-        yield
 
 
 # Telling each other

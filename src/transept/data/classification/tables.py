@@ -1,0 +1,84 @@
+"""Labelled pictures in tables of the `datasets` library."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from transept.data.classification.image_set import ImageSet, Paths
+from transept.data.hub import HUB, load_hub
+from transept.data.images import BadImageError
+from transept.errors import TranseptError
+
+_VAL = ("validation", "val", "valid", "test")
+
+
+class HubSet(ImageSet):
+    """A table with a picture and a class in each row."""
+
+    def __init__(self, rows: Any, column: str, labels: Sequence[int], name: str) -> None:
+        from datasets import Image
+
+        # Undecoded, so that our reader sees the file: EXIF tag, formats, errors with a name.
+        self.rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
+        self.column = column
+        root, _, split = name.rpartition("/")
+        names = (f"{split}[{i}]" for i in range(len(labels)))
+        super().__init__(Paths(Path(root), names), labels, places=np.arange(len(labels)))
+        self.version = str(rows._fingerprint)
+
+    def source(self, index: int) -> Path | BinaryIO:
+        assert self.places is not None
+        file = self.rows[int(self.places[index])][self.column]
+        if file is None or not (file["bytes"] or file["path"]):
+            raise BadImageError(self.paths[index], "is empty")
+        return BytesIO(file["bytes"]) if file["bytes"] else Path(file["path"])
+
+
+def load_hub_halves(data: str) -> tuple[list[str], list[ImageSet]]:
+    """Classes, and the training and validation rows, or all rows of the only split.
+
+    The pictures are the column of type Image, the classes that of type ClassLabel, or else one called `label`.
+
+    Raises:
+        TranseptError: as `load_hub`; several splits of which none is for validation; columns that are missing or not
+            unique; rows without a class.
+    """
+    loaded, name = load_hub(data), data.removeprefix(HUB)
+    val = next((half for half in _VAL if half in loaded), None)
+    halves = [half for half in ("train", val) if half in loaded]
+    if len(halves) < min(len(loaded), 2):
+        raise TranseptError(f"{name!r} has the splits {sorted(loaded)}; it needs 'train' and 'validation'")
+    halves = halves or list(loaded)
+    features = loaded[halves[0]].features
+    picture, label = _columns(features, name)
+    values = {half: list(loaded[half][label]) for half in halves}
+    classes = getattr(features[label], "names", None)
+    if classes is None:
+        known = sorted({value for given in values.values() for value in given if value is not None})
+        classes = [str(value) for value in known]
+        numbers = {value: number for number, value in enumerate(known)}
+        values = {half: [numbers.get(value, -1) for value in given] for half, given in values.items()}
+    if len(classes) < 2:
+        raise TranseptError(f"{name!r} has the classes {list(classes)}; a classifier needs two or more")
+    sets: list[ImageSet] = []
+    for half, labels in values.items():
+        missing = next((i for i, value in enumerate(labels) if value is None or value < 0), None)
+        if missing is not None:
+            raise TranseptError(f"row {missing} of the split {half!r} of {name!r} has no {label}")
+        sets.append(HubSet(loaded[half], picture, labels, f"{name}/{half}"))
+    return list(classes), sets
+
+
+def _columns(features: Any, name: str) -> tuple[str, str]:
+    import datasets
+
+    pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels = labels if len(labels) == 1 else [column for column in ("label", "labels") if column in features][:1]
+    for found, what in ((pictures, "image column"), (labels, "column of type ClassLabel or called 'label'")):
+        if len(found) != 1:
+            raise TranseptError(f"{name!r} has the columns {list(features)}; it needs exactly one {what}")
+    return pictures[0], labels[0]

@@ -1,0 +1,93 @@
+"""What only `task: classify` reads."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import timm
+
+from transept.checks import check_known, check_not_negative, check_positive, check_share, check_within
+from transept.data.classification.transforms import Augmentation
+from transept.errors import UsageError
+from transept.models.registry import find_model, list_models
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixOptions:
+    """Training pictures are mixed in pairs, and their labels with them (timm's `Mixup`)."""
+
+    mixup: float = 0.0
+    """alpha of the Beta distribution of shares in Mixup; 0: off."""
+    cutmix: float = 0.0
+    """The same of CutMix."""
+    probability: float = 1.0
+    """Of mixing at all."""
+    switch: float = 0.5
+    """Probability of CutMix where both are on."""
+    mode: Literal["batch", "pair", "elem"] = "batch"
+    """What draws a share of its own: a batch (or part of one, see `accumulate`), a pair of pictures, or a picture."""
+
+    def __post_init__(self) -> None:
+        check_not_negative(mixup=self.mixup, cutmix=self.cutmix)
+        check_share(probability=self.probability, switch=self.switch)
+
+    @property
+    def on(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions:
+    """A teacher's opinion is part of the loss: loss = (1 - alpha) * the labels' + alpha * the teacher's.
+
+    Both parts read the same logits, as in the distilled XCiT and CaiT, which have no second head.
+    """
+
+    kind: Literal["none", "soft", "hard"] = "none"
+    """hard: cross-entropy with the teacher's best class; soft: its probabilities at temperature tau."""
+    teacher: str | None = None
+    """Name of a model: ours or timm's."""
+    weights: str | None = None
+    """Its weights: a path, an URL or NAME.TAG; default: the published ones."""
+    alpha: float = 0.5
+    tau: float = 1.0
+    """Temperature, for `soft`."""
+    mean: tuple[float, float, float] | None = None
+    """What the teacher's pictures are normalised with, of channels in 0..1; default: as its weights were published."""
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        check_share(alpha=self.alpha, mean=self.mean)
+        check_positive(tau=self.tau, std=self.std)
+        if self.kind != "none" and self.teacher is None:
+            raise UsageError(f"kind={self.kind} needs a teacher; give the name of a model as teacher, too")
+        if self.kind == "none" and self.teacher is not None:
+            raise UsageError(f"teacher={self.teacher!r}, but kind is none; give soft or hard")
+        if self.teacher is not None and not _is_model(self.teacher):
+            models = [*list_models(), *timm.list_models()]
+            check_known(models, "'transept models' lists ours, and timm.list_models() others", teacher=self.teacher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions:
+    """What only `task: classify` reads."""
+
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mix: MixOptions = field(default_factory=MixOptions)
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    label_smoothing: float = 0.1
+    """Share of each label that is spread over all classes."""
+    crop_pct: float = 1.0
+    """Share of the resized picture that evaluation keeps: 0.875 takes 224 of 256 pixels."""
+
+    def __post_init__(self) -> None:
+        check_within("[0, 1)", label_smoothing=self.label_smoothing)
+        check_within("(0, 1]", crop_pct=self.crop_pct)
+
+
+def _is_model(name: str) -> bool:
+    """Whether it names one of ours, which need no image size in their names, or of timm's."""
+    try:
+        find_model(name)
+    except UsageError:
+        return timm.is_model(name.partition(".")[0])
+    return True

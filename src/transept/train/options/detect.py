@@ -1,0 +1,33 @@
+"""What only `task: detect` reads."""
+
+from dataclasses import dataclass, field
+
+from transept.checks import check_positive
+from transept.data.detection.transforms import DetectionAugmentation, DetectionPreprocessing
+from transept.errors import UsageError
+from transept.tasks.detect import check_parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions:
+    """What only `task: detect` reads."""
+
+    method: str = "retinanet"
+    """One of `transept.tasks.detect.METHODS`; those with a mask in their name learn from masks, and answer with
+    them."""
+    width: int = 256
+    """Channels of neck and heads."""
+    anchor_scale: float = 1.0
+    """Factor of the anchors' sides: less than 1 for objects that are small in the resized picture."""
+    rois: int | None = None
+    """Of two-stage methods: regions of each picture that the box heads learn from; default: 512, as published."""
+    keep_empty: bool = False
+    """Train on pictures without objects, too."""
+    preprocessing: DetectionPreprocessing = field(default_factory=DetectionPreprocessing)
+    augmentation: DetectionAugmentation = field(default_factory=DetectionAugmentation)
+
+    def __post_init__(self) -> None:
+        check_parts(self.method, self.width, self.anchor_scale)
+        check_positive(rois=self.rois)
+        if self.rois is not None and "rcnn" not in self.method:
+            raise UsageError(f"rois={self.rois}, but {self.method} has no regions; leave it out")

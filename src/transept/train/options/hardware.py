@@ -1,0 +1,28 @@
+"""On what machines a run is, and how its model is made to fit them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transept.checks import check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareOptions:
+    """On what, and how a model is made to fit. But for rounding, none of it changes what is learnt."""
+
+    devices: int | None = None
+    """Processes on each machine, one for each GPU; default: one, or as many as torchrun or srun started."""
+    nodes: int | None = None
+    """Machines; default: as many as torchrun or srun started processes on."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Of several processes: each holds the model (ddp, which is auto), or a share of its parameters, gradients and
+    optimiser (fsdp)."""
+    grad_checkpointing: bool = False
+    """Keep few activations and compute the others again: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the backbone with torch.compile."""
+    channels_last: bool = False
+    """Keep the colours of a pixel together in memory, which convolutions on GPUs prefer."""
+
+    def __post_init__(self) -> None:
+        check_positive(devices=self.devices, nodes=self.nodes)
