@@ -13,9 +13,7 @@ from PIL import Image
 
 from transept.data.images import BadImageError
 from transept.errors import TranseptError
-
-IGNORE = 255
-"""The label of pixels that are left out of loss and metrics."""
+from transept.ops.masks import IGNORE_LABEL
 
 Color = tuple[int, int, int]
 
@@ -27,7 +25,7 @@ CLASS_FILES = ("classes.txt", "objectInfo150.csv", "objectInfo150.txt", "palette
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """Values and colours of masks to classes 0..n-1 or `IGNORE`."""
+    """Values and colours of masks to classes 0..n-1 or `IGNORE_LABEL`."""
 
     classes: list[str]
     palette: list[Color]
@@ -37,7 +35,7 @@ class LabelTable:
     colors: dict[Color, int]
     """Of masks that hold colours; empty where the set has none."""
     others_ignored: bool = False
-    """What is not listed is `IGNORE`; otherwise it is refused."""
+    """What is not listed is `IGNORE_LABEL`; otherwise it is refused."""
 
     def encode(self, mask: Image.Image, path: Path) -> np.ndarray:
         """The classes of a mask, `H W`, 8 bit.
@@ -61,7 +59,7 @@ class LabelTable:
             raise BadImageError(
                 path,
                 f"holds the value {odd[0]} in {_pixels(int(counts[0]))}, which the class list lacks (it has {span}; "
-                f"{IGNORE} is ignored); mend the mask or the list",
+                f"{IGNORE_LABEL} is ignored); mend the mask or the list",
             )
         return found
 
@@ -85,15 +83,15 @@ class LabelTable:
 
     @cached_property
     def _of_value(self) -> np.ndarray:
-        table = np.full(2**16, IGNORE if self.others_ignored else _REFUSED, np.uint8)
-        table[IGNORE] = IGNORE
+        table = np.full(2**16, IGNORE_LABEL if self.others_ignored else _REFUSED, np.uint8)
+        table[IGNORE_LABEL] = IGNORE_LABEL
         for value, label in self.values.items():
             table[value] = label
         return table
 
     @cached_property
     def _of_color(self) -> np.ndarray:
-        table = np.full(2**24, IGNORE if self.others_ignored else _REFUSED, np.uint8)
+        table = np.full(2**24, IGNORE_LABEL if self.others_ignored else _REFUSED, np.uint8)
         for (red, green, blue), label in self.colors.items():
             table[red << 16 | green << 8 | blue] = label
         return table
@@ -126,14 +124,14 @@ def make_table(
         ignored = name.lower() in _UNLABELED or (reduce_zero_label and value == 0)
         if not ignored and name in classes:
             raise TranseptError(f"{where} names {name!r} twice")
-        label = values[value] = IGNORE if ignored else len(classes)
+        label = values[value] = IGNORE_LABEL if ignored else len(classes)
         if color is not None:
             colors[color] = label
         if not ignored:
             classes.append(name)
             palette.append(color or drawing_color(label))
     if reduce_zero_label:
-        values[0] = IGNORE
+        values[0] = IGNORE_LABEL
     if not 0 < len(classes) < _REFUSED:
         raise TranseptError(f"{where} names {len(classes)} classes; there must be 1 to {_REFUSED - 1}")
     return LabelTable(classes=classes, palette=palette, values=values, colors=colors)

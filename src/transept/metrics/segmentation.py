@@ -11,6 +11,7 @@ from torch import Tensor
 from transept.errors import TranseptError
 from transept.metrics.loss import LossMeter
 from transept.ops.interpolation import resize_map
+from transept.ops.masks import IGNORE_LABEL
 
 
 class SegmentationScores(NamedTuple):
@@ -34,7 +35,7 @@ class ConfusionMeter:
     the matrix of all their images.
     """
 
-    def __init__(self, num_classes: int, ignore_label: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_label: int = IGNORE_LABEL) -> None:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.reset()

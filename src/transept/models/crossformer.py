@@ -32,7 +32,7 @@ Axes: b batch, h w map (channels last), m heads, n tokens of a group, g groups o
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import index
@@ -56,6 +56,12 @@ Four = tuple[int, int, int, int]
 
 DERIVED_BUFFERS = (r"\.attn\.biases$", r"\.attn\.relative_position_index$")
 """Names in older official checkpoints of tables that we compute."""
+
+
+SMALL_GROUPS: Mapping[str, Any] = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
+"""Of the published detectors (1x) and of UPerNet."""
+LARGE_GROUPS: Mapping[str, Any] = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
+"""Of the published Semantic FPN, of the detectors trained three times as long (3x), and of the cascade."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

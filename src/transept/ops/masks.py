@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 from torchvision.ops import roi_align
 
+IGNORE_LABEL = 255
+"""Of pixels that belong to no class: they neither train nor score."""
 _CHUNK = 2**25
 """So many pixels are pasted at once: 128 MiB of float32."""
 

@@ -16,6 +16,7 @@ from transept.heads.instances import Detections
 from transept.heads.mask_rcnn import MaskRCNNDecoder, MaskRCNNHead, MaskRCNNLoss
 from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetLoss
 from transept.heads.rpn import Proposals, RPNHead, RPNLoss
+from transept.models.crossformer import LARGE_GROUPS, SMALL_GROUPS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,11 +149,9 @@ METHODS: dict[str, Callable[[Sequence[int], int, int], Parts]] = {
 }
 """Method to `(channels, num_classes, width)`; a new one is a head and a line here."""
 
-_SMALL_GROUPS = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
-_LARGE_GROUPS = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
 PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     # Of CrossFormer's Mask R-CNN the 1x rows; its 3x rows, as the cascade, have the large groups.
-    (method, f"crossformer_{size}"): _LARGE_GROUPS if method == "cascade_mask_rcnn" else _SMALL_GROUPS
+    (method, f"crossformer_{size}"): LARGE_GROUPS if method == "cascade_mask_rcnn" else SMALL_GROUPS
     for method in METHODS
     for size in ("small", "base", "large")
 } | {
@@ -163,7 +162,7 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 """Method and backbone to the options of the published detector, where they are not the classifier's."""
 
 PUBLISHED_3X_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("mask_rcnn", f"crossformer_{size}"): _LARGE_GROUPS for size in ("small", "base")
+    ("mask_rcnn", f"crossformer_{size}"): LARGE_GROUPS for size in ("small", "base")
 }
 """The same of those that were also published with three times the training, in which they differ."""
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 
 from transept.checks import check_known
-from transept.data.labels import IGNORE, Color, drawing_palette
+from transept.data.labels import Color, drawing_palette
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
@@ -27,6 +27,7 @@ from transept.inference.windows import sliding_logits
 from transept.models.backbone import Backbone
 from transept.models.registry import find_model
 from transept.ops.interpolation import resize_map
+from transept.ops.masks import IGNORE_LABEL
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
 from transept.tasks.saving import rebuild, tuples
@@ -129,8 +130,8 @@ class Segmenter(Task):
     ) -> None:
         super().__init__()
         check_parts(method, width)
-        if not 1 <= len(classes) <= IGNORE:
-            raise UsageError(f"{len(classes)} classes; give 1 to {IGNORE}, as label {IGNORE} is ignored")
+        if not 1 <= len(classes) <= IGNORE_LABEL:
+            raise UsageError(f"{len(classes)} classes; give 1 to {IGNORE_LABEL}, as label {IGNORE_LABEL} is ignored")
         if palette is not None and len(palette) != len(classes):
             raise UsageError(f"the palette has {len(palette)} colours for {len(classes)} classes; give one for each")
         self.method = method
@@ -164,11 +165,11 @@ class Segmenter(Task):
         if masks.ndim != 3 or len(masks) != len(decode):
             raise TranseptError(f"masks are {tuple(masks.shape)}; give one H x W mask for each of {len(decode)} images")
         if masks.device.type == "cpu":  # elsewhere the look would make the processor wait
-            wrong = masks[((masks < 0) | (masks >= len(self.classes))) & (masks != IGNORE)]
+            wrong = masks[((masks < 0) | (masks >= len(self.classes))) & (masks != IGNORE_LABEL)]
             if len(wrong):
                 raise TranseptError(
                     f"a mask holds the label {int(wrong[0])}; classes are 0 to {len(self.classes) - 1}, and"
-                    f" {IGNORE} is ignored"
+                    f" {IGNORE_LABEL} is ignored"
                 )
         loss = self._cross_entropy(decode, masks)
         if auxiliary is not None:
@@ -178,7 +179,7 @@ class Segmenter(Task):
     @staticmethod
     def _cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
         logits = resize_map(logits, masks.shape[-2:]).float()
-        return cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum") / masks.numel()
+        return cross_entropy(logits, masks.long(), ignore_index=IGNORE_LABEL, reduction="sum") / masks.numel()
 
     def decode(self, logits: Tensor) -> Segmentation:
         """Logits `b k H W` to the best class of each pixel."""

@@ -9,6 +9,7 @@ from transept.heads.fcn import FCNHead
 from transept.heads.fpn import FPN
 from transept.heads.semantic_fpn import SemanticFPNHead
 from transept.heads.upernet import UPerNetHead
+from transept.models.crossformer import LARGE_GROUPS, SMALL_GROUPS
 
 
 class Parts(NamedTuple):
@@ -39,11 +40,9 @@ METHODS: dict[str, Callable[[Sequence[int], Sequence[int], int, int | None], Par
 }
 """Method to `(channels, strides, num_classes, width)`; a new one is a head and a line here."""
 
-_LARGE_GROUPS = dict(group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1), grouping="legacy")
-_SMALL_GROUPS = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), grouping="legacy")
 PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     (method, f"crossformer_{size}"): groups
-    for method, groups in (("semantic_fpn", _LARGE_GROUPS), ("upernet", _SMALL_GROUPS))
+    for method, groups in (("semantic_fpn", LARGE_GROUPS), ("upernet", SMALL_GROUPS))
     for size in ("small", "base", "large")
 }
 """Method and backbone to the options of the published segmenter, where they are not the classifier's."""

@@ -16,6 +16,7 @@ from transept.weights.convert.systems import BACKBONE, DINO_HEAD, PARTS, holds_b
 from transept.weights.files.reading import Contents
 from transept.weights.identify import identify
 from transept.weights.report import KeyReport, LoadReport, Reason
+from transept.words import listed
 
 _CLASSIFIER_PARTS = (
     "head.{*}",
@@ -202,9 +203,9 @@ def _write(
         form = "pyramid" if isinstance(model, Backbone) and model.is_pyramid else "classifier"
         looks = f"; this looks like {guess}" if guess and (guess.model, guess.form) != (title, form) else ""
         faults = [
-            *([_listed(misshapen, "; ")] if misshapen else []),
-            *([f"the model does not know {_listed(unknown)}"] if unknown else []),
-            *([f"the file lacks {_listed(missing)}"] if missing else []),
+            *([listed(misshapen, 6, "; ")] if misshapen else []),
+            *([f"the model does not know {listed(unknown, 6)}"] if unknown else []),
+            *([f"the file lacks {listed(missing, 6)}"] if missing else []),
         ]
         mend = "" if hopeless else "; strict=False loads what fits"
         if guess and form == "classifier" and guess.form != "classifier" and isinstance(model, Backbone):
@@ -244,7 +245,3 @@ def _harmless(name: str, entries: Entries, dropped: list[KeyReport], model: nn.M
     if name.startswith(PARTS) and not any(other.startswith(PARTS) for other in entries):
         return Reason.BACKBONE_ALONE, "the file holds a backbone alone: starts fresh"
     return None
-
-
-def _listed(names: list[str], separator: str = ", ") -> str:
-    return separator.join(names[:6]) + (f"{separator}and {len(names) - 6} more" if len(names) > 6 else "")

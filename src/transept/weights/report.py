@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from transept.words import listed
+
 
 class Reason(Enum):
     """Why a tensor was not taken, or why the model may do without one."""
@@ -129,16 +131,12 @@ class LoadReport:
             if key.model and key.file:
                 for action in key.actions:
                     changed.setdefault(action, []).append(key.model)
-        lines += [f"{len(names)} {action}: {_some(names)}" for action, names in changed.items() if action != "taken"]
+        lines += [f"{len(names)} {action}: {listed(names)}" for action, names in changed.items() if action != "taken"]
         for action in ("dropped", "missing", "unexpected"):
             reasons: dict[str, list[str]] = {}
             for key in self.keys:
                 if action in key.actions:
                     reasons.setdefault(key.why or "for no known reason", []).append(key.model or key.file[0])
-            lines += [f"{len(names)} {action} ({why}): {_some(names)}" for why, names in reasons.items()]
+            lines += [f"{len(names)} {action} ({why}): {listed(names)}" for why, names in reasons.items()]
         lines += [f"not read: {', '.join(self.skipped)}"] if self.skipped else []
         return "\n  ".join(lines)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transept.data.labels import IGNORE, drawing_color, read_table
+from transept.data.labels import IGNORE_LABEL, drawing_color, read_table
 from transept.data.loading import EpochSampler, JointlyTransformedSet, make_joint_loader
 from transept.data.resizing import fit_within
 from transept.data.segmentation.sets import load_segmentation_splits
@@ -84,14 +84,14 @@ def test_values_and_their_names(tmp_path: Path):
     fill(tmp_path, index_mask(values), "# value name\n0\tunlabeled\n2\troad\n7 traffic light\n30,sky\n")
     splits = load_segmentation_splits(str(tmp_path))
     assert splits.classes == ["road", "traffic light", "sky"]
-    assert splits.train[0][1].tolist() == [[IGNORE, 1, 2], [IGNORE, 1, 0]]
+    assert splits.train[0][1].tolist() == [[IGNORE_LABEL, 1, 2], [IGNORE_LABEL, 1, 0]]
 
 
 def test_reduce_zero_label(tmp_path: Path):
     fill(tmp_path, index_mask(), "a\nb\nc\n")
     splits = load_segmentation_splits(str(tmp_path), reduce_zero_label=True)
     assert splits.classes == list("abc")
-    assert splits.train[0][1].tolist() == np.where(VALUES == 0, IGNORE, VALUES - 1).tolist()
+    assert splits.train[0][1].tolist() == np.where(VALUES == 0, IGNORE_LABEL, VALUES - 1).tolist()
     listed = load_segmentation_splits(str(tmp_path), classes=["x", "y", "z"], reduce_zero_label=True)
     assert listed.classes == ["x", "y", "z"]
     refused(tmp_path, "holds the value 3 in 8 pixels, which the class list lacks .it has 0 to 2; 255 is ignored")
@@ -101,7 +101,7 @@ def test_object_info(tmp_path: Path):
     head = "Idx\tRatio\tTrain\tVal\tName\n"
     (tmp_path / "objectInfo150.txt").write_text(head + "1\t0.1\t1\t1\twall  \n2\t0.1\t1\t1\tscreen, silver screen\n")
     table = read_table(tmp_path / "objectInfo150.txt")
-    assert (table.classes, table.values) == (["wall", "screen"], {0: IGNORE, 1: 0, 2: 1})
+    assert (table.classes, table.values) == (["wall", "screen"], {0: IGNORE_LABEL, 1: 0, 2: 1})
     (tmp_path / "objectInfo150.csv").write_text("Idx,Ratio,Name\n1,,screen;silver screen\n2,,screen;CRT screen\n")
     assert read_table(tmp_path / "objectInfo150.csv").classes == ["screen", "CRT screen"]
     (tmp_path / "objectInfo150.csv").write_text("Idx,Ratio,Name\none,,wall\n")
@@ -130,7 +130,7 @@ def test_colored_masks(tmp_path: Path, name: str, text: str):
         splits = load_segmentation_splits(str(root))
         assert splits.classes == ["road", "side walk"]
         assert splits.palette == [(128, 64, 128), (244, 35, 232)]
-        assert splits.val[0][1].tolist() == np.where(values == 2, IGNORE, values).tolist(), kind
+        assert splits.val[0][1].tolist() == np.where(values == 2, IGNORE_LABEL, values).tolist(), kind
     root = fill(tmp_path / "odd", Image.new("RGB", (3, 3), (1, 2, 3)), None)
     (root / name).write_text(text)
     refused(root, r"one.png', which holds the colour \(1, 2, 3\) in 9 pixels, which the palette lacks")
@@ -344,7 +344,7 @@ def test_camvid(shared_data: Path):
     assert splits.absent == []
     picture, mask = splits.val[7]
     stored = np.asarray(Image.open(splits.val.masks[7])).astype(int)
-    assert mask.tolist() == np.where(stored == 0, IGNORE, stored - 1).tolist()
+    assert mask.tolist() == np.where(stored == 0, IGNORE_LABEL, stored - 1).tolist()
     assert picture.shape == (3, 360, 480)
 
 
@@ -354,7 +354,7 @@ def test_ade20k(shared_data: Path):
     assert (len(splits.classes), len(splits.val), len(splits.train)) == (150, 3, 0)
     assert splits.classes[:3] == ["wall", "building", "sky"]
     stored = np.asarray(Image.open(Path(root) / "annotations" / "validation" / "ADE_val_00000001.png")).astype(int)
-    assert splits.val[0][1].tolist() == np.where(stored == 0, IGNORE, stored - 1).tolist()
+    assert splits.val[0][1].tolist() == np.where(stored == 0, IGNORE_LABEL, stored - 1).tolist()
     refused(root, r"has validation pictures \(images/validation/\) but no training ones")
 
 
@@ -383,7 +383,7 @@ def test_picture_and_mask_stay_in_step():
         image, labels = transform(picture, mask)
         assert (image.shape, labels.shape) == ((3, 96, 112), (96, 112))
         assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
-        known = labels != IGNORE
+        known = labels != IGNORE_LABEL
         agreement.append(((image[0] * 255 / 20).round()[known] == labels[known]).float().mean().item())
         assert (image[:, ~known] == 0).all()
     # Pixels between blocks are mixed by the bilinear resize: a shift of a pixel would cost far more than these.
@@ -410,8 +410,8 @@ def test_the_steps_follow_the_options():
     assert not torch.equal(run(resize_ratio=(2, 2))[1], labels)
     small = run(crop=(192, 256))
     assert small[1].shape == (192, 256)
-    assert (small[1][128:] == IGNORE).all()
-    assert (small[1][:, 160:] == IGNORE).all()
+    assert (small[1][128:] == IGNORE_LABEL).all()
+    assert (small[1][:, 160:] == IGNORE_LABEL).all()
     assert torch.equal(small[1][:128, :160], labels)
 
 
@@ -430,7 +430,7 @@ def test_category_ratio():
 
     mask = torch.zeros(64, 64, dtype=torch.int64)
     mask[:24, :24] = 1
-    mask[40:] = IGNORE
+    mask[40:] = IGNORE_LABEL
     pair = tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)), tv_tensors.Mask(mask)
 
     def mixed(max_ratio: float) -> float:

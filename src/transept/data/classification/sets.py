@@ -16,6 +16,7 @@ from transept.data.hub import HUB, is_table
 from transept.data.images import BadImageError, Skipped
 from transept.data.index import File, list_files
 from transept.errors import TranseptError
+from transept.words import listed
 
 # Files that systems leave in folders of pictures; nobody means them.
 _LITTER = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
@@ -72,11 +73,10 @@ def load_splits(
     found = [_unreadable(half) for half in halves]
     skipped = [skip for of_half in found for skip in of_half.values()]
     if skipped and not skip_bad_images:
-        names = "; ".join(f"{str(skip.path)!r} {skip.reason}" for skip in skipped[:3])
-        more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
         noun = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
         raise TranseptError(
-            f"{noun} not readable as pictures: {names}{more}; remove them, or leave them out with --skip-bad-images"
+            f"{noun} not readable as pictures: {names}; remove them, or leave them out with --skip-bad-images"
         )
     halves = [_without(half, list(bad), classes) for half, bad in zip(halves, found, strict=True)]
     train, val = halves if len(halves) == 2 else _split(halves[0], classes, val_fraction)

@@ -26,6 +26,7 @@ from transept.data.labels import (
 )
 from transept.data.scenes import DIGITS, DigitScenes, SceneOptions
 from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.words import listed
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
@@ -49,7 +50,7 @@ _FLAT = ("images", ("annotations", "masks", "labels"))
 
 
 class SegmentationSet(Sequence[Pair]):
-    """Pictures (8-bit RGB, `3 H W`) with masks (classes, `H W`, 64-bit; `IGNORE` where there is none)."""
+    """Pictures (8-bit RGB, `3 H W`) with masks (classes, `H W`, 64-bit; `IGNORE_LABEL` where there is none)."""
 
     classes: list[str]
     palette: list[Color]
@@ -278,10 +279,9 @@ def _check(pictures: MaskedPictures) -> tuple[np.ndarray | None, list[Skipped]]:
 
 
 def _summary(skipped: list[Skipped]) -> str:
-    names = "; ".join(f"{str(skip.path)!r} {skip.reason}" for skip in skipped[:3])
-    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
     noun = "1 picture or mask" if len(skipped) == 1 else f"{len(skipped)} pictures or masks"
-    return f"{noun} cannot be used: {names}{more}"
+    return f"{noun} cannot be used: {names}"
 
 
 def _without(pictures: MaskedPictures, bad: set[Path]) -> MaskedPictures:

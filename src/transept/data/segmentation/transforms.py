@@ -15,9 +15,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from transept.checks import check_positive, check_range, check_share, shown
-from transept.data.labels import IGNORE
 from transept.data.resizing import Normalise, Size, fit_within, pad_to, picture_size, resize_jointly
 from transept.errors import UsageError
+from transept.ops.masks import IGNORE_LABEL
 
 _REDRAWS = 10
 
@@ -163,7 +163,7 @@ class CategoryCrop(v2.Transform):
         return top, left, height, width
 
     def _is_mixed(self, mask: Tensor) -> bool:
-        counts = torch.bincount(mask.as_subclass(Tensor).flatten(), minlength=IGNORE + 1)[:IGNORE]
+        counts = torch.bincount(mask.as_subclass(Tensor).flatten(), minlength=IGNORE_LABEL + 1)[:IGNORE_LABEL]
         return int(counts.count_nonzero()) > 1 and int(counts.max()) < self.max_ratio * int(counts.sum())
 
 
@@ -219,7 +219,7 @@ def _clip(value: float) -> int:
 
 
 class PadTo(v2.Transform):
-    """Fill up on the right and at the bottom: pictures with 0 (after normalisation), masks with `IGNORE`."""
+    """Fill up on the right and at the bottom: pictures with 0 (after normalisation), masks with `IGNORE_LABEL`."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -227,5 +227,5 @@ class PadTo(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
-            return tv_tensors.Mask(pad_to(inpt.as_subclass(Tensor), self.size, IGNORE))
+            return tv_tensors.Mask(pad_to(inpt.as_subclass(Tensor), self.size, IGNORE_LABEL))
         return tv_tensors.Image(pad_to(inpt.as_subclass(Tensor), self.size))

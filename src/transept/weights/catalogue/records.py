@@ -15,6 +15,7 @@ from torch import nn
 
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import UsageError
+from transept.models.crossformer import LARGE_GROUPS
 from transept.models.registry import find_model
 from transept.weights.catalogue import tables
 
@@ -306,10 +307,6 @@ def _cat() -> Iterator[Checkpoint]:
             )
 
 
-# The published operations of CrossFormer's Semantic FPN fit these groups only.
-_LARGE_GROUPS = {"group_sizes": (14, 14, 7, 7), "intervals": (16, 8, 2, 1)}
-
-
 def _crossformer() -> Iterator[Checkpoint]:
     def entry(model: str, tag: str, drive: str, baidu: str, code: str, **facts: Any) -> Checkpoint:
         # The ++ shares carry their code in the address.
@@ -341,7 +338,8 @@ def _crossformer() -> Iterator[Checkpoint]:
             method=method,
             scores=_dense_scores(data, scores),
             preprocessing=_COCO if data == "coco" else _ADE20K,
-            options={"grouping": "legacy"} | (_LARGE_GROUPS if method == "semantic_fpn" else {}),
+            # The published operations of Semantic FPN fit the large groups only.
+            options=LARGE_GROUPS if method == "semantic_fpn" else {"grouping": "legacy"},
             note="" if data == "coco" else "sides are scaled, then go up to the next multiples of 32",
         )
 
