@@ -8,8 +8,7 @@ import torch
 
 import transept
 from tests.golden import weights
-from tests.inference.test_fuse import RECORDED, listed
-from tests.models.test_golden import GOLDEN, arrange, build, largest_difference
+from tests.golden.compare import GOLDEN, RECORDED, arrange, build, largest_difference, listed
 
 TOLERANCES = {
     "channels-last": 2e-5,

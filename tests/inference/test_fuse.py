@@ -14,13 +14,12 @@ from torch.nn.functional import gelu, linear
 import transept
 from tests.contract import EXAMPLES, image, tiny
 from tests.golden import weights
-from tests.models.test_golden import GOLDEN, arrange, build, largest_difference
+from tests.golden.compare import GOLDEN, RECORDED, arrange, build, largest_difference, listed
 from transept.errors import TranseptError, UsageError
 from transept.inference.fused import FusedCrossPatch, FusedLocalPatchInteraction
 from transept.inference.packed import pack
 
 NAMES = (*EXAMPLES, "cabvit_p_l0_cross", "crossformer_pp_small", "xcit_tiny_12_p16_224")
-RECORDED = ("cat_tiny", "cabvit_h_l1", "crossformer_tiny", "xcit_nano_12_p16", "cait_xxs24_224")
 DENSE = ("cat_small_dense_160x224", "crossformer_small_dense_legacy_160x224")
 TOLERANCE = 1e-5
 """Of outputs, in their standard deviations."""
@@ -33,10 +32,6 @@ def varied(model: nn.Module) -> Any:
         if "running" in name or (tensor.ndim <= 1 and tensor.is_floating_point()):
             tensor.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
-
-
-def listed(outputs: Tensor | list[Tensor]) -> list[Tensor]:
-    return outputs if isinstance(outputs, list) else [outputs]
 
 
 def error(outputs: Tensor | list[Tensor], expected: Tensor | list[Tensor]) -> float:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.weights.fetch.test_hub import TOKEN, Hub, client, hub  # noqa: F401  `hub` is the fixture
+from tests.hub_server import TOKEN, Hub, client, hub  # noqa: F401  `hub` is the fixture
 
 
 @pytest.mark.slow  # a process of its own imports everything anew

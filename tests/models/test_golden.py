@@ -3,15 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-import transept
 from tests.golden import weights
-from tests.golden.make import FAMILIES, fingerprint
+from tests.golden.compare import GOLDEN, arrange, build, largest_difference
 
-GOLDEN = sorted(path for name in FAMILIES for path in (Path(__file__).parents[1] / "golden" / name).glob("*.json"))
 HEAVY = ("large", "medium", "huge", "m36", "m48", "s36", "pp_base", "cabvit_h_l3")
 CASES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if any(size in path.stem for size in HEAVY) else [])
@@ -19,32 +16,6 @@ CASES = [
 ]
 MODULES = {"embed": "patch_embed"} | {f"stage{i + 1}": f"layers.{i}" for i in range(4)}
 """Recorded names that are no module's."""
-
-
-def build(golden: dict) -> torch.nn.Module:
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in golden["options"].items()}
-    model = transept.create_model(golden["model"], features_only=golden["dense"], **options)
-    shapes = {key: list(value.shape) for key, value in model.state_dict().items() if value.is_floating_point()}
-    assert fingerprint(shapes) == golden["keys"], "the names or shapes of the official checkpoint differ"
-    state = {key: torch.from_numpy(value) for key, value in weights.state_dict_for(shapes).items()}
-    model.load_state_dict(state, strict=False)
-    return model.eval()
-
-
-def arrange(value: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    """Our layout (tokens, `b h w c` or `b c h w`) as the recorded one."""
-    if value.ndim == 4 and len(shape) == 3:
-        value = value.flatten(1, 2) if value.shape[3] == shape[2] else value.flatten(2).transpose(1, 2)
-    elif value.ndim == 4 and list(value.shape) != shape:
-        value = value.permute(0, 3, 1, 2)
-    elif value.ndim == 3 and len(shape) == 4:  # a position encoding, the same for all images
-        value = value.expand(shape[0], -1, -1).transpose(1, 2).reshape(shape)
-    assert list(value.shape) == shape
-    return value
-
-
-def largest_difference(value: torch.Tensor, golden: dict) -> float:
-    return float(np.abs(np.array(weights.sample(value.numpy())) - np.array(golden["sample"])).max())
 
 
 @pytest.mark.parametrize("path", CASES)
