@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 import transept
 from tests import contract, toy_family
@@ -18,6 +19,8 @@ from transept.cli.main import main
 from transept.data.classification.transforms import preprocessing_of
 from transept.errors import TranseptError, UsageError
 from transept.explain.attention import attention_kinds, attention_maps
+from transept.explain.explanation import Explanation
+from transept.models.attention import AttentionWeights, ShowsAttention, token_weights, whole_map
 from transept.models.registry import find_model, register_family, unregister_family
 from transept.tasks.classify import Classifier
 from transept.tasks.detect import Detector
@@ -137,6 +140,35 @@ def test_explain(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert attention_maps(model, image()) == []
     (level,) = attention_maps(model, image(1, 64, 96), "grad-cam", blocks=[1])
     assert (level.grid, level.stage) == ((8, 12), 1)
+
+
+class Gaze(nn.Module, ShowsAttention):
+    """Every place looks at itself alone."""
+
+    attention_kind = "gaze"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # b c h w -> b c h w
+        return x
+
+    def attention_weights(self, grid: tuple[int, int], x: torch.Tensor) -> AttentionWeights:
+        weights = torch.eye(grid[0] * grid[1]).expand(len(x), 2, -1, -1)
+        return token_weights(weights, whole_map(grid, x))
+
+
+def test_explain_attention_of_its_own(folder: Path, tmp_path: Path):
+    """A layer that says its attention is all that it takes."""
+    task = Classifier.load(folder / "classifier.safetensors")
+    task.model.get_submodule("stages.2").append(Gaze())
+    assert attention_kinds(task) == ["gaze", "grad-cam"]
+    (layer,) = attention_maps(task, image(1, 64, 96), "gaze", token=(95, 0))
+    assert (layer.name, layer.stage, layer.block, layer.grid) == ("stages.2.3", 2, 3, (4, 6))
+    assert layer.maps[0, 1, 0].tolist() == [0, 0, 0, 0, 0, 1]
+    with Image.open(folder / "picture.png") as picture:
+        explanation = Explanation(task, picture)
+    rows = explanation.overview()
+    assert [row.title for row in rows] == ["Gaze attention, stage 2, block 3", "Through the whole model"]
+    explanation.draw(rows, tmp_path / "sheet.png")
+    assert explanation.marked
 
 
 @torch.no_grad()

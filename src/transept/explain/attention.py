@@ -218,9 +218,9 @@ def _reading(
     with _watching_grid(backbone) as grid, ExitStack() as hooks:
 
         def see(layer: _Layer, module: nn.Module, inputs: Any) -> None:
-            x = inputs[0]
-            size = (x.shape[1], x.shape[2]) if x.ndim == 4 else grid[0]  # CAT and CrossFormer hand on maps b h w c
-            read(layer, layer.module.attention_weights(size, *inputs))
+            shape = inputs[0].shape  # b n c, or a map b h w c or b c h w
+            size = grid[0] if len(shape) == 3 else shape[1:3] if backbone.channels_last else shape[2:]
+            read(layer, layer.module.attention_weights((size[0], size[1]), *inputs))
 
         for layer in layers:
             module = backbone.get_submodule(layer.name)

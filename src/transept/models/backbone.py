@@ -59,7 +59,7 @@ class Backbone(nn.Module, ABC):
     stride: int | None = None
     """Pixels along the side of a token, where all layers have the same; None: `4 * 2 ** stage`."""
     channels_last: bool = False
-    """The modules of `feature_info` give maps `b h w c`, and not `b c h w` or sequences."""
+    """Layers hand on maps `b h w c`, and not `b c h w` or sequences."""
     dynamic_step: int | None = None
     """An exported graph can take all images whose sides are multiples of this; None: it is for one size."""
     class_token_attends: bool = False

@@ -111,7 +111,7 @@ def push_to_hub(
         write_together(Path(name), saved.writers())
         repo_id, url = hub.create_repository(repo_id, private=private, token=token)
         files = [*saved.writers()]
-        if card and not hub.has_file(repo_id, CARD, marker=MARKER, token=token):
+        if card and not hub.has_foreign_file(repo_id, CARD, marker=MARKER, token=token):
             Path(name, CARD).write_text(saved.card(repo_id, licence, datasets), encoding="utf-8")
             files.append(CARD)
         paths = {file: Path(name, file) for file in files}

@@ -71,7 +71,7 @@ def create_repository(repo_id: str, *, private: bool, token: str | None) -> tupl
     return url.repo_id, str(url)
 
 
-def has_file(repo_id: str, filename: str, *, marker: str, token: str | None) -> bool:
+def has_foreign_file(repo_id: str, filename: str, *, marker: str, token: str | None) -> bool:
     """Whether a repository has a text file of this name that lacks `marker`, which is to say: not one of ours."""
     try:
         with _explained(repo_id, None, filename):
