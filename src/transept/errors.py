@@ -25,9 +25,9 @@ class UsageError(TranseptError):
     exit_code = 2
 
 
-def unknown(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:
+def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
     """`no model is called 'xcit_nano'; did you mean 'xcit_nano_12_p16_224'?`, or the known names where none is near."""
-    return UsageError(f"no {kind} is called {given!r}; {advice(given, known, hint)}")
+    return UsageError(f"no {kind} is called {name!r}; {advice(name, known, hint)}")
 
 
 def advice(name: str, known: Iterable[str], hint: str = "") -> str:
@@ -40,7 +40,7 @@ def advice(name: str, known: Iterable[str], hint: str = "") -> str:
 
 
 def rank_of_environment() -> int:
-    """Which of the processes that `torchrun`, `srun` or Ray started together this is: only number 0 speaks."""
+    """The number of this process among those that `torchrun`, `srun` or Ray started together: only 0 speaks."""
     return int(os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else 0) or 0)
 
 

@@ -78,21 +78,21 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
     from transept.train.loop.run import plan  # Lightning, which the help of this verb need not wait for
 
     picture = Path(f"{args.out or Path(args.recipe).stem}.first-batch.png")
-    recipe, found = plan(recipe, picture)
+    recipe, size = plan(recipe, picture)
     options = plain(dataclasses.asdict(recipe))
     if args.json:
-        print_json({"recipe": options, "plan": dataclasses.asdict(found), "first_batch": str(picture)})
+        print_json({"recipe": options, "plan": dataclasses.asdict(size), "first_batch": str(picture)})
         return
     print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
-    height, width = found.image
-    shares = f"{found.processes} process{'es' if found.processes > 1 else ''} x {found.accumulate} part"
+    height, width = size.image
+    shares = f"{size.processes} process{'es' if size.processes > 1 else ''} x {size.accumulate} part"
     lines = {
-        "pictures": f"{found.pictures:,} to train on",
-        "batch": f"{found.batch} = {shares}{'s' if found.accumulate > 1 else ''} of {found.part}, {height} x {width}",
-        "steps": f"{found.steps:,}, {found.steps_per_epoch:,} between evaluations",
-        "parameters": f"{found.parameters / 1e6:.2f} M, of which {found.learning / 1e6:.2f} M learn",
-        "memory": f"about {(found.weights_bytes + found.kept_bytes) / 2**20:,.0f} MiB in each process: "
-        f"{found.weights_bytes / 2**20:,.0f} for weights, gradients and optimiser, {found.kept_bytes / 2**20:,.0f} "
+        "pictures": f"{size.pictures:,} to train on",
+        "batch": f"{size.batch} = {shares}{'s' if size.accumulate > 1 else ''} of {size.part}, {height} x {width}",
+        "steps": f"{size.steps:,}, {size.steps_per_epoch:,} between evaluations",
+        "parameters": f"{size.parameters / 1e6:.2f} M, of which {size.learning / 1e6:.2f} M learn",
+        "memory": f"about {(size.weights_bytes + size.kept_bytes) / 2**20:,.0f} MiB in each process: "
+        f"{size.weights_bytes / 2**20:,.0f} for weights, gradients and optimiser, {size.kept_bytes / 2**20:,.0f} "
         "kept by the forward pass in float32",
         "first batch": str(picture),
     }
@@ -149,7 +149,7 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
 
 
 def _next(recipe: Recipe, folder: Path) -> list[str]:
-    """What can be done with the run, a command each."""
+    """Commands that go on with the run."""
     if recipe.task == "pretrain":
         return [
             f"  transept eval {folder} --knn --linear   (needs labels)",

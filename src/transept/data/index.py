@@ -1,4 +1,4 @@
-"""What is in large folders and archives, kept from run to run so that a million files need not be listed again.
+"""The contents of large folders and archives, kept from run to run so that a million files need not be listed again.
 
 A folder's modification time changes whenever something is added to it, removed from it or renamed in it, so only the
 folders whose time has changed are listed anew. What is kept lies in torch's hub cache, beside the weights
@@ -41,7 +41,7 @@ def list_files(root: Path, *, loose: bool = False) -> dict[str, list[File]]:
     """
     key = f"files of {root.resolve()}"
     known = recall(key) or {}
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     pending, changed = [""], False
     while pending:
         folder = pending.pop()
@@ -49,18 +49,18 @@ def list_files(root: Path, *, loose: bool = False) -> dict[str, list[File]]:
         entry = known.get(folder)
         if entry is None or modified is None or entry[0] != modified:
             entry, changed = [modified, *_scan(root / folder, links=not folder)], True
-        found[folder] = entry
+        entries[folder] = entry
         pending += [f"{folder}/{name}" if folder else name for name in entry[1]]
-    if (changed or len(found) < len(known)) and sum(len(entry[2]) for entry in found.values()) >= WORTH_KEEPING:
-        remember(key, found)
-    by_class: dict[str, list[File]] = {name: [] for name in sorted(found[""][1]) if not name.startswith(".")}
+    if (changed or len(entries) < len(known)) and sum(len(entry[2]) for entry in entries.values()) >= WORTH_KEEPING:
+        remember(key, entries)
+    by_class: dict[str, list[File]] = {name: [] for name in sorted(entries[""][1]) if not name.startswith(".")}
     if loose:
         by_class = {"": []} | by_class
-    for folder in sorted(found):
+    for folder in sorted(entries):
         name = folder.partition("/")[0]
         if name in by_class:
             inside = f"{folder}/" if folder else ""
-            by_class[name] += [File(inside + file, size) for file, size in zip(*found[folder][2:], strict=True)]
+            by_class[name] += [File(inside + file, size) for file, size in zip(*entries[folder][2:], strict=True)]
     for files in by_class.values():
         files.sort(key=lambda file: file.name.split("/"))
     return by_class
@@ -86,7 +86,7 @@ def modification(path: Path) -> int | None:
 
 
 def recall(key: str) -> Any:
-    """What was remembered under this key, or None: then it is gone, damaged, or of another version."""
+    """The value remembered under this key, or None: then it is gone, damaged, or of another version."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         page = json.loads(_place(key).read_text(encoding="ascii"))
         if page["key"] == key:

@@ -25,7 +25,7 @@ from transept.errors import TranseptError, TranseptWarning
 
 
 class Draw(NamedTuple):
-    """Which sample, and the seed of its augmentation."""
+    """The number of a sample, and the seed of its augmentation."""
 
     sample: int
     seed: int
@@ -219,7 +219,7 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
 
     @property
     def sampler(self) -> "AspectRatioBatchSampler":
-        """Of a batch sampler, Lightning tells only the sampler inside which epoch it is."""
+        """Lightning tells the epoch only to the sampler inside a batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:

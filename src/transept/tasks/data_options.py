@@ -1,4 +1,4 @@
-"""Which data a run reads, and how: what training and evaluation must agree on."""
+"""The data of a run and how it is read, on which training and evaluation must agree."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from transept.errors import TranseptError, UsageError
 from transept.tasks.run_folder import CONFIG
 
 OLD_NAMES = {"segment.reduce_zero_label": "reduce_zero_label", "detect.scenes": "scenes"}
-"""Where version 0.1 wrote the fields of `DataOptions`, and their names now."""
+"""Names of version 0.1 for fields of `DataOptions`, to their names now."""
 
 _KINDS = {
     "data": str | None,

@@ -89,7 +89,7 @@ class ImageSet(Sequence[tuple[Image.Image, int]]):
         return len(self) <= _SMALL_COUNT if self.sizes is None else bool(self.sizes.sum() <= _SMALL_BYTES)
 
     def source(self, index: int) -> Path | BinaryIO:
-        """What a picture is read from."""
+        """The file of a picture, or its bytes."""
         return self.paths[index]
 
     def read(self, index: int, reduce: Callable[[int, int], float] | None = None) -> Image.Image:
@@ -105,14 +105,14 @@ class ImageSet(Sequence[tuple[Image.Image, int]]):
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The set of these samples alone."""
-        taken = copy.copy(self)
-        taken.paths = Paths(self.paths.root, [self.paths.name(int(i)) for i in indices])
-        taken.labels = [self.labels[i] for i in indices]
+        subset = copy.copy(self)
+        subset.paths = Paths(self.paths.root, [self.paths.name(int(i)) for i in indices])
+        subset.labels = [self.labels[i] for i in indices]
         rows = np.asarray(indices, np.int64)
-        taken.sizes = None if self.sizes is None else self.sizes[rows]
-        taken.places = None if self.places is None else self.places[rows]
-        taken._kept = {}
-        return taken
+        subset.sizes = None if self.sizes is None else self.sizes[rows]
+        subset.places = None if self.places is None else self.places[rows]
+        subset._kept = {}
+        return subset
 
 
 class ArraySet(ImageSet):

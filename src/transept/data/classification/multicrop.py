@@ -22,7 +22,7 @@ _JITTERED, _GREY = 0.8, 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class MultiCrop:
-    """How crops are made; the defaults are those of the XCiT authors' laboratory."""
+    """Numbers and variations of the crops; the defaults are those of the XCiT authors' laboratory."""
 
     local_crops: int = 8
     """Small crops beside the two global ones, which are of the model's own size."""

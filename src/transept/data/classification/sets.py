@@ -24,7 +24,7 @@ _LITTER = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """What a classifier is trained and judged on."""
+    """The pictures that a classifier is trained and judged on."""
 
     classes: list[str]
     train: ImageSet
@@ -70,15 +70,15 @@ def load_splits(
             f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class, "
             f"or a name that begins with {HUB} or {SHARDS}"
         )
-    found = [_unreadable(half) for half in halves]
-    skipped = [skip for of_half in found for skip in of_half.values()]
+    unreadable = [_unreadable(half) for half in halves]
+    skipped = [skip for half in unreadable for skip in half.values()]
     if skipped and not skip_bad_images:
         names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
         noun = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
         raise TranseptError(
             f"{noun} not readable as pictures: {names}; remove them, or leave them out with --skip-bad-images"
         )
-    halves = [_without(half, list(bad), classes) for half, bad in zip(halves, found, strict=True)]
+    halves = [_without(half, list(bad), classes) for half, bad in zip(halves, unreadable, strict=True)]
     train, val = halves if len(halves) == 2 else _split(halves[0], classes, val_fraction)
     train.skips_bad_images = skip_bad_images
     return Splits(classes, train, val, skipped)
@@ -126,7 +126,7 @@ def _unreadable(images: ImageSet) -> dict[int, Skipped]:
         return None
 
     with ThreadPoolExecutor() as pool:
-        return {i: found for i, found in enumerate(pool.map(problem, range(len(images)))) if found}
+        return {i: skip for i, skip in enumerate(pool.map(problem, range(len(images)))) if skip}
 
 
 def _without(images: ImageSet, bad: list[int], classes: Sequence[str]) -> ImageSet:
@@ -136,11 +136,9 @@ def _without(images: ImageSet, bad: list[int], classes: Sequence[str]) -> ImageS
     good = np.setdiff1d(np.arange(len(images)), bad)
     rest = images.take(good)
     before, after = (np.bincount(half.labels, minlength=len(classes)) for half in (images, rest))
-    emptied = np.flatnonzero((before > 0) & (after == 0))
-    if len(emptied):
-        raise TranseptError(
-            f"no picture of the class {classes[emptied[0]]!r} in {str(images.paths.root)!r} is readable"
-        )
+    empty = np.flatnonzero((before > 0) & (after == 0))
+    if len(empty):
+        raise TranseptError(f"no picture of the class {classes[empty[0]]!r} in {str(images.paths.root)!r} is readable")
     return rest
 
 
@@ -159,23 +157,25 @@ def _digits() -> Splits:
 
 def _class_files(root: Path, labelled: bool) -> dict[str, list[File]]:
     """Class name (the subfolder) to its files, both sorted."""
-    listed = list_files(root, loose=not labelled)
+    folders = list_files(root, loose=not labelled)
     if not labelled:
-        loose = listed.pop("")
-        if len(listed) < 2:
-            files = [file for found in (loose, *listed.values()) for file in found if _is_meant(file.name)]
+        loose = folders.pop("")
+        if len(folders) < 2:
+            files = [file for folder in (loose, *folders.values()) for file in folder if _is_meant(file.name)]
             if not files:
                 raise TranseptError(f"there are no pictures in {str(root)!r}")
             return {"pictures": files}
-    if not listed:
+    if not folders:
         raise TranseptError(f"{str(root)!r} has no subfolders; pictures go into one subfolder for each class")
-    if len(listed) == 1:
-        raise TranseptError(f"{str(root)!r} has one class only, {next(iter(listed))!r}; a classifier needs two or more")
-    files = {name: [file for file in found if _is_meant(file.name)] for name, found in listed.items()}
-    for name, found in files.items():
-        if not found:
+    if len(folders) == 1:
+        raise TranseptError(
+            f"{str(root)!r} has one class only, {next(iter(folders))!r}; a classifier needs two or more"
+        )
+    by_class = {name: [file for file in files if _is_meant(file.name)] for name, files in folders.items()}
+    for name, files in by_class.items():
+        if not files:
             raise TranseptError(f"the class folder {str(root / name)!r} is empty; fill it or remove it")
-    return files
+    return by_class
 
 
 def _is_meant(name: str) -> bool:

@@ -40,14 +40,14 @@ class ShardSet(ImageSet):
         root = os.path.commonpath([shard.parent for shard in shards])
         names = (
             f"{os.path.relpath(shard, root)}/{name}"
-            for shard, found in zip(shards, samples, strict=True)
-            for name in found.names
+            for shard, part in zip(shards, samples, strict=True)
+            for name in part.names
         )
         places = [
-            (number, offset) for number, found in enumerate(samples) for offset in found.offsets
+            (number, offset) for number, part in enumerate(samples) for offset in part.offsets
         ]  # shard, place of its first byte
-        sizes = np.array([size for found in samples for size in found.sizes], np.int64)
-        labels = [label for found in samples for label in found.labels]
+        sizes = np.array([size for part in samples for size in part.sizes], np.int64)
+        labels = [label for part in samples for label in part.labels]
         super().__init__(Paths(Path(root), names), labels, sizes=sizes, places=np.array(places, np.int64))
 
     def source(self, index: int) -> BinaryIO:
@@ -98,7 +98,7 @@ def load_shards(pattern: str) -> tuple[list[str], list[ImageSet]]:
     shards = [_expand(each) for each in patterns]
     with ThreadPoolExecutor() as pool:
         samples = [list(pool.map(_samples, half)) for half in shards]
-    classes = _classes(shards[0][0].parent / CLASSES, [found.labels for half in samples for found in half])
+    classes = _classes(shards[0][0].parent / CLASSES, [part.labels for half in samples for part in half])
     return classes, [ShardSet(*half) for half in zip(shards, samples, strict=True)]
 
 
@@ -109,14 +109,14 @@ def _expand(pattern: str) -> list[Path]:
         raise UsageError("shards need the package 'webdataset': pip install 'transept[data]'") from error
     if re.match(r"(?!file:)\w+:", pattern):
         raise UsageError(f"{pattern!r} is no local file; copy the shards to a local disk and give their paths")
-    found: list[Path] = []
+    shards: list[Path] = []
     for url in expand_urls(pattern.removeprefix("file:")):
         path = str(Path(url).expanduser())
         matches = sorted(glob(path)) if re.search(r"[*?\[]", path) else [path]  # noqa: PTH207 - of any anchor
         if not matches or not Path(matches[0]).is_file():
             raise TranseptError(f"no shard matches {url!r}; give paths like '{SHARDS}train-{{000..146}}.tar'")
-        found += map(Path, matches)
-    return found
+        shards += map(Path, matches)
+    return shards
 
 
 def _samples(shard: Path) -> Samples:
@@ -165,8 +165,8 @@ def _scan(shard: Path) -> Samples:
                         raise TranseptError(f"the sample {key!r} of {str(shard)!r} has two pictures; it needs one")
                     picture = member
                 elif ending == ".cls" or (ending == ".json" and label is None):
-                    given = _label(tar, member, ending)
-                    label = label if given is None else given
+                    number = _label(tar, member, ending)
+                    label = label if number is None else number
             finish()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise TranseptError(f"{str(shard)!r} is no uncompressed tar file, or is damaged ({error})") from error

@@ -57,10 +57,10 @@ def load_hub_halves(data: str) -> tuple[list[str], list[ImageSet]]:
     values = {half: list(loaded[half][label]) for half in halves}
     classes = getattr(features[label], "names", None)
     if classes is None:
-        known = sorted({value for given in values.values() for value in given if value is not None})
+        known = sorted({value for column in values.values() for value in column if value is not None})
         classes = [str(value) for value in known]
         numbers = {value: number for number, value in enumerate(known)}
-        values = {half: [numbers.get(value, -1) for value in given] for half, given in values.items()}
+        values = {half: [numbers.get(value, -1) for value in column] for half, column in values.items()}
     if len(classes) < 2:
         raise TranseptError(f"{name!r} has the classes {list(classes)}; a classifier needs two or more")
     sets: list[ImageSet] = []
@@ -78,7 +78,7 @@ def _columns(features: Any, name: str) -> tuple[str, str]:
     pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     labels = labels if len(labels) == 1 else [column for column in ("label", "labels") if column in features][:1]
-    for found, what in ((pictures, "image column"), (labels, "column of type ClassLabel or called 'label'")):
-        if len(found) != 1:
+    for columns, what in ((pictures, "image column"), (labels, "column of type ClassLabel or called 'label'")):
+        if len(columns) != 1:
             raise TranseptError(f"{name!r} has the columns {list(features)}; it needs exactly one {what}")
     return pictures[0], labels[0]

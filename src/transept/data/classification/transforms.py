@@ -28,7 +28,7 @@ _RANDAUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*"
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training pictures are varied."""
+    """Variations of training pictures."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of the random crop, as a share of the picture."""
@@ -101,7 +101,7 @@ class RandomResizedCrop(v2.RandomResizedCrop):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """How pictures are brought to the model in evaluation; kept with the weights."""
+    """Steps that bring pictures to the model in evaluation; kept with the weights."""
 
     img_size: tuple[int, int]
     """Height and width in pixels; with `crop_mode="fit"` the shorter and the longer side."""
@@ -113,7 +113,7 @@ class Preprocessing:
     proportion until a side meets its limit, and not cropped."""
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    """Of pixels in 0..1, as `std`."""
+    """The mean of pixels in 0..1, as `std` is their deviation."""
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
 
     def as_dict(self) -> dict[str, Any]:
@@ -161,14 +161,14 @@ def transforms_for(model: nn.Module) -> Callable[[Image.Image], Tensor]:
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """What `transforms_for` does, as data.
+    """The steps of `transforms_for`, as data.
 
     Raises:
         UsageError: as there.
     """
-    own = getattr(model, "preprocessing", None)
-    if isinstance(own, Preprocessing):
-        return own
+    preprocessing = getattr(model, "preprocessing", None)
+    if isinstance(preprocessing, Preprocessing):
+        return preprocessing
     title = type(model).__name__
     if not getattr(model, "pretrained_cfg", None):
         raise UsageError(

@@ -19,7 +19,7 @@ from transept.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionPreprocessing:
-    """How pictures are brought to a detector in evaluation; kept with the weights."""
+    """Steps that bring pictures to a detector in evaluation; kept with the weights."""
 
     scale: Size = (1333, 800)
     """Longest long and short side that a picture is resized to fit, aspect kept."""
@@ -28,7 +28,7 @@ class DetectionPreprocessing:
     antialias: bool = False
     """Whether pictures are smoothed when they shrink; the published systems do not."""
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    """Of channels in 0..1, in the order in which the model takes them."""
+    """The mean of channels in 0..1, in the order in which the model takes them."""
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     bgr: bool = False
     """Blue first, as CAT's FCOS was trained (with mean 102.9801, 115.9465, 122.7717 and std 1, each over 255)."""
@@ -43,7 +43,7 @@ class DetectionPreprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionAugmentation:
-    """How training pictures are varied. As it stands, the published 1x schedule: a left-right flip."""
+    """Variations of training pictures. As it stands, the published 1x schedule: a left-right flip."""
 
     flip: float = 0.5
     """Probability of a left-right flip."""

@@ -24,7 +24,7 @@ _REDRAWS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationPreprocessing:
-    """How pictures are brought to a segmenter in evaluation; kept with the weights."""
+    """Steps that bring pictures to a segmenter in evaluation; kept with the weights."""
 
     scale: Size | None = (2048, 512)
     """Longest long and short side that a picture is resized to fit, aspect kept; None: it keeps its size."""
@@ -52,7 +52,7 @@ class SegmentationPreprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationAugmentation:
-    """How training pictures are varied."""
+    """Variations of training pictures."""
 
     crop: Size = (512, 512)
     """Height and width of the training crop; what is smaller is padded with pixels to ignore."""

@@ -1,1 +1,1 @@
-"""What a run must know of its task."""
+"""One job for each task: its data, model, batches and meters."""

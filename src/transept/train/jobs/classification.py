@@ -74,8 +74,8 @@ class ClassifyJob(Job):
         logits = task(images)
         loss = task.loss(logits, targets)
         if self.teacher and distill.kind != "none":
-            taught = distillation_loss(logits, self.teacher(images), distill.kind, distill.tau)
-            loss = (1 - distill.alpha) * loss + distill.alpha * taught
+            distilled = distillation_loss(logits, self.teacher(images), distill.kind, distill.tau)
+            loss = (1 - distill.alpha) * loss + distill.alpha * distilled
         return logits, loss
 
     def loaders(self, task: Classifier, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:

@@ -108,11 +108,11 @@ class DetectJob(Job):
         return LossMeter(), DetectionMeter(self.ground_truth, masks=self.masks)
 
     def answers(self, task: Detector, outputs: Any, targets: Sequence[Target]) -> list[dict[str, Any]]:
-        """What was found, in COCO's result format and in the pixels of the pictures as they are."""
+        """The detections, in COCO's result format and in the pixels of the pictures as they are."""
         originals = [target.original_size or target.size for target in targets]
-        found = task.decode(outputs, [target.size for target in targets], originals)
+        instances = task.decode(outputs, [target.size for target in targets], originals)
         numbers = [target.image_id if target.image_id is not None else -1 for target in targets]
-        return to_coco_results(found, numbers, self.splits.category_ids, originals)
+        return to_coco_results(instances, numbers, self.splits.category_ids, originals)
 
     def write_samples(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a run needs to know of its task. Each task brings one `Job`; the loop around it is the same for all."""
+"""The contract between a run and its task. Each task brings one `Job`; the loop around it is the same for all."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Meter(Protocol):
     def reset(self) -> None: ...
 
     def state(self) -> dict[str, Any]:
-        """What must be kept when an epoch is interrupted, or be told to other processes: plain data."""
+        """Plain data that is kept when an epoch is interrupted, and told to other processes."""
         ...
 
     def add(self, state: dict[str, Any], /) -> None:
@@ -104,7 +104,7 @@ class Job(ABC):
 
     @abstractmethod
     def meters(self) -> tuple[Meter, Meter]:
-        """Of training and of validation."""
+        """A meter for training, and one for validation."""
 
     def step(self, task: Any, images: Any, targets: Any) -> tuple[Any, Tensor]:
         """Outputs and loss of a training batch."""
@@ -112,7 +112,7 @@ class Job(ABC):
         return outputs, task.loss(outputs, targets)
 
     def answers(self, task: Any, outputs: Any, targets: Any) -> Any:
-        """What the validation meter compares with the targets: the task's outputs, unless a job decodes them."""
+        """The task's outputs as the validation meter compares them with the targets; some jobs decode them first."""
         return outputs
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Which job trains which task."""
+"""Tasks and the jobs that train them."""
 
 from transept.train.jobs.classification import ClassifyJob
 from transept.train.jobs.detection import DetectJob
@@ -14,4 +14,4 @@ JOBS: dict[str, type[Job]] = {
     "pretrain": PretrainJob,
 }
 MODULES: dict[str, type[TaskModule]] = {"pretrain": PretrainModule}
-"""What Lightning trains, where that is no plain `TaskModule`."""
+"""Modules that Lightning trains in the place of a plain `TaskModule`."""

@@ -1,4 +1,4 @@
-"""What a training run would be, without training: its size, the memory it needs, and its first batch as a picture."""
+"""A training run without the training: its size, the memory it needs, and its first batch as a picture."""
 
 import copy
 import math
@@ -35,14 +35,14 @@ _INCHES = 2.4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a recipe comes to on its data."""
+    """The size of a recipe's run on its data."""
 
     pictures: int
     """To train on."""
     batch: int
     """Samples of one step of the optimiser."""
     part: int
-    """Of them in memory at a time, in one process."""
+    """Samples in memory at a time, in one process."""
     processes: int
     accumulate: int
     image: tuple[int, int]
@@ -54,10 +54,10 @@ class Plan:
     learning: int
     """Parameters that are not frozen."""
     weights_bytes: int
-    """Of weights, gradients, Adam's two numbers for each, and the moving average if there is one."""
+    """Bytes of weights, gradients, Adam's two numbers for each, and the moving average if there is one."""
     kept_bytes: int
-    """What the forward pass of one part keeps for the backward pass, without the losses and, of two-stage detectors,
-    the box heads. In float32: half precision takes less."""
+    """Bytes that the forward pass of one part keeps for the backward pass, without the losses and, of two-stage
+    detectors, the box heads. In float32: half precision takes less."""
 
 
 def make_plan(

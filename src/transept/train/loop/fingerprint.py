@@ -1,4 +1,4 @@
-"""Whether the data of a resumed run is that which it began with."""
+"""A fingerprint of a run's data, by which a resumed run knows whether it has changed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from transept.errors import TranseptError
 
 
 class Fingerprint(NamedTuple):
-    """Of the classes and of the names and sizes of all files. The files' contents are not read."""
+    """Counts and hashes of the classes and of the names and sizes of all files. Their contents are not read."""
 
     train: int
     """Training pictures."""
@@ -25,7 +25,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(splits: Any) -> Fingerprint:
-    """Of what a job is trained and judged on."""
+    """The fingerprint of training and validation pictures together."""
     files = hashlib.sha256()
     for half in (splits.train, splits.val):
         for part in _description(half):
@@ -52,14 +52,14 @@ def _description(half: Any) -> Iterator[bytes]:
 class DataRecord(Callback):
     """Keeps the fingerprint in the run's state."""
 
-    def __init__(self, found: Fingerprint) -> None:
-        self.found = found
+    def __init__(self, fingerprint: Fingerprint) -> None:
+        self.fingerprint = fingerprint
 
     def state_dict(self) -> dict[str, Any]:
-        return self.found._asdict()
+        return self.fingerprint._asdict()
 
 
-def check_same_data(found: Fingerprint, state: dict[str, Any], data: str, *, accept: bool) -> None:
+def check_same_data(now: Fingerprint, state: dict[str, Any], data: str, *, accept: bool) -> None:
     """Compares with the fingerprint in the run's state, where it has one.
 
     Raises:
@@ -69,15 +69,15 @@ def check_same_data(found: Fingerprint, state: dict[str, Any], data: str, *, acc
     if kept is None:
         return
     before = Fingerprint(**kept)
-    if found.class_names != before.class_names:
-        change = f"{before.classes} then, {found.classes} now" if found.classes != before.classes else "other names"
+    if now.class_names != before.class_names:
+        change = f"{before.classes} then, {now.classes} now" if now.classes != before.classes else "other names"
         raise TranseptError(f"the classes of {data!r} have changed since this run began ({change}); start a new run")
-    if found == before or accept:
+    if now == before or accept:
         return
     changes = [
-        f"{name} pictures: {then} then, {now} now"
-        for name, then, now in (("training", before.train, found.train), ("validation", before.val, found.val))
-        if then != now
+        f"{name} pictures: {old} then, {new} now"
+        for name, old, new in (("training", before.train, now.train), ("validation", before.val, now.val))
+        if old != new
     ] or ["as many pictures, but other names or sizes of files"]
     raise TranseptError(
         f"the data {data!r} has changed since this run was saved ({'; '.join(changes)}), so it would not end as an "

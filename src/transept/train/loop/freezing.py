@@ -42,8 +42,8 @@ def freeze(model: Backbone, parts: int | Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     for module in model.modules():
-        own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
 
 

@@ -17,7 +17,7 @@ class RunInterruptedError(TranseptError):
 
 
 class Interruptible(Protocol):
-    """What stops between two steps when it is asked to."""
+    """A run that stops between two steps when it is asked to."""
 
     handle_signals: Callable[[], None] | None
     """To be called once Lightning has set handlers of its own."""

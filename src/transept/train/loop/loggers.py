@@ -1,4 +1,4 @@
-"""Where the metrics of a run go besides its folder."""
+"""Services that the metrics of a run go to besides its folder."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a person sees while a model trains."""
+"""The line that a person sees while a model trains."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run writes into its folder, and when."""
+"""The files that a run writes after each epoch, and between."""
 
 import copy
 import csv
@@ -178,7 +178,7 @@ class Recorder(Callback):
 
 
 def _add_up(meter: Meter) -> None:
-    """What all processes saw; all must call this."""
+    """Makes a meter's sums those of all processes; all must call this."""
     states = gather(meter.state())
     meter.reset()
     for state in states:
@@ -186,5 +186,5 @@ def _add_up(meter: Meter) -> None:
 
 
 def _shape(images: Any) -> tuple[int, ...]:
-    """Of the largest, where a batch has several crops of each picture."""
+    """The shape of a batch; of its largest crops, where it has several of each picture."""
     return tuple((images[0] if isinstance(images, list | tuple) else images).shape)

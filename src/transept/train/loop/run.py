@@ -33,13 +33,13 @@ from transept.train.processes.world import World, launch, must_launch, wanted_wo
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a finished run reports."""
+    """The report of a finished run."""
 
     run: Path
     metrics: dict[str, float]
-    """Of the best epoch on the validation pictures, e.g. `top1`, in 0..1."""
+    """Those of the best epoch on the validation pictures, e.g. `top1`, in 0..1."""
     score: Score
-    """Which of them decided."""
+    """The one of them that decided."""
     epoch: int
     """The epoch that reached it, from 1."""
     seconds: float
@@ -67,7 +67,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
 
 
 def plan(recipe: Recipe, picture: Path) -> tuple[Recipe, Plan]:
-    """What `train` would do, up to its first batch, which is drawn: the recipe as it is followed, and its size.
+    """`train` up to its first batch, which is drawn: the recipe as it is followed, and its size.
 
     Raises:
         TranseptError: as `train` does, but for what concerns the run folder.

@@ -1,1 +1,1 @@
-"""What a run is told."""
+"""The options of a run, and how they are read."""

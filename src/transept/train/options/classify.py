@@ -1,4 +1,4 @@
-"""What only `task: classify` reads."""
+"""Options that only `task: classify` reads."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,11 +20,11 @@ class MixOptions:
     cutmix: float = 0.0
     """The same of CutMix."""
     probability: float = 1.0
-    """Of mixing at all."""
+    """Probability that anything is mixed."""
     switch: float = 0.5
     """Probability of CutMix where both are on."""
     mode: Literal["batch", "pair", "elem"] = "batch"
-    """What draws a share of its own: a batch (or part of one, see `accumulate`), a pair of pictures, or a picture."""
+    """The unit that draws its share: a batch (or part of one, see `accumulate`), a pair of pictures, or a picture."""
 
     def __post_init__(self) -> None:
         check_not_negative(mixup=self.mixup, cutmix=self.cutmix)
@@ -52,7 +52,7 @@ class DistillOptions:
     tau: float = 1.0
     """Temperature, for `soft`."""
     mean: tuple[float, float, float] | None = None
-    """What the teacher's pictures are normalised with, of channels in 0..1; default: as its weights were published."""
+    """Mean by which the teacher's pictures are normalised, channels in 0..1; default: as its weights were published."""
     std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class DistillOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyOptions:
-    """What only `task: classify` reads."""
+    """Options that only `task: classify` reads."""
 
     augmentation: Augmentation = field(default_factory=Augmentation)
     mix: MixOptions = field(default_factory=MixOptions)

@@ -1,4 +1,4 @@
-"""What only `task: detect` reads."""
+"""Options that only `task: detect` reads."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from transept.tasks.detect import check_parts
 
 @dataclass(frozen=True, kw_only=True)
 class DetectOptions:
-    """What only `task: detect` reads."""
+    """Options that only `task: detect` reads."""
 
     method: str = "retinanet"
     """One of `transept.tasks.detect.METHODS`; those with a mask in their name learn from masks, and answer with
@@ -20,7 +20,7 @@ class DetectOptions:
     anchor_scale: float = 1.0
     """Factor of the anchors' sides: less than 1 for objects that are small in the resized picture."""
     rois: int | None = None
-    """Of two-stage methods: regions of each picture that the box heads learn from; default: 512, as published."""
+    """Regions of each picture that the box heads of two-stage methods learn from; default: 512, as published."""
     keep_empty: bool = False
     """Train on pictures without objects, too."""
     preprocessing: DetectionPreprocessing = field(default_factory=DetectionPreprocessing)

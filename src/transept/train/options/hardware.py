@@ -1,4 +1,4 @@
-"""On what machines a run is, and how its model is made to fit them."""
+"""The machines of a run, and how its model is made to fit them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +8,14 @@ from transept.checks import check_positive
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareOptions:
-    """On what, and how a model is made to fit. But for rounding, none of it changes what is learnt."""
+    """Machines, and how a model is made to fit them. But for rounding, none of it changes what is learnt."""
 
     devices: int | None = None
     """Processes on each machine, one for each GPU; default: one, or as many as torchrun or srun started."""
     nodes: int | None = None
     """Machines; default: as many as torchrun or srun started processes on."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """Of several processes: each holds the model (ddp, which is auto), or a share of its parameters, gradients and
+    """Each of several processes holds the model (ddp, which is auto), or a share of its parameters, gradients and
     optimiser (fsdp)."""
     grad_checkpointing: bool = False
     """Keep few activations and compute the others again: less memory, about a third more time."""

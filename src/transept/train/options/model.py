@@ -1,4 +1,4 @@
-"""Which model is trained."""
+"""The model that is trained, and its starting weights."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from transept.models.registry import find_model
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model."""
+    """The model, and what it starts from."""
 
     name: str
     """One of `transept models`."""

@@ -1,4 +1,4 @@
-"""How weights are updated, and averaged."""
+"""The optimiser, and the moving average of what it learns."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from transept.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
-    """How weights are updated."""
+    """The optimiser and its numbers."""
 
     name: str = "adamw"
     """Any of timm's optimisers."""
@@ -25,7 +25,7 @@ class OptimizerOptions:
     weight_decay: float = 0.05
     """Biases, vectors and the model's own list are exempt."""
     betas: tuple[float, float] | None = None
-    """Of Adam and its kin; default: the optimiser's own."""
+    """Decay rates of Adam's two averages, or its kin's; default: the optimiser's own."""
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null: not clipped."""
     no_weight_decay: list[str] | None = None

@@ -19,7 +19,7 @@ from transept.train.options.recipe import Recipe
 from transept.train.options.renamed import with_new_names
 
 _FREE = "model.options"
-"""What it holds depends on the model."""
+"""Its fields depend on the model."""
 
 
 def parse_recipe(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:

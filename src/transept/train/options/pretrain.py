@@ -1,4 +1,4 @@
-"""What only `task: pretrain` reads."""
+"""Options that only `task: pretrain` reads."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from transept.tasks.pretrain import DINO
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions(DINO):
-    """What only `task: pretrain` reads: DINO's student and teacher, and how they change during the run."""
+    """Options that only `task: pretrain` reads: DINO's student and teacher, and how they change during the run."""
 
     views: MultiCrop = field(default_factory=MultiCrop)
     momentum: float = 0.996
@@ -17,7 +17,7 @@ class PretrainOptions(DINO):
     teacher_temp_start: float = 0.04
     """The teacher's temperature before its warm-up."""
     teacher_temp_warmup_epochs: int = 30
-    """Of linear change from step to step."""
+    """The length of its warm-up, which is linear in steps."""
     weight_decay_end: float | None = None
     """Weight decay follows a cosine from `optimizer.weight_decay` to this; default: constant."""
     knn_k: int = 20

@@ -1,4 +1,4 @@
-"""What a training run is told: one typed page."""
+"""All options of a training run, as one typed page."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -55,7 +55,7 @@ class Recipe(DataOptions):
     checkpoint_seconds: float = 600.0
     """Between two saved states inside an epoch: what a crash costs at most. Each epoch ends with one, too."""
     loggers: list[Literal["wandb", "mlflow"]] = field(default_factory=list)
-    """Where metrics go besides the run folder and its TensorBoard files."""
+    """Services that metrics go to besides the run folder and its TensorBoard files."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _warn(names: Sequence[str]) -> None:
     first = names[0]
-    more = f" (and {len(names) - 1} more have new names: see docs/training.md)" if len(names) > 1 else ""
+    more = f" (and {len(names) - 1} more have new names: see docs/recipes.md)" if len(names) > 1 else ""
     warnings.warn(
         f"{first} is now called {renamed(first)}{more}; version 0.3 will not know the old name",
         TranseptWarning,

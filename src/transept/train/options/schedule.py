@@ -1,4 +1,4 @@
-"""How long a run is, and the course of its learning rate."""
+"""The length of a run, and the course of its learning rate."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +10,7 @@ from transept.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
-    """How long, and the course of the learning rate, which changes after each batch.
+    """The length of a run, and the course of its learning rate, which changes after each batch.
 
     The length is counted in epochs or, as dense recipes do, in iterations; an "epoch" of the latter is what lies
     between two evaluations.
@@ -18,7 +18,7 @@ class ScheduleOptions:
 
     epochs: int = 100
     warmup_epochs: int = 5
-    """Of linear warm-up."""
+    """The rate rises linearly for so long."""
     warmup_lr: float = 1e-6
     """Learning rate at the start of the warm-up to a cosine."""
     min_lr: float = 1e-5
@@ -27,11 +27,11 @@ class ScheduleOptions:
     """After the warm-up: a cosine from its end on; or (1 - t / T) ^ power over all T steps, the warm-up's too; or
     lower by the factor `gamma` after each of the `milestones`."""
     power: float = 1.0
-    """Of `poly`."""
+    """The exponent of `poly`."""
     milestones: list[int] = field(default_factory=list)
-    """Of `step`: the epochs after which the learning rate falls."""
+    """Epochs after which `step` lowers the learning rate."""
     gamma: float = 0.1
-    """Of `step`."""
+    """The factor of `step`."""
     cosine_from_start: bool = False
     """The cosine's time counts from the first step, so the warm-up covers its beginning (timm calls that no prefix)."""
     by_epoch: bool = False
@@ -42,7 +42,7 @@ class ScheduleOptions:
     iterations: int | None = None
     """Steps in all, instead of epochs."""
     warmup_iterations: int = 0
-    """Of linear warm-up; where it is given, or the length is in iterations, in the place of warmup_epochs."""
+    """The length of a linear warm-up, in the place of warmup_epochs where it is given or the run is in iterations."""
     warmup_ratio: float = 1e-6
     """The first step's share of the learning rate, where `poly` or `step` warms up."""
     evaluate_every: int | None = None

@@ -1,4 +1,4 @@
-"""What only `task: segment` reads."""
+"""Options that only `task: segment` reads."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from transept.tasks.segment import check_parts
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions:
-    """What only `task: segment` reads."""
+    """Options that only `task: segment` reads."""
 
     method: str = "semantic_fpn"
     """One of `transept.tasks.segment.METHODS`."""

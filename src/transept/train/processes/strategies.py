@@ -1,4 +1,4 @@
-"""How the processes share the work, and what makes a model fit the machine."""
+"""Strategies by which processes share the work, and ways to make a model fit the machine."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,7 +76,7 @@ def check_model(recipe: Recipe, world: World, task: nn.Module) -> None:
 
 
 def fit_to_hardware(recipe: Recipe, world: World, task: nn.Module, backbones: Iterable[nn.Module]) -> None:
-    """What a recipe's `hardware` asks of a model, in place. The names of its parameters stay."""
+    """Changes a model in place as a recipe's `hardware` asks. The names of its parameters stay."""
     hardware = recipe.hardware
     if recipe.sync_batchnorm and world.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(task)

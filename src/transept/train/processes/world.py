@@ -26,7 +26,7 @@ from transept.tasks.run_folder import STATE
 from transept.train.options.recipe import Recipe
 
 _GRACE_SECONDS = 10
-"""What the other processes have to end by themselves, once one has failed."""
+"""Time for the other processes to end by themselves, once one has failed."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "Timed out waiting")
 
 
@@ -48,7 +48,7 @@ class LostProcessError(TranseptError):
 
 
 def current_world() -> World:
-    """What `torchrun`, Ray or `srun` wrote into the environment; one process where none of them did."""
+    """The world that `torchrun`, Ray or `srun` wrote into the environment; one process where none of them did."""
     rank, names = rank_of_environment(), os.environ
     if "RANK" in names and "WORLD_SIZE" in names:
         size = int(names["WORLD_SIZE"])
@@ -59,7 +59,7 @@ def current_world() -> World:
 
 
 def environment_of(world: World) -> ClusterEnvironment | None:
-    """How Lightning finds the other processes."""
+    """The environment in which Lightning finds the other processes."""
     if world.size == 1:
         return None
     # Lightning would save and requeue in its own way; ours is in docs/training.md.
@@ -75,13 +75,13 @@ def wanted_world(recipe: Recipe) -> World:
     world, hardware = current_world(), recipe.hardware
     if world.size == 1 and (hardware.devices or 1) > 1 and (hardware.nodes or 1) == 1 and not _started():
         world = World(0, hardware.devices or 1, 1)
-    for name, asked, found in (
+    for name, asked, started in (
         ("nodes", hardware.nodes, world.nodes),
         ("devices", hardware.devices, world.size // world.nodes),
     ):
-        if asked is not None and asked != found:
+        if asked is not None and asked != started:
             raise UsageError(
-                f"hardware.{name}={asked}, but the processes that were started make it {found}; "
+                f"hardware.{name}={asked}, but the processes that were started make it {started}; "
                 "start as many with torchrun or srun, or leave the option out"
             )
     parts = world.size * recipe.accumulate
@@ -157,11 +157,11 @@ def _cause(error: ProcessException, context: Any, results: Any, folder: Path, st
     errors = []
     while not results.empty():
         errors.append(results.get()[1])
-    own = [each for each in errors if isinstance(each, BaseException) and not isinstance(each, LostProcessError)]
+    causes = [each for each in errors if isinstance(each, BaseException) and not isinstance(each, LostProcessError)]
     codes = [process.exitcode for process in context.processes]
     killed = [(rank, code) for rank, code in enumerate(codes) if code and code < 0 and code != -signal.SIGTERM]
-    if own and not killed:
-        return own[0]
+    if causes and not killed:
+        return causes[0]
     if stopped and not killed:
         return KeyboardInterrupt()
     rank = killed[0][0] if killed else error.error_index
@@ -211,7 +211,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def any_of(flags: list[bool], device: torch.device) -> list[bool]:
-    """Which flags are up in any process; all must call this."""
+    """For each flag, whether it is up in any process; all must call this."""
     if not dist.is_initialized():
         return flags
     shared = torch.tensor(flags, dtype=torch.int32, device=device)
@@ -234,7 +234,7 @@ def lost_process(error: BaseException) -> bool:
 
 
 def kept(folder: Path) -> str:
-    """What is left after a failure, and how to go on."""
+    """The sentence that says what is left after a failure, and how to go on."""
     if (folder / STATE).is_file():
         return f"what was saved last is in {str(folder)!r}; go on with: transept train --resume {folder}"
     return f"nothing was saved in {str(folder)!r} yet; start anew"
