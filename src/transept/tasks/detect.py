@@ -217,7 +217,9 @@ class Detector(Task):
         inference = inference or DetectionInference()
         if inference.classes is not None:
             raise UsageError("--classes is for predict; average precision is given for each class")
-        return evaluate_detector(self, self.load_data(data, "val"), str(data.data), inference, progress)
+        return evaluate_detector(
+            self, self.load_data(data, "val"), str(data.data), inference, progress, masks=self.has_masks
+        )
 
     def export(
         self,

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -16,12 +16,9 @@ from transept.files import write_together
 from transept.heads.instances import Detections
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
-from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, check_classes, check_folder
+from transept.tasks.detect_pictures import DetectionInference
+from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_classes, check_folder
 from transept.words import percent, plain_number
-
-if TYPE_CHECKING:
-    from transept.tasks.detect import Detector
-    from transept.tasks.detect_pictures import DetectionInference
 
 SHOWN_SCORE = 0.3
 """Least score of an object that people are shown, where none is asked for."""
@@ -30,13 +27,15 @@ _TITLES: dict[Kind, str] = {"bbox": "box AP", "segm": "mask AP"}
 
 
 def evaluate_detector(
-    task: "Detector",
+    task: Task,
     splits: DetectionSplits,
     data: str,
-    inference: "DetectionInference",
+    inference: DetectionInference,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
+    *,
+    masks: bool,
 ) -> Evaluation:
-    """See `Detector.evaluate`."""
+    """See `Detector.evaluate`; with `masks`, those are scored, too."""
     check_classes(task.classes, splits.classes, data)
     truth, results, start = splits.val.ground_truth(), [], monotonic()
     for i in progress(range(len(splits.val))):
@@ -45,7 +44,7 @@ def evaluate_detector(
         size = (picture.shape[-2], picture.shape[-1])
         results += to_coco_results([detections], [target["image_id"]], splits.category_ids, [size])
     seconds = monotonic() - start
-    kinds: tuple[Kind, ...] = ("bbox", "segm") if task.has_masks else ("bbox",)
+    kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     scores: dict[Kind, DetectionScores] = {kind: detection_scores(truth, results, kind) for kind in kinds}
     metrics: dict[str, Any] = {"map": scores["bbox"].map}
     metrics |= {"scales": [list(scale) for scale in inference.scales], "flip": inference.flip}
@@ -91,9 +90,7 @@ def draw_detections(picture: Image.Image, detections: Detections, classes: list[
 class DetectorResults(Results):
     """For each picture NAME.objects.png, and results.json with all objects in COCO's result format."""
 
-    task: "Detector"
-
-    def __init__(self, task: "Detector", out: Path, inputs: Iterable[Path]) -> None:
+    def __init__(self, task: Task, out: Path, inputs: Iterable[Path]) -> None:
         check_folder(out, task.kind, "a file")
         super().__init__(task, out)
         self._names = FileNames.beside(out, [*inputs, out / RESULTS])

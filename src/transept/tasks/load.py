@@ -8,8 +8,7 @@ from transept.models.registry import find_model
 from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.registry import TASKS
 from transept.tasks.run_folder import BEST, CONFIG
-from transept.tasks.saving import read_task
-from transept.tasks.task import Task
+from transept.tasks.task import Task, read_task
 from transept.weights.catalogue.records import Checkpoint, checkpoints_of
 from transept.weights.load import default_checkpoint, find_checkpoint
 

@@ -258,7 +258,7 @@ class Segmenter(Task):
         draw_overlay(picture, prediction.labels.cpu().numpy(), self.classes, self.palette, path)
 
     def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> SegmenterResults:
-        return SegmenterResults(self, out or Path("predictions"), inputs)
+        return SegmenterResults(self, self.palette, out or Path("predictions"), inputs)
 
     def load_data(self, options: DataOptions, halves: Halves = "both") -> SegmentationSplits:
         return load_segmentation_splits(

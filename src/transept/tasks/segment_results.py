@@ -1,35 +1,33 @@
 """What `eval` and `predict` make of a segmenter's answers: mIoU, and three files for each picture."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from transept.data.labels import Color
 from transept.data.segmentation.sets import SegmentationSplits
 from transept.draw.overlay import draw_overlay, label_image
 from transept.errors import TranseptError
 from transept.files import write_together
 from transept.metrics.segmentation import ConfusionMeter, SegmentationScores
 from transept.tasks.classify import ranked_table
-from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, check_classes, check_folder
+from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_classes, check_folder
 from transept.words import listed, percent, plain_number
-
-if TYPE_CHECKING:
-    from transept.tasks.segment import Segmentation, SegmentationInference, Segmenter
 
 ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".shares.json"}
 
 
 def evaluate_segmenter(
-    task: "Segmenter",
+    task: Task,
     splits: SegmentationSplits,
     data: str,
-    inference: "SegmentationInference",
+    inference: Any,
     workers: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Evaluation:
@@ -95,14 +93,13 @@ def _absent_note(absent: list[str], data: str) -> str:
 class SegmenterResults(Results):
     """For each picture NAME.overlay.png with a legend, NAME.labels.png of class numbers, and NAME.shares.json."""
 
-    task: "Segmenter"
-
-    def __init__(self, task: "Segmenter", out: Path, inputs: Iterable[Path]) -> None:
+    def __init__(self, task: Task, palette: Sequence[Color], out: Path, inputs: Iterable[Path]) -> None:
         check_folder(out, task.kind, "three files")
         super().__init__(task, out)
+        self._palette = palette
         self._names = FileNames.beside(out, inputs)
 
-    def add(self, path: Path, picture: Image.Image, prediction: "Segmentation") -> None:
+    def add(self, path: Path, picture: Image.Image, prediction: Any) -> None:
         task = self.task
         labels = prediction.labels.cpu().numpy()
         files = self._names.take(path.stem, ENDINGS)
@@ -112,8 +109,8 @@ class SegmenterResults(Results):
         write_together(
             self.out,
             {
-                files["overlay"]: lambda file: draw_overlay(picture, labels, task.classes, task.palette, file),
-                files["labels"]: lambda file: label_image(labels, task.palette).save(file),
+                files["overlay"]: lambda file: draw_overlay(picture, labels, task.classes, self._palette, file),
+                files["labels"]: lambda file: label_image(labels, self._palette).save(file),
                 files["json"]: lambda file: file.write_text(text, encoding="utf-8"),
             },
         )

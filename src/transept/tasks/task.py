@@ -4,12 +4,13 @@ The verbs of the command line, the page in the browser, and `transept.load`, `pr
 more than stands here. A further task is one file with a `Task`, and one line in `TASKS` (`registry.py`).
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -21,8 +22,9 @@ from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, Exported
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
-from transept.tasks.saving import describe, read_task, save_task
+from transept.tasks.saving import METADATA_KEY, describe, save_task
 from transept.weights.catalogue.records import Checkpoint
+from transept.weights.files.reading import read_checkpoint
 
 Picture = Image.Image | Tensor
 """RGB, or bytes `3 H W`."""
@@ -279,6 +281,40 @@ class Task(nn.Module, ABC):
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """The task of published weights, in evaluation mode."""
         raise UsageError(f"no weights of a {cls.kind} were published")
+
+
+_Task = TypeVar("_Task", bound=Task)
+
+
+def read_task(path: Path, kinds: Sequence[type[_Task]]) -> _Task:
+    """The task in a file that `save_task` wrote, in evaluation mode. The file is opened once.
+
+    Args:
+        path: of the file.
+        kinds: which tasks are welcome.
+
+    Raises:
+        TranseptError: the file is missing, damaged, of another task, or was not written by `save_task`.
+    """
+    contents = read_checkpoint(path)
+    kind = kinds[0]
+    try:
+        about = json.loads(contents.metadata[METADATA_KEY])
+        name = about.get("task", "classify")
+        if name not in (known.name for known in kinds):
+            wanted = " or ".join(known.name for known in kinds)
+            raise TranseptError(f"{str(path)!r} holds a model that was trained to {name}, not to {wanted}")
+        kind = next(known for known in kinds if known.name == name)
+        task = kind.build(about)
+        # Our own names are whole: what other code's wrappers put before all of theirs is part of them.
+        task.stored.load_state_dict({contents.prefix + key: value for key, value in contents.tensors.items()})
+        return task.eval()
+    except TranseptError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise TranseptError(
+            f"{str(path)!r} does not say which model it is for; load it with {kind.creator}weights=...)"
+        ) from error
 
 
 def as_picture(picture: Picture) -> Image.Image:
