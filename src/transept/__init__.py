@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transept.tasks.load import load
     from transept.tasks.segment import Segmenter, create_segmenter
     from transept.tasks.use import evaluate, predict
+    from transept.train.options.recipe import Recipe
+    from transept.train.start import train
     from transept.weights.load import create_model, list_models, load_weights
 
 __version__ = version("transept")
@@ -36,7 +38,9 @@ _HOMES = {
     "AttentionMap": "transept.explain.attention",
     "Classifier": "transept.tasks.classify",
     "Detector": "transept.tasks.detect",
+    "Recipe": "transept.train.options.recipe",
     "Segmenter": "transept.tasks.segment",
+    "train": "transept.train.start",
     "evaluate": "transept.tasks.use",
     "load": "transept.tasks.load",
     "predict": "transept.tasks.use",
@@ -61,6 +65,7 @@ __all__ = [
     "AttentionMap",
     "Classifier",
     "Detector",
+    "Recipe",
     "Segmenter",
     "TranseptError",
     "__version__",
@@ -80,6 +85,7 @@ __all__ = [
     "push_to_hub",
     "read_image",
     "save_pretrained",
+    "train",
     "transforms_for",
 ]
 
