@@ -25,11 +25,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from transept.heads.instances import Detections, Target
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.detect import Detector
-from transept.train.jobs.detection import DetectJob
-from transept.train.loop import run as runs
-from transept.train.options.detect import DetectOptions
-from transept.train.options.pages import read_recipe
-from transept.train.options.parsing import parse_recipe
+from transept.training.jobs.detection import DetectJob
+from transept.training.loop import run as runs
+from transept.training.options.detect import DetectOptions
+from transept.training.options.pages import read_recipe
+from transept.training.options.parsing import parse_recipe
 
 
 class TorchvisionDetector(nn.Module):

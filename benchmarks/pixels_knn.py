@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from transept.data.classification.transforms import eval_transform
 from transept.data.loading import TransformedSet, make_loader
 from transept.metrics.knn import KNNMeter, NearestNeighbours
-from transept.train.jobs.pretraining import PretrainJob
-from transept.train.options.pages import read_recipe
-from transept.train.options.parsing import parse_recipe
+from transept.training.jobs.pretraining import PretrainJob
+from transept.training.options.pages import read_recipe
+from transept.training.options.parsing import parse_recipe
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transept.cost.count import count
 from transept.metrics.segmentation import ConfusionMeter
 from transept.tasks.segment import Segmenter
-from transept.train.jobs.segmentation import SegmentJob
-from transept.train.loop import run as runs
-from transept.train.options.pages import read_recipe
-from transept.train.options.parsing import parse_recipe
+from transept.training.jobs.segmentation import SegmentJob
+from transept.training.loop import run as runs
+from transept.training.options.pages import read_recipe
+from transept.training.options.parsing import parse_recipe
 
 
 class UNet(nn.Module):

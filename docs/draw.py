@@ -21,9 +21,9 @@ from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import eval_transform
 from transept.explain.page import Panel, Row, draw_attention
 from transept.tasks.classify import Classifier
-from transept.train.loop.run import train
-from transept.train.options.pages import read_recipe
-from transept.train.options.parsing import parse_recipe
+from transept.training.loop.run import train
+from transept.training.options.pages import read_recipe
+from transept.training.options.parsing import parse_recipe
 
 FOLDER = Path(__file__).parent / "images" / "families"
 SIZE = 224

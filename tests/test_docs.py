@@ -16,9 +16,9 @@ from transept.cli.main import VERBS, Parser
 from transept.errors import UsageError
 from transept.models.backbone import Family
 from transept.models.registry import FAMILIES
-from transept.train.options.pages import read_recipe, recipe_names
-from transept.train.options.parsing import parse_recipe
-from transept.train.options.recipe import Recipe
+from transept.training.options.pages import read_recipe, recipe_names
+from transept.training.options.parsing import parse_recipe
+from transept.training.options.recipe import Recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from transept.tasks.load import load
     from transept.tasks.segment import Segmenter, create_segmenter
     from transept.tasks.use import evaluate, predict
-    from transept.train.options.recipe import Recipe
-    from transept.train.start import train
+    from transept.training.options.recipe import Recipe
+    from transept.training.start import train
     from transept.weights.load import create_model, list_models, load_weights
 
 __version__ = version("transept")
@@ -38,9 +38,9 @@ _HOMES = {
     "AttentionMap": "transept.explain.attention",
     "Classifier": "transept.tasks.classify",
     "Detector": "transept.tasks.detect",
-    "Recipe": "transept.train.options.recipe",
+    "Recipe": "transept.training.options.recipe",
     "Segmenter": "transept.tasks.segment",
-    "train": "transept.train.start",
+    "train": "transept.training.start",
     "evaluate": "transept.tasks.use",
     "load": "transept.tasks.load",
     "predict": "transept.tasks.use",

@@ -10,9 +10,9 @@ from transept.cli.main import Parser
 from transept.cli.shared.tables import print_json
 from transept.errors import TranseptError, UsageError, rank_of_environment
 from transept.tasks.run_folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
-from transept.train.options.pages import read_recipe, recipe_names, recipe_overview
-from transept.train.options.parsing import option_types, pairs, parse_recipe
-from transept.train.options.recipe import Recipe, plain
+from transept.training.options.pages import read_recipe, recipe_names, recipe_overview
+from transept.training.options.parsing import option_types, pairs, parse_recipe
+from transept.training.options.recipe import Recipe, plain
 
 
 def add_arguments(parser: Parser) -> None:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
     import yaml
 
-    from transept.train.loop.run import plan  # Lightning, which the help of this verb need not wait for
+    from transept.training.loop.run import plan  # Lightning, which the help of this verb need not wait for
 
     picture = Path(f"{args.out or Path(args.recipe).stem}.first-batch.png")
     recipe, size = plan(recipe, picture)
@@ -116,7 +116,7 @@ def _resume(args: argparse.Namespace) -> None:
 
 
 def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bool) -> None:
-    from transept.train.loop.run import train  # Lightning, which the help of this verb need not wait for
+    from transept.training.loop.run import train  # Lightning, which the help of this verb need not wait for
 
     if recipe.optimizer.lr_batch is not None:
         print(f"learning rate {recipe.scaled().optimizer.lr:g} for batches of {recipe.batch_size}", file=sys.stderr)

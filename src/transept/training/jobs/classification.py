@@ -1,0 +1,116 @@
+"""Training a classifier."""
+
+from pathlib import Path
+
+import numpy as np
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from transept.data.classification.sets import load_splits
+from transept.data.classification.transforms import Preprocessing, eval_transform, train_transform
+from transept.data.loading import EpochSampler, TransformedSet, make_loader
+from transept.errors import TranseptError
+from transept.metrics.accuracy import AccuracyMeter
+from transept.tasks.classify import Classifier
+from transept.training.jobs.distillation import Teacher, distillation_loss
+from transept.training.jobs.job import Job, Meter, Score
+from transept.training.options.recipe import Recipe
+from transept.training.processes.world import ALONE, World
+from transept.weights.load import create_model, load_weights
+
+_SAMPLES = 12
+
+
+class ClassifyJob(Job):
+    """Labelled pictures, a classifier, and its accuracy."""
+
+    score = Score("top1", "top-1", "top-1 accuracy")
+    distributed = True
+
+    def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
+        super().__init__(recipe, world)
+        self.splits = load_splits(
+            str(recipe.data), val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images
+        )
+        self.skipped = self.splits.skipped
+
+    def build(self, *, load: bool) -> nn.Module:
+        options, classify = self.recipe.model, self.recipe.classify
+        model = create_model(
+            options.name,
+            num_classes=len(self.splits.classes),
+            img_size=options.img_size,
+            drop_path_rate=options.drop_path_rate,
+            **options.options,
+        )
+        if load and options.weights is not None:
+            load_weights(model, options.weights)
+        preprocessing = Preprocessing(img_size=model.config.img_size, crop_pct=classify.crop_pct)
+        classes = self.splits.classes
+        mix, distill = classify.mix, classify.distill
+        self.mixup = self.teacher = None
+        if mix.on:
+            self.mixup = Mixup(
+                mix.mixup,
+                mix.cutmix,
+                prob=mix.probability,
+                switch_prob=mix.switch,
+                mode=mix.mode,
+                label_smoothing=classify.label_smoothing,
+                num_classes=len(classes),
+            )
+        if distill.kind != "none":
+            self.teacher = Teacher(distill, len(classes), preprocessing)
+        return Classifier(model, classes, preprocessing, label_smoothing=classify.label_smoothing)
+
+    def step(self, task: Classifier, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixes pictures and labels; student and teacher see the same pictures."""
+        distill = self.recipe.classify.distill
+        if self.mixup:
+            if len(images) % 2:
+                raise TranseptError(f"mix pairs the pictures of a batch, but {len(images)} are all there are; add one")
+            images, targets = self.mixup(images, targets)
+        logits = task(images)
+        loss = task.loss(logits, targets)
+        if self.teacher and distill.kind != "none":
+            distilled = distillation_loss(logits, self.teacher(images), distill.kind, distill.tau)
+            loss = (1 - distill.alpha) * loss + distill.alpha * distilled
+        return logits, loss
+
+    def loaders(self, task: Classifier, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
+        recipe, splits = self.recipe, self.splits
+        sampler = EpochSampler(
+            len(splits.train),
+            seed=recipe.seed,
+            batch_size=self.part_size,
+            draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
+            start_epoch=epoch,
+            start_batch=batch,
+            repeats=recipe.classify.augmentation.repeats,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+        train = TransformedSet(
+            splits.train,
+            train_transform(task.preprocessing, recipe.classify.augmentation),
+            fast_decode=recipe.fast_decode,
+        )
+        val = TransformedSet(splits.val, eval_transform(task.preprocessing))
+        return (
+            make_loader(train, self.part_size, sampler=sampler, workers=recipe.workers),
+            make_loader(val, self.part_size, workers=recipe.workers, rank=self.world.rank, world_size=self.world.size),
+        )
+
+    def meters(self) -> tuple[Meter, Meter]:
+        return AccuracyMeter(), AccuracyMeter()
+
+    def write_samples(self, folder: Path) -> None:
+        """Spread over the classes, and named after them."""
+        folder.mkdir(exist_ok=True)
+        val, classes = self.splits.val, self.splits.classes
+        by_class = np.argsort(val.labels, kind="stable")
+        for i in by_class[np.linspace(0, len(by_class) - 1, min(_SAMPLES, len(by_class))).round().astype(int)]:
+            picture, label = val[int(i)]
+            name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in classes[label])
+            picture.save(folder / f"{name}-{val.paths[i].stem}.png")

@@ -1,0 +1,120 @@
+"""The contract between a run and its task. Each task brings one `Job`; the loop around it is the same for all."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from transept.data.images import Skipped
+from transept.training.options.recipe import Recipe
+from transept.training.processes.world import ALONE, World
+
+
+class Meter(Protocol):
+    """Sums over batches."""
+
+    samples: int
+    sums: dict[str, Any]
+    """Names to numbers or tensors of them."""
+
+    def update(self, loss: Tensor, outputs: Any, targets: Any, /) -> None: ...
+
+    def means(self) -> dict[str, float]: ...
+
+    def reset(self) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain data that is kept when an epoch is interrupted, and told to other processes."""
+        ...
+
+    def add(self, state: dict[str, Any], /) -> None:
+        """Count in what another meter saw."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The metric that decides which epoch is best; higher is better."""
+
+    key: str
+    """As in the run's metrics, e.g. `top1`; there the validation's has the prefix `val_`."""
+    title: str
+    """As people write it, e.g. `top-1`."""
+    axis: str
+    """The label of its curve."""
+    percent: bool = True
+    """In 0..1, and shown so."""
+
+    def text(self, value: float, digits: int = 1) -> str:
+        """As people read it."""
+        return f"{value:.{digits}%}" if self.percent else f"{value:.{digits + 2}f}"
+
+
+class Job(ABC):
+    """Data, model, batches and meters of one recipe."""
+
+    score: Score
+    splits: Any
+    """Has `train`, `val` and `classes`."""
+    unused_parameters: ClassVar[bool] = False
+    """Some parameters take no part in the loss; processes that share gradients must look for them."""
+
+    distributed: ClassVar[bool] = False
+    """Several processes can share the work."""
+
+    def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
+        """Loads and checks the data.
+
+        Args:
+            recipe: what to train, and on what.
+            world: the processes that share the work.
+
+        Raises:
+            TranseptError: the data is missing or bad.
+        """
+        self.recipe = recipe
+        self.world = world
+        self.skipped: Sequence[Skipped] = ()
+
+    @property
+    def part_size(self) -> int:
+        """Samples that a process has in memory at a time."""
+        return self.recipe.part_size // self.world.size
+
+    def backbones(self, task: Any) -> list[nn.Module]:
+        """The parts of a task that hold most of its parameters: compiled, checkpointed and sharded block by block."""
+        return [getattr(task, "backbone", None) or task.model]
+
+    @abstractmethod
+    def build(self, *, load: bool) -> nn.Module:
+        """The task with a fresh model, and with `load` the recipe's starting weights.
+
+        It has `forward`, `loss(outputs, targets)`, and `save(path)`.
+        """
+
+    @abstractmethod
+    def loaders(self, task: Any, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
+        """Training batches, or their `accumulate` parts, from that epoch and batch (or part) on; validation batches.
+
+        Of several processes each gets its share of both."""
+
+    @abstractmethod
+    def meters(self) -> tuple[Meter, Meter]:
+        """A meter for training, and one for validation."""
+
+    def step(self, task: Any, images: Any, targets: Any) -> tuple[Any, Tensor]:
+        """Outputs and loss of a training batch."""
+        outputs = task(images)
+        return outputs, task.loss(outputs, targets)
+
+    def answers(self, task: Any, outputs: Any, targets: Any) -> Any:
+        """The task's outputs as the validation meter compares them with the targets; some jobs decode them first."""
+        return outputs
+
+    @abstractmethod
+    def write_samples(self, folder: Path) -> None:
+        """A few held-out pictures to try the model on."""

@@ -1,0 +1,106 @@
+"""The line that a person sees while a model trains."""
+
+import time
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from transept.training.jobs.job import Score
+from transept.training.loop.module import TaskModule
+
+_REFRESH_SECONDS = 0.2
+
+
+class ProgressBar(Callback):
+    """One line on stderr over the whole run: loss, accuracy, rate and time left.
+
+    Where stderr is no terminal, one line is printed for each epoch instead.
+    """
+
+    def __init__(self, score: Score) -> None:
+        self.score = score
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal
+        self.bar = Progress(
+            TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("[green]" + score.title + " {task.fields[score]}[/]"),
+            TextColumn("{task.fields[rate]} images/s"),
+            _TimeLeft(),
+            console=self.console,
+            expand=True,
+        )
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.started, self.first_step = time.monotonic(), trainer.global_step
+        self.shown, self.best, self.text = 0.0, float("-inf"), "-"
+        if self.live:
+            total = int(trainer.estimated_stepping_batches)
+            self.task = self.bar.add_task("train", total=total, completed=trainer.global_step, **self._fields(trainer))
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        if self.live and time.monotonic() - self.shown > _REFRESH_SECONDS:
+            self.shown = time.monotonic()
+            self.bar.update(self.task, completed=trainer.global_step, **self._fields(trainer))
+
+    def show_epoch(self, trainer: lightning.Trainer, row: dict[str, float]) -> None:
+        """Called with the finished epoch's row of metrics."""
+        value = row[f"val_{self.score.key}"]
+        self.best = max(self.best, value)
+        self.text = f"{self.score.text(value)} (best {self.score.text(self.best)})"
+        if self.live:
+            self.bar.update(self.task, completed=trainer.global_step, **self._fields(trainer))
+        else:
+            left = _minutes(
+                (trainer.estimated_stepping_batches - trainer.global_step) / self._steps_per_second(trainer)
+            )
+            self.console.print(
+                f"epoch {row['epoch']:.0f}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
+                f"{self.score.title} {self.text}  {row['images_per_second']:.0f} images/s  {left} left",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.bar.stop()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self.bar.stop()
+
+    def _fields(self, trainer: lightning.Trainer) -> dict[str, Any]:
+        module = trainer.lightning_module
+        assert isinstance(module, TaskModule)
+        meter = module.train_meter
+        rate = self._steps_per_second(trainer) * module.recipe.batch_size
+        epochs = trainer.max_epochs or 0
+        return {
+            "epoch": f"{min(trainer.current_epoch + 1, epochs)}/{epochs}",
+            "loss": f"{meter.means()['loss']:.3f}" if meter.samples else "-",
+            "score": self.text,
+            "rate": f"{rate:.0f}",
+        }
+
+    def _steps_per_second(self, trainer: lightning.Trainer) -> float:
+        return max(trainer.global_step - self.first_step, 1) / max(time.monotonic() - self.started, 1e-3)
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{_minutes(task.time_remaining)} left", style="cyan")
+
+
+def _minutes(seconds: float | None) -> str:
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

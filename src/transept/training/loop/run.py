@@ -1,0 +1,186 @@
+"""One training run, from its recipe to its result."""
+
+import copy
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.files import reserve
+from transept.models.registry import build_skeleton
+from transept.tasks.run_folder import SAMPLES, STATE
+from transept.training.jobs.job import Job, Score
+from transept.training.jobs.table import JOBS, MODULES
+from transept.training.loop.averaging import Averaging
+from transept.training.loop.dry_run import Plan, draw_batch, make_plan
+from transept.training.loop.failures import clear_errors
+from transept.training.loop.fingerprint import DataRecord, check_same_data, fingerprint
+from transept.training.loop.folder import claim, write_config
+from transept.training.loop.freezing import freeze, keep_batch_statistics
+from transept.training.loop.interruption import graceful_interrupt
+from transept.training.loop.loggers import check_loggers
+from transept.training.loop.module import TaskModule
+from transept.training.loop.progress import ProgressBar
+from transept.training.loop.recorder import Recorder
+from transept.training.loop.seeding import seed_all
+from transept.training.loop.states import StateFiles, position, read_state
+from transept.training.loop.trainer import make_trainer, quiet_lightning
+from transept.training.options.recipe import Recipe
+from transept.training.processes.strategies import check_hardware, check_model, fit_to_hardware
+from transept.training.processes.world import World, launch, must_launch, wanted_world
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The report of a finished run."""
+
+    run: Path
+    metrics: dict[str, float]
+    """Those of the best epoch on the validation pictures, e.g. `top1`, in 0..1."""
+    score: Score
+    """The one of them that decided."""
+    epoch: int
+    """The epoch that reached it, from 1."""
+    seconds: float
+    """Training time, data checks and imports not counted."""
+    skipped: int
+    """Unreadable files left out."""
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
+    """Train as the recipe says, in a run folder; with `resume`, go on from its last checkpoint.
+
+    The folder gets config.yaml, metrics.csv, curves.png, best.safetensors, last.safetensors, last.ckpt (for
+    resuming) and a few held-out pictures in samples/. Training depends on the recipe alone: an interrupted and
+    resumed run ends with the weights of an uninterrupted one.
+
+    Raises:
+        TranseptError: bad data, data that changed since the run was saved, a folder that cannot be written to, a loss
+            that is no number.
+        RunInterruptedError: Ctrl-C; everything is saved.
+    """
+    recipe, world = _ready(recipe)
+    if must_launch(world):
+        return launch(_train, (recipe, folder, resume, progress), size=world.size, folder=folder)
+    return _train(recipe, folder, resume, progress)
+
+
+def plan(recipe: Recipe, picture: Path) -> tuple[Recipe, Plan]:
+    """`train` up to its first batch, which is drawn: the recipe as it is followed, and its size.
+
+    Raises:
+        TranseptError: as `train` does, but for what concerns the run folder.
+    """
+    recipe, world = _ready(recipe)
+    job, task = _prepare(recipe, world, load=False)
+    loader, _ = job.loaders(task, epoch=0, batch=0)
+    images, targets = next(iter(loader))
+    draw_batch(images, targets, task, picture)
+    return recipe, make_plan(recipe, job, task, images, steps_per_epoch=_steps(recipe, len(loader)), world=world)
+
+
+def _ready(recipe: Recipe) -> tuple[Recipe, World]:
+    """The recipe for its batch size, and the processes that follow it. What this machine cannot do is refused."""
+    if recipe.data is None:
+        raise UsageError("data=null: the recipe names none; give --data FOLDER")
+    recipe = _scaled(recipe)
+    world = wanted_world(recipe)
+    if world.size > 1 and not JOBS[recipe.task].distributed:
+        raise UsageError(f"task={recipe.task} trains in one process, and {world.size} were started")
+    check_hardware(recipe, world)
+    check_loggers(recipe.loggers)
+    if recipe.model.freeze:
+        name, options = recipe.model.name.partition(".")[0], recipe.model.options
+        dense = recipe.task in ("detect", "segment")
+        skeleton = build_skeleton(name, img_size=recipe.model.img_size, features_only=dense, **options)
+        freeze(skeleton, recipe.model.freeze)
+    return recipe, world
+
+
+def _prepare(recipe: Recipe, world: World, *, load: bool) -> tuple[Job, Any]:
+    """The job and its task, with the recipe's starting weights where `load` is set."""
+    job = JOBS[recipe.task](recipe, world)
+    seed_all(recipe.seed, 0)
+    task: Any = job.build(load=load)
+    freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
+    if recipe.model.norm_eval:
+        keep_batch_statistics(task)
+    check_model(recipe, world, task)
+    return job, task
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result:
+    """In this process."""
+    state, file = read_state(folder) if resume else (None, None)
+    job, task = _prepare(recipe, wanted_world(recipe), load=not resume)
+    if state is not None:
+        check_same_data(fingerprint(job.splits), state, str(recipe.data), accept=recipe.accept_changed_data)
+    if job.world.rank:
+        return _fit(folder, job, task, state, file, None)
+    # Adam keeps two numbers for each parameter; two states and two files hold weights; each is written beside its
+    # predecessor. An average is in the states and may be a file of its own.
+    numbers = 8 + 3 + (3 if recipe.ema.decay else 0)
+    reserve(folder, 4 * numbers * sum(p.numel() for p in task.parameters()) + 2**20)
+    with claim(folder, resume=resume):
+        if not resume:
+            write_config(recipe, folder)
+            job.write_samples(folder / SAMPLES)
+        return _fit(folder, job, task, state, file, ProgressBar(job.score) if progress else None)
+
+
+def _fit(
+    folder: Path, job: Job, task: Any, state: dict[str, Any] | None, file: Path | None, bar: ProgressBar | None
+) -> Result:
+    recipe, world = job.recipe, job.world
+    epoch, batch = position(state)
+    train_loader, val_loader = job.loaders(task, epoch=epoch, batch=batch)
+    if not len(val_loader):
+        raise TranseptError(f"there are fewer validation pictures than the {world.size} processes; start fewer")
+    steps = _steps(recipe, len(train_loader))
+    sharded = world.size > 1 and recipe.hardware.strategy == "fsdp"
+    recorder = Recorder(folder, recipe, job, bar, copy.deepcopy(task) if sharded else None)
+    fit_to_hardware(recipe, world, task, job.backbones(task))
+    module = MODULES.get(recipe.task, TaskModule)(task, job, recipe, steps_per_epoch=steps)
+    averaging = [Averaging(recipe.ema, folder, recipe.accumulate)] if recipe.ema.decay else []
+    callbacks = [*averaging, recorder, DataRecord(fingerprint(job.splits)), *([bar] if bar else [])]
+    states = StateFiles(overwrite=file is not None and file.name != STATE)
+    with quiet_lightning():
+        trainer = make_trainer(job, folder, callbacks, states, steps_per_epoch=steps)
+        with graceful_interrupt(recorder), clear_errors(recorder):
+            trainer.fit(module, train_loader, val_loader, ckpt_path=file, weights_only=True)
+    return _result(folder, job, recorder)
+
+
+def _result(folder: Path, job: Job, recorder: Recorder) -> Result:
+    best = recorder.best
+    metrics = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
+    return Result(folder, metrics, job.score, int(best["epoch"]), recorder.seconds, len(job.skipped))
+
+
+def _scaled(recipe: Recipe) -> Recipe:
+    """With the learning rate for its batch size, and a warning where that is not the published one."""
+    scaled = recipe.scaled()
+    if scaled is not recipe:
+        warnings.warn(
+            f"batch_size={recipe.batch_size}, but the recipe is for {recipe.optimizer.lr_batch}: the learning rate "
+            f"{recipe.optimizer.lr:g} becomes {scaled.optimizer.lr:g}, and this is no longer the published recipe; "
+            "keep its batch size and give --accumulate where memory is short",
+            TranseptWarning,
+            stacklevel=4,
+        )
+    return scaled
+
+
+def _steps(recipe: Recipe, parts: int) -> int:
+    """The optimiser's, in an epoch of so many parts of batches: a last batch that lacks parts is left out.
+
+    Raises:
+        TranseptError: not one batch is whole.
+    """
+    if parts < recipe.accumulate:
+        raise TranseptError(
+            f"the training data fills {parts} of the accumulate={recipe.accumulate} parts of a batch; "
+            f"lower accumulate or batch_size={recipe.batch_size}"
+        )
+    return parts // recipe.accumulate

@@ -1,0 +1,178 @@
+"""A recipe's page and options of a command line to a checked `Recipe`.
+
+jsonargparse reads both by the types of the dataclasses, a section at a time (its time grows with the square of the
+number of options), and the dataclasses check their values. Added here are the names of version 0.1, the nearest name
+where one is unknown, and sentences that begin with the option's own name.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from transept.checks import shown
+from transept.errors import UsageError, unknown
+from transept.training.options.model import ModelOptions
+from transept.training.options.recipe import Recipe
+from transept.training.options.renamed import with_new_names
+
+_FREE = "model.options"
+"""Its fields depend on the model."""
+
+
+def parse_recipe(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:
+    """A recipe's page and `--name value` options to a checked `Recipe`.
+
+    Raises:
+        UsageError: an unknown, ill-typed or impossible option: the sentence begins with its name.
+    """
+    values = with_new_names(dict(_flat(page)))
+    texts = with_new_names(pairs(options))
+    for kind, names in (("recipe option", values), ("option", texts)):
+        for name in names:
+            if name not in option_types() and not name.startswith(f"{_FREE}."):
+                raise unknown(kind, name, option_types())
+    return _build(Recipe, values, texts, "")
+
+
+def pairs(options: Sequence[str]) -> dict[str, str]:
+    """`--name value` or `--name=value` words as a mapping; dashes in a name are underscores.
+
+    Raises:
+        UsageError: a word that belongs to no option, or an option without a value.
+    """
+    texts, words = {}, iter(options)
+    for word in words:
+        if not word.startswith("--"):
+            raise UsageError(f"unexpected {word!r}; options are given as --name value")
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        value = value if equals else next(words, None)
+        if value is None or (not equals and value.startswith("--")):
+            raise UsageError(f"{name} has no value; give --{name} VALUE")
+        texts[name] = value
+    return texts
+
+
+@cache
+def option_types() -> dict[str, Any]:
+    """Every option of a recipe, dotted, with its declared type."""
+    return dict(_leaves(Recipe, ""))
+
+
+def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, kind in get_type_hints(section).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind
+
+
+def _flat(page: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in page.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name != _FREE:
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _build(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], path: str) -> Any:
+    """The dataclass of a section's values, from the page, and texts, from the command line; `path` leads to it."""
+    kinds = get_type_hints(section)
+    sections = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    fields = {
+        name: _build(kind, _inside(values, name), _inside(texts, name), f"{path}{name}.")
+        for name, kind in sections.items()
+    }
+    fields |= _typed(section, _beside(values, sections), _beside(texts, sections), path)
+    try:
+        return section(**fields)
+    except UsageError as error:
+        raise UsageError(f"{path}{error}") from error
+
+
+def _inside(given: Mapping[str, Any], section: str) -> dict[str, Any]:
+    start = f"{section}."
+    return {name.removeprefix(start): value for name, value in given.items() if name.startswith(start)}
+
+
+def _beside(given: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name.partition(".")[0] not in sections}
+
+
+def _typed(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], path: str) -> dict[str, Any]:
+    """The section's own options as its types have them; only those that are given, where none of them must be."""
+    for field in dataclasses.fields(section):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in values.keys() | texts.keys() and not dataclasses.is_dataclass(field.type):
+            raise UsageError(f"{path}{field.name} is not given, and has no default")
+    if not values and not texts:
+        return {}
+    typed = _read(section, values, texts, path)
+    if section is ModelOptions:
+        _check_model_options(typed["name"], typed["options"])
+    return typed
+
+
+def _read(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], path: str) -> dict[str, Any]:
+    from jsonargparse import ArgumentError  # a third of a second, which the help of `train` need not wait for
+
+    parser = _parser(section)
+    words = [f"--{name}={text}" for name, text in texts.items()]
+    try:
+        typed = parser.parse_object(dict(values))
+        return (parser.parse_args(words, namespace=typed) if words else typed).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        given = {name: shown(value) for name, value in values.items()} | dict(texts)
+        raise UsageError(path + _sentence(error, given, get_type_hints(section))) from error
+
+
+def _check_model_options(name: str, options: Mapping[str, Any]) -> None:
+    """By the types of the model's own configuration; what it does not know, it refuses itself."""
+    try:
+        config = ModelOptions(name=name).config
+    except UsageError:  # building the recipe says so
+        return
+    known = {field.name for field in dataclasses.fields(config)}
+    _read(type(config), dataclasses.asdict(config) | {o: options[o] for o in options if o in known}, {}, f"{_FREE}.")
+
+
+@cache
+def _parser(section: Any) -> Any:
+    from jsonargparse import ArgumentParser  # see _read
+
+    parser = ArgumentParser(exit_on_error=False)
+    sections: set[str | int] = {
+        name for name, kind in get_type_hints(section).items() if dataclasses.is_dataclass(kind)
+    }
+    parser.add_class_arguments(section, nested_key=None, skip=sections)
+    return parser
+
+
+def _sentence(error: Exception, texts: Mapping[str, str], kinds: Mapping[str, Any]) -> str:
+    """jsonargparse says which option in its first line; the others are about its own types."""
+    text = " ".join(str(error).split())
+    option = re.match(r'Parser key "([^"]+)"', text)
+    if option is None or option[1] not in kinds:
+        return text.removeprefix("argument --")
+    return f"{option[1]}={texts.get(option[1])}; give {_words(kinds[option[1]])}"
+
+
+def _words(kind: Any) -> str:
+    """A type, for people who write YAML."""
+    parts = [_words(part) for part in get_args(kind) if not isinstance(part, str) and part is not Ellipsis]
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if isinstance(kind, UnionType):
+        return " or ".join(parts)
+    if get_origin(kind) is list or Ellipsis in get_args(kind):
+        return f"a list, each {parts[0]}"
+    if get_origin(kind) is tuple:
+        return f"a list of {len(parts)}, each {parts[0]}"
+    return _PLAIN.get(kind, "names with values")
+
+
+_PLAIN = {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "null"}
