@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from transept.data.classification.sets import Splits, load_splits
@@ -31,11 +31,11 @@ from transept.tasks.task import (
     Evaluation,
     Halves,
     Item,
+    ModelTask,
     Option,
     Picture,
     Results,
     Table,
-    Task,
     as_picture,
     check_classes,
 )
@@ -67,7 +67,7 @@ class ClassificationInference:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
 
 
-class Classifier(Task):
+class Classifier(ModelTask):
     """A model with the names of its classes and the preprocessing it was trained for."""
 
     name = "classify"
@@ -96,14 +96,6 @@ class Classifier(Task):
         self.classes = list(classes)
         self.preprocessing = preprocessing
         self.label_smoothing = label_smoothing
-
-    @property
-    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.model
-
-    @property
-    def stored(self) -> nn.Module:
-        return self.model
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `b 3 H W` to logits `b num_classes`."""

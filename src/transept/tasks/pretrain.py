@@ -29,7 +29,7 @@ from transept.export.onnx import Exported
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
 from transept.tasks.saving import rebuild, tuples
-from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, Results, Task, as_picture
+from transept.tasks.task import Evaluation, Halves, Item, ModelTask, Option, Picture, Results, as_picture
 from transept.weights.catalogue.records import Checkpoint
 from transept.weights.load import create_model
 
@@ -43,7 +43,7 @@ class Projections(NamedTuple):
     """Of all crops, the global ones first."""
 
 
-class FeatureExtractor(Task):
+class FeatureExtractor(ModelTask):
     """A backbone without a classifier, and the preprocessing that it was trained for."""
 
     name = "pretrain"
@@ -57,14 +57,6 @@ class FeatureExtractor(Task):
         self.model = model
         self.classes = []
         self.preprocessing = preprocessing
-
-    @property
-    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.model
-
-    @property
-    def stored(self) -> nn.Module:
-        return self.model
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `b 3 H W` to what a classifier would read, `b c`."""

@@ -283,6 +283,20 @@ class Task(nn.Module, ABC):
         raise UsageError(f"no weights of a {cls.kind} were published")
 
 
+class ModelTask(Task):
+    """A task whose file holds its model under the model's own names."""
+
+    model: Backbone
+
+    @property
+    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.model
+
+    @property
+    def stored(self) -> nn.Module:
+        return self.model
+
+
 _Task = TypeVar("_Task", bound=Task)
 
 
