@@ -53,13 +53,18 @@ ARGUMENTS = {
     "drop_path_rate=0.0, features_only=False, out_indices=(0, 1, 2, 3), **options)",
     "create_segmenter": "(method, *, backbone, num_classes=150, weights=None, backbone_weights=None, classes=None, "
     "palette=None, preprocessing=None, width=None, in_chans=3, img_size=None, drop_path_rate=0.0, **options)",
+    "evaluate": "(task, data=None, *, batch_size=None, workers=0, **options)",
     "from_pretrained": "(repo_or_folder, *, revision=None, token=None, cache_dir=None, drop_path_rate=0.0)",
     "fuse": "(model)",
     "list_models": "(pattern='*', *, tag=False)",
+    "load": "(source)",
     "load_weights": "(model, source, strict=True, *, wrapper=None)",
+    "predict": "(task, pictures, **options)",
     "push_to_hub": "(model, repo_id, *, private=False, token=None, commit_message='Upload the model with transept', "
     "revision=None, card=True, weights=None, licence=None, datasets=None)",
+    "read_image": "(source, *, name='', upright=True, reduce=None)",
     "save_pretrained": "(model, folder, *, card=True, weights=None, licence=None, datasets=None)",
+    "train": "(recipe, out, *, data=None, options=None, progress=False)",
     "transforms_for": "(model)",
 }
 

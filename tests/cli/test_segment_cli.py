@@ -27,7 +27,7 @@ RECIPE = """
 task: segment
 batch_size: 4
 model: {name: xcit_nano_12_p16_224, img_size: 32, options: {depth: 2, embed_dim: 32}}
-segment: {method: semantic_fpn, width: 16, scale: [64, 48], crop: [32, 40]}
+segment: {method: semantic_fpn, width: 16, preprocessing: {scale: [64, 48]}, augmentation: {crop: [32, 40]}}
 optimizer: {lr: 1.0e-2}
 schedule: {epochs: 6, warmup_epochs: 1, decay: poly}
 """

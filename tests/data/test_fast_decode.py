@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from transept.data.classification import sets
+from transept.data.classification import image_set
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import (
     Augmentation,
@@ -40,7 +40,7 @@ def save(path: Path, picture: Image.Image, orientation: int = 1) -> Path:
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that counts as too large to be decoded beforehand."""
-    monkeypatch.setattr(sets, "_SMALL_BYTES", 1000)
+    monkeypatch.setattr(image_set, "_SMALL_BYTES", 1000)
     for half in ("train", "val"):
         for label in ("cat", "dog"):
             (tmp_path / "set" / half / label).mkdir(parents=True)

@@ -33,6 +33,7 @@ def test_transform_and_predict():
     with torch.no_grad():
         logits = task(batch["images"])
         assert task.loss(logits, batch["labels"]).isfinite()
-    assert torch.equal(task.decode(logits).labels, task.predict(pictures).labels)
+    answers = task.predict(pictures)
+    assert torch.equal(task.decode(logits).labels, torch.stack([answer.labels for answer in answers]))
     shown = table.map(lambda row: {"best": int(task.predict([row["image"]])[0].labels[0])})
-    assert shown["best"][:] == task.predict(pictures, 1).labels[:, 0].tolist()
+    assert shown["best"][:] == [int(answer.labels[0]) for answer in answers]

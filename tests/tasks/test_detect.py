@@ -353,7 +353,7 @@ def test_published_options(method: str, backbone: str, expected: dict):
         (dict(widht=64), "no option of a detector on .* is called 'widht'; did you mean 'width'"),
         (dict(width=40), "width=40; give a positive multiple of 32"),
         (dict(method="atss"), "width=32; atss has 32 groups of channels, give 64 or more"),
-        (dict(anchor_scale=0.0), "anchor_scale=0.0 must be greater than 0"),
+        (dict(anchor_scale=0.0), "anchor_scale=0 must be greater than 0"),
         (dict(method="fcos", width=64, anchor_scale=0.5), "anchor_scale=0.5, but fcos has no anchors"),
         (dict(num_classes=0), "there are no classes"),
         (dict(classes=["a", "b"], num_classes=4), "2 names of classes were given for num_classes=4"),

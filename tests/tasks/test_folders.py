@@ -92,7 +92,7 @@ def test_classifier_keeps_classes_and_preprocessing(tmp_path: Path):
     assert isinstance(again, Classifier)
     assert (again.classes, again.preprocessing) == (task.classes, task.preprocessing)
     picture = Image.effect_noise((80, 70), 60).convert("RGB")
-    before, after = task.predict([picture]), again.predict([picture])
+    (before,), (after,) = task.predict([picture]), again.predict([picture])
     assert torch.equal(before.scores, after.scores)
     assert torch.equal(before.labels, after.labels)
     card = ModelCard.load(tmp_path / "README.md")
@@ -295,7 +295,7 @@ def test_broken_files(model, tmp_path: Path):
         (b"[1]", "must hold an object of fields, not list"),
         (b"{}", "was not written by save_pretrained"),
         (good.replace(b'"num_classes": 7,\n  "model', b'"model'), "it has no field 'num_classes'"),
-        (good.replace(b'"depth": 2', b'"deth": 2').replace(b'"0.1.0', b'"99.1.0'), "(written by transept 99.1.0"),
+        (good.replace(b'"depth": 2', b'"deth": 2').replace(b'"0.2.0', b'"99.1.0'), "(written by transept 99.1.0"),
     ):
         config.write_bytes(text)
         assert message in load()

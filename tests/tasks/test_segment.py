@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 
 import transept
 from tests.helpers import BACKBONES
+from transept.checks import shown
 from transept.data.classification.transforms import Preprocessing
 from transept.data.labels import drawing_palette
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
@@ -355,7 +356,7 @@ def test_grey_pictures_are_taken_as_grey():
 )
 def test_preprocessing_that_is_wrong(options: dict):
     name, value = next(iter(options.items()))
-    with pytest.raises(UsageError, match=re.escape(f"{name}={value}")):
+    with pytest.raises(UsageError, match=re.escape(f"{name}={shown(value)}")):
         SegmentationPreprocessing(**options)
 
 

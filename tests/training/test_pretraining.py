@@ -218,7 +218,7 @@ def test_eval_refuses_what_makes_no_sense(whole_run: Path, capsys: pytest.Captur
         ([], "was pretrained without classes; measure its features with 'transept eval --knn'"),
         (["--k", "3"], "--k counts the neighbours of --knn; give that, too"),
         (["--knn", "--k", "0"], "--k 0 must be at least 1"),
-        (["--knn", "--flip"], "--flip is for segmenters"),
+        (["--knn", "--flip"], "--flip is for detectors and segmenters"),
     ):
         assert main(["eval", str(whole_run), *options]) in (1, 2)
         assert message in capsys.readouterr().err

@@ -145,14 +145,15 @@ def test_importing_is_quick_and_needs_no_extra():
     code = (
         "import sys, time, torch; start = time.perf_counter(); import transept; "
         "print(time.perf_counter() - start); "
-        "assert not {'timm', 'torchvision', 'lightning', 'rich'} & set(sys.modules)"
+        "assert not {'timm', 'torchvision', 'lightning', 'rich', 'jaxtyping'} & set(sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(out.stdout) < 2
     assert sorted(transept.__all__) == [
-        "AttentionMap", "TranseptError", "__version__", "attention_kinds", "attention_maps",
-        "count", "create_detector", "create_model", "create_segmenter",
-        "from_pretrained", "fuse", "list_models", "load_weights", "push_to_hub", "save_pretrained", "transforms_for",
+        "AttentionMap", "Classifier", "Detector", "Recipe", "Segmenter", "TranseptError", "__version__",
+        "attention_kinds", "attention_maps", "count", "create_detector", "create_model", "create_segmenter",
+        "evaluate", "from_pretrained", "fuse", "list_models", "load", "load_weights", "predict", "push_to_hub",
+        "read_image", "save_pretrained", "train", "transforms_for",
     ]  # fmt: skip
     assert all(callable(getattr(transept, name)) for name in transept.__all__ if name != "__version__")
     with pytest.raises(AttributeError, match="no attribute 'creat_model'"):

@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("transept"):
             raise
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        hint = f"pip install 'transept[{extra}]'" if extra else f"pip install {error.name}"
-        return _fail(f"this needs the package {error.name!r}: {hint}", 2)
+        package = (error.name or "").partition(".")[0]
+        hint = f"pip install 'transept[{_EXTRAS[package]}]'" if package in _EXTRAS else f"pip install {package}"
+        return _fail(f"this needs the package {package!r}: {hint}", 2)
     except Exception as error:
         if debug:
             raise

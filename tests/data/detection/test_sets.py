@@ -550,11 +550,11 @@ def test_batches_depend_on_seed_and_epoch_alone():
 
 def test_impossible_options_are_refused():
     for wrong, message in [
-        (dict(flip=1.2), "augmentation.flip=1.2 is not in"),
-        (dict(color_jitter=-1), "augmentation.color_jitter=-1 is negative"),
-        (dict(crop_sides=(9, 4)), r"augmentation.crop_sides=\[9, 4\]"),
-        (dict(short_sides=(0,)), r"augmentation.short_sides=\[0\]"),
-        (dict(crop_short_sides=()), r"augmentation.crop_short_sides=\[\]"),
+        (dict(flip=1.2), "^flip=1.2 is not in"),
+        (dict(color_jitter=-1), "^color_jitter=-1 must not be negative"),
+        (dict(crop_sides=(9, 4)), r"^crop_sides=\[9, 4\]"),
+        (dict(short_sides=(0,)), r"^short_sides=\[0\]"),
+        (dict(crop_short_sides=()), r"^crop_short_sides=\[\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             DetectionAugmentation(**wrong)

@@ -6,14 +6,23 @@ from typing import Any
 
 import torch
 
-from transept.errors import UsageError
-from transept.tasks.load import load
+from transept.errors import TranseptError, UsageError
+from transept.tasks.load import load, named_checkpoint, names_model
 from transept.tasks.registry import TASKS
 from transept.tasks.task import Option, Task
 
 
 def load_task(source: str) -> Task:
-    """`transept.load`, on the fastest device of this machine."""
+    """`transept.load`, on the fastest device of this machine, of what answers by itself.
+
+    Raises:
+        TranseptError: as `transept.load`; published weights that have no classifier, before they are downloaded.
+    """
+    if names_model(source) and "." in source and (weights := named_checkpoint(source)).task == "self-supervised":
+        raise TranseptError(
+            f"{source!r} are self-supervised weights, which have no classifier; 'transept models --weights "
+            f"{weights.model}*' lists those that do, and --knn or --linear measures features"
+        )
     return load(source).to(best_device())
 
 
