@@ -23,9 +23,10 @@ from transept.errors import TranseptError, UsageError
 from transept.metrics.knn import NearestNeighbours
 from transept.tasks.load import load_features
 from transept.tasks.pretrain import FeatureExtractor, Pretrainer
-from transept.training.jobs.pretraining import PretrainJob, PretrainModule
+from transept.training.jobs.pretraining import PretrainJob
 from transept.training.jobs.table import JOBS
 from transept.training.loop.interruption import RunInterruptedError
+from transept.training.loop.pretraining import PretrainModule
 from transept.training.loop.run import train
 from transept.training.loop.states import read_state
 from transept.training.options.pages import read_recipe, recipe_names

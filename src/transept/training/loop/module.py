@@ -1,5 +1,6 @@
 """The Lightning module around a task. Lightning calls, for each epoch: training_step for every part of a batch,
-the optimiser after its last part, then validation_step for every batch, then the callbacks of `training/loop/trainer.py`.
+the optimiser after its last part, then validation_step for every batch, then the callbacks of
+`training/loop/trainer.py`.
 """
 
 from bisect import bisect_right
