@@ -3,9 +3,8 @@
 from transept.training.jobs.classification import ClassifyJob
 from transept.training.jobs.detection import DetectJob
 from transept.training.jobs.job import Job
-from transept.training.jobs.pretraining import PretrainJob, PretrainModule
+from transept.training.jobs.pretraining import PretrainJob
 from transept.training.jobs.segmentation import SegmentJob
-from transept.training.loop.module import TaskModule
 
 JOBS: dict[str, type[Job]] = {
     "classify": ClassifyJob,
@@ -13,5 +12,3 @@ JOBS: dict[str, type[Job]] = {
     "segment": SegmentJob,
     "pretrain": PretrainJob,
 }
-MODULES: dict[str, type[TaskModule]] = {"pretrain": PretrainModule}
-"""Modules that Lightning trains in the place of a plain `TaskModule`."""

@@ -11,7 +11,7 @@ from transept.files import reserve
 from transept.models.registry import build_skeleton
 from transept.tasks.run_folder import SAMPLES, STATE
 from transept.training.jobs.job import Job, Score
-from transept.training.jobs.table import JOBS, MODULES
+from transept.training.jobs.table import JOBS
 from transept.training.loop.averaging import Averaging
 from transept.training.loop.dry_run import Plan, draw_batch, make_plan
 from transept.training.loop.failures import clear_errors
@@ -21,6 +21,7 @@ from transept.training.loop.freezing import freeze, keep_batch_statistics
 from transept.training.loop.interruption import graceful_interrupt
 from transept.training.loop.loggers import check_loggers
 from transept.training.loop.module import TaskModule
+from transept.training.loop.pretraining import MODULES
 from transept.training.loop.progress import ProgressBar
 from transept.training.loop.recorder import Recorder
 from transept.training.loop.seeding import seed_all
