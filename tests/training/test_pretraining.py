@@ -26,7 +26,7 @@ from transept.tasks.pretrain import FeatureExtractor, Pretrainer
 from transept.training.jobs.pretraining import PretrainJob
 from transept.training.jobs.table import JOBS
 from transept.training.loop.interruption import RunInterruptedError
-from transept.training.loop.pretraining import PretrainModule
+from transept.training.loop.pretraining import MODULES, PretrainModule
 from transept.training.loop.run import train
 from transept.training.loop.states import read_state
 from transept.training.options.pages import read_recipe, recipe_names
@@ -129,7 +129,7 @@ def test_the_schedules_are_dinos(pictures: Path, tmp_path: Path, monkeypatch: py
         momenta.append(momentum)
         update(task, momentum)
 
-    monkeypatch.setattr(PretrainJob, "module", Recording)
+    monkeypatch.setitem(MODULES, "pretrain", Recording)
     monkeypatch.setattr(Pretrainer, "update_teacher", recording)
     train(recipe(pictures, "--accumulate", "2"), tmp_path / "run", progress=False)
     cosines = [(1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
