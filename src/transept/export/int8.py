@@ -129,6 +129,7 @@ def latency_ratio(folder: Path, images: Tensor, *, repetitions: int = 15) -> flo
 
 def _quantise(source: Path, path: Path, images: Sequence[Tensor]) -> int:
     """Write the 8-bit file and return how many layers of it are quantised."""
+    # An extra.
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -125,7 +125,7 @@ def check_formats(formats: Sequence[str]) -> list[Format]:
 
 def onnx_runner(path: Path) -> Run:
     """An ONNX file in onnxruntime, on the CPU."""
-    import onnxruntime
+    import onnxruntime  # an extra
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -162,6 +162,7 @@ def sample_picture() -> Image.Image:
 def _write_onnx(
     program: ExportedProgram, path: Path, inputs: list[str], outputs: Sequence[Axis], about: Mapping[str, Any]
 ) -> None:
+    # An extra.
     import onnx_ir
     from onnxscript.function_libs.torch_lib.ops.core import aten_sort
 

@@ -283,8 +283,9 @@ class Pretrainer(nn.Module):
 
 
 def _lightly() -> tuple[Any, Any]:
-    """Loss and projection, imported when needed: that takes seconds."""
+    """Loss and projection."""
     try:
+        # An extra, and it takes seconds.
         from lightly.loss import DINOLoss
         from lightly.models.modules import DINOProjectionHead
     except ModuleNotFoundError as error:
