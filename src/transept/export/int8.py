@@ -33,7 +33,7 @@ _QUANTISED = ("MatMul", "Gemm", "Conv")
 
 
 class _Classifier(Protocol):
-    """What is needed of `tasks.classify.Classifier`."""
+    """The part of `tasks.classify.Classifier` that the export needs."""
 
     @property
     def kind(self) -> str: ...
@@ -47,7 +47,7 @@ class _Classifier(Protocol):
 
 
 class Quantised(NamedTuple):
-    """What was written, and how far it is from the float file."""
+    """The file written, and how far it is from the float file."""
 
     file: Path
     sizes: dict[str, int]

@@ -34,7 +34,7 @@ Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class Exported(NamedTuple):
-    """What was written, and how it was found to agree."""
+    """The files written, and how they were found to agree."""
 
     files: dict[Format, Path]
     errors: dict[Format, dict[str, float]]
@@ -51,7 +51,7 @@ class Axis(NamedTuple):
 
 
 Shape = dict[int, Any] | None
-"""Of an input: axes of any length, each a `torch.export.Dim` or a multiple of one."""
+"""Axes of an input that may have any length, each a `torch.export.Dim` or a multiple of one."""
 
 
 def write_graphs(

@@ -1,4 +1,4 @@
-"""What `eval` does for features, with `--knn` and `--linear`: no classifier of the model's own is needed."""
+"""The part of `eval` for features, with `--knn` and `--linear`: no classifier of the model's own is needed."""
 
 import argparse
 import sys

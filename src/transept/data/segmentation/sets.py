@@ -153,7 +153,7 @@ class HubSegmentation(MaskedPictures):
 
 @dataclass(frozen=True, slots=True)
 class SegmentationSplits:
-    """What a segmenter is trained and judged on."""
+    """The data that a segmenter is trained and judged on."""
 
     classes: list[str]
     palette: list[Color]
