@@ -8,6 +8,7 @@ import os
 import sys
 from importlib import import_module
 
+from transept import __version__
 from transept.errors import TranseptError, UsageError, rank_of_environment, unknown, warnings_as_sentences
 
 # A verb is a module of this package with `add_arguments(parser)` and `run(args)`, imported when it is called:
@@ -81,9 +82,7 @@ def _run(argv: list[str]) -> int:
         print(_overview())
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
-        import transept
-
-        print(f"transept {transept.__version__}")
+        print(f"transept {__version__}")
         return 0
     verb = argv[0]
     if verb not in VERBS:

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _official_top1(item: dict[str, Any]) -> str:
-    """Of all the authors' classifiers, each score once."""
+    """The scores of all the authors' classifiers, each score once."""
     scores = [weights["top1"] for weights in item["weights"] if weights["origin"] == "official" and weights["top1"]]
     return " / ".join(f"{top1:.1f}" for top1 in dict.fromkeys(scores or filter(None, [item["published"]["top1"]])))
 

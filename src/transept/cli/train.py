@@ -6,6 +6,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import yaml
+
 from transept.cli.main import Parser
 from transept.cli.shared.tables import print_json
 from transept.errors import TranseptError, UsageError, rank_of_environment
@@ -73,8 +75,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
-    import yaml
-
     from transept.training.loop.run import plan  # Lightning, which the help of this verb need not wait for
 
     picture = Path(f"{args.out or Path(args.recipe).stem}.first-batch.png")

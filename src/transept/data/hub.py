@@ -23,7 +23,7 @@ def load_hub(data: str) -> Any:
         UsageError: `datasets` is not installed.
     """
     try:
-        import datasets
+        import datasets  # an extra
         from datasets.exceptions import DatasetsError
     except ModuleNotFoundError as error:
         raise UsageError("Hugging Face sets need the package 'datasets': pip install 'transept[data]'") from error

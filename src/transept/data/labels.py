@@ -1,4 +1,4 @@
-"""What the values or colours of label masks mean, and where a folder of masks says so."""
+"""The classes behind the values or colours of label masks, and where a folder of masks says so."""
 
 import colorsys
 import csv
@@ -31,11 +31,11 @@ class LabelTable:
     palette: list[Color]
     """A colour for each class: the masks' own, or one to draw it with."""
     values: dict[int, int]
-    """Of masks that hold indices."""
+    """The classes of masks that hold indices."""
     colors: dict[Color, int]
-    """Of masks that hold colours; empty where the set has none."""
+    """The classes of masks that hold colours; empty where the set has none."""
     others_ignored: bool = False
-    """What is not listed is `IGNORE_LABEL`; otherwise it is refused."""
+    """A value or colour that is not listed is `IGNORE_LABEL`; otherwise it is refused."""
 
     def encode(self, mask: Image.Image, path: Path) -> np.ndarray:
         """The classes of a mask, `H W`, 8 bit.

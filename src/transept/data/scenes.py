@@ -253,6 +253,7 @@ def _between(draw: np.random.Generator, low: int, high: int) -> int:
 @cache
 def _scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Scans `n 8 8` in 0..16 and their digits."""
+    # Takes seconds, and only drawing a scene needs it.
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -265,6 +266,7 @@ def _scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
 @cache
 def _photos(split: Split) -> list[np.ndarray]:
     """The split's part of each photograph, `H W 3`."""
+    # Takes seconds, and only drawing a scene needs it.
     from sklearn.datasets import load_sample_image
 
     regions = _REGIONS[split].items()

@@ -23,7 +23,7 @@ _LONGEST = 7.0
 _CLEAR = 1000
 """Longest side in pixels below which a picture is enlarged, so that outlines of masks stay thin and smooth."""
 _STRENGTH = 0.42
-"""Of the classes' colours inside masks; less inside those that take much of the picture."""
+"""Opacity of the classes' colours inside masks; less inside those that take much of the picture."""
 _TOO_MUCH = 0.75
 """Cost (see `_place`) above which a label is left out; a legend then says what its colour means."""
 
@@ -33,7 +33,7 @@ class _Label(NamedTuple):
     color: RGB
     x: float
     y: float
-    """Of the upper left corner."""
+    """Column and row of the upper left corner."""
     width: float
     height: float
 

@@ -12,7 +12,7 @@ from transept.draw.legend import LONGEST, RGB, draw_legend, entry, shorten
 from transept.files import write_atomically
 
 _STRENGTH = 0.55
-"""Of the classes' colours over the picture."""
+"""Opacity of the classes' colours over the picture."""
 _CLEAR = 480
 """Longest side in pixels below which a picture is enlarged for drawing."""
 _CLEAR = 480

@@ -18,7 +18,7 @@ from transept.models.backbone import Backbone
 from transept.models.registry import family_of
 
 TOLERANCE = 1e-4
-"""Of an output, in its standard deviations."""
+"""The largest difference of an output, in its standard deviations."""
 
 
 def write_batch_graphs(
@@ -74,7 +74,7 @@ def write_batch_graphs(
 
 
 def dynamic_step(model: Backbone, size: Size) -> int:
-    """What the sides of images must be multiples of where one graph takes them all; those of `size` must be.
+    """The number that the sides of images must be multiples of where one graph takes them all; those of `size` must be.
 
     Raises:
         UsageError: the family's graphs are for one size, or `size` is no such one.

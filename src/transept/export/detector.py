@@ -39,7 +39,7 @@ FLIPPED = 50
 
 
 class _Detector(Protocol):
-    """What is needed of `tasks.detect.Detector`."""
+    """The part of `tasks.detect.Detector` that the export needs."""
 
     method: str
     classes: list[str]
@@ -60,7 +60,7 @@ class _Detector(Protocol):
 
 
 class DetectorInputs(NamedTuple):
-    """What the graph takes, under these names."""
+    """The inputs of the graph, under these names."""
 
     images: Tensor
     """`1 3 H W`: normalised, zero on the right and at the bottom where the picture is smaller."""

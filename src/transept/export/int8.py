@@ -33,7 +33,7 @@ _QUANTISED = ("MatMul", "Gemm", "Conv")
 
 
 class _Classifier(Protocol):
-    """What is needed of `tasks.classify.Classifier`."""
+    """The part of `tasks.classify.Classifier` that the export needs."""
 
     @property
     def kind(self) -> str: ...
@@ -47,7 +47,7 @@ class _Classifier(Protocol):
 
 
 class Quantised(NamedTuple):
-    """What was written, and how far it is from the float file."""
+    """The file written, and how far it is from the float file."""
 
     file: Path
     sizes: dict[str, int]
@@ -129,6 +129,7 @@ def latency_ratio(folder: Path, images: Tensor, *, repetitions: int = 15) -> flo
 
 def _quantise(source: Path, path: Path, images: Sequence[Tensor]) -> int:
     """Write the 8-bit file and return how many layers of it are quantised."""
+    # An extra.
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -17,7 +17,7 @@ from transept.models.backbone import Backbone
 
 
 class _Task(Protocol):
-    """What is needed of `tasks.classify.Classifier` and `tasks.segment.Segmenter`."""
+    """The part of `tasks.classify.Classifier` and `tasks.segment.Segmenter` that the export needs."""
 
     name: str
     classes: list[str]

@@ -34,7 +34,7 @@ Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class Exported(NamedTuple):
-    """What was written, and how it was found to agree."""
+    """The files written, and how they were found to agree."""
 
     files: dict[Format, Path]
     errors: dict[Format, dict[str, float]]
@@ -51,7 +51,7 @@ class Axis(NamedTuple):
 
 
 Shape = dict[int, Any] | None
-"""Of an input: axes of any length, each a `torch.export.Dim` or a multiple of one."""
+"""Axes of an input that may have any length, each a `torch.export.Dim` or a multiple of one."""
 
 
 def write_graphs(
@@ -125,7 +125,7 @@ def check_formats(formats: Sequence[str]) -> list[Format]:
 
 def onnx_runner(path: Path) -> Run:
     """An ONNX file in onnxruntime, on the CPU."""
-    import onnxruntime
+    import onnxruntime  # an extra
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -162,6 +162,7 @@ def sample_picture() -> Image.Image:
 def _write_onnx(
     program: ExportedProgram, path: Path, inputs: list[str], outputs: Sequence[Axis], about: Mapping[str, Any]
 ) -> None:
+    # An extra.
     import onnx_ir
     from onnxscript.function_libs.torch_lib.ops.core import aten_sort
 

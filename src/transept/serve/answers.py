@@ -1,4 +1,4 @@
-"""What a model says about a picture file that somebody sends: one picture at a time, within limits, errors in words."""
+"""A model's answers about a picture file that somebody sends: one picture at a time, within limits, errors in words."""
 
 import tempfile
 import threading
@@ -27,7 +27,7 @@ _SLENDER = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of the files that are taken."""
+    """Limits of the files that are taken."""
 
     megabytes: float = 20.0
     megapixels: float = 40.0
@@ -40,7 +40,7 @@ class Limits:
 
 class Answer(NamedTuple):
     items: list[Item]
-    """What the model says, most important first; boxes in pixels of the picture as it was sent, turned upright."""
+    """The model's findings, most important first; boxes in pixels of the picture as it was sent, turned upright."""
     drawing: Image.Image | None
     """Objects or classes of pixels drawn over the picture; None where answers have no places in it."""
     seconds: float

@@ -167,7 +167,7 @@ def build_page(answerer: Answerer, name: str, examples: Sequence[Path]) -> gr.Bl
 
 
 def _results(task: Task) -> tuple[list[Any], list[Any]]:
-    """What may be set, and where the answer is shown."""
+    """Components to set options with, and those that show the answer."""
     if not task.is_dense:
         return [], [gr.Label(label="Classes", elem_id="labels")]
     drawing = _drawing("drawing")

@@ -1,1 +1,1 @@
-"""What a model is trained and judged for: loss, decoding and metric, without any trainer."""
+"""The tasks that a model is trained and judged for: loss, decoding and metric, without any trainer."""

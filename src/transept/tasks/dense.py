@@ -1,4 +1,4 @@
-"""What detectors and segmenters share in being built: their backbone, and the checks of what was asked for."""
+"""The building of detectors and segmenters alike: their backbone, and the checks of what was asked for."""
 
 import dataclasses
 import inspect

@@ -33,7 +33,7 @@ from transept.weights.catalogue.records import Checkpoint
 
 
 class TwoStageOutputs(NamedTuple):
-    """What does not depend on proposals yet."""
+    """The outputs that do not depend on proposals yet."""
 
     maps: list[Tensor]
     """`b c h w` of strides 4, 8, 16, 32, 64."""

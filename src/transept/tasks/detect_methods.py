@@ -1,4 +1,4 @@
-"""What each method of detection puts on a backbone, how it learns and answers, and what was published of it."""
+"""Methods of detection: the parts that each puts on a backbone, how it learns and answers, and its publications."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ def _scaled(part: Any, scale: float) -> Any:
 
 
 class Parts(NamedTuple):
-    """What a method puts on a backbone."""
+    """The parts that a method puts on a backbone."""
 
     neck: FPN
     heads: Mapping[str, nn.Module]

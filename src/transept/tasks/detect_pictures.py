@@ -26,7 +26,7 @@ class DetectionInference:
     classes: tuple[str, ...] | None = None
     """The classes wanted; None: all."""
     max_detections: int = 100
-    """Of a picture, the best ones."""
+    """At most so many objects in a picture, the best ones."""
     scales: tuple[Size, ...] = ()
     """Longest long and short sides that each picture is tested at; none: its preprocessing's scale alone."""
     flip: bool = False
@@ -59,7 +59,7 @@ def multi_scale_test(scale: Size) -> tuple[Size, ...]:
 
 
 class _Detector(Protocol):
-    """What is needed of `tasks.detect.Detector`."""
+    """The part of `tasks.detect.Detector` that prediction needs."""
 
     classes: list[str]
     preprocessing: DetectionPreprocessing
@@ -100,7 +100,7 @@ def detect_pictures(
 
 
 def merge_detections(views: Sequence[Detections], iou_threshold: float = 0.5) -> Detections:
-    """What several views of one image show, brought to its pixels, as one: non-maximum suppression among equal labels.
+    """Join what several views of one image show, brought to its pixels: non-maximum suppression among equal labels.
 
     As mmdetection merges test-time augmentations. A mask stays with its box.
     """

@@ -1,4 +1,4 @@
-"""What `eval` and `predict` make of a detector's answers: COCO's average precision, and objects drawn and listed."""
+"""A detector's answers in `eval` and `predict`: COCO's average precision, and objects drawn and listed."""
 
 import json
 from collections import Counter

@@ -266,7 +266,7 @@ def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _describe(model: nn.Module, weights: str | None) -> _Saved:
-    """What there is to write about a model, checked: from it the model can be built again."""
+    """The facts to write about a model, checked: from it the model can be built again."""
     classifier = model if isinstance(model, Classifier) else None
     backbone = unwrap_model(classifier.model if classifier else model)
     if isinstance(backbone, Classifier):
@@ -455,7 +455,7 @@ def _read_config(path: Path) -> _Config:
 
 
 class _FieldError(ValueError):
-    """What is wrong with a field."""
+    """A field is wrong, and why."""
 
 
 _ARGUMENTS: dict[str, Any] = {
@@ -467,7 +467,7 @@ _ARGUMENTS: dict[str, Any] = {
 _INPUT = {field.name for field in dataclasses.fields(_Input)}
 _REQUIRED = {"architecture", "num_classes", "model_args", "pretrained_cfg", "transept_version", "global_pool"}
 _LARGEST = 2**16
-"""Of numbers in a config, classes among them: a hostile one must not keep us building."""
+"""The largest number in a config, classes among them: a hostile one must not keep us building."""
 
 
 def _newer(page: dict[str, Any]) -> str:

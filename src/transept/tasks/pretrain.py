@@ -38,9 +38,9 @@ class Projections(NamedTuple):
     """Scores of prototypes, `b out_dim` for each crop."""
 
     teacher: list[Tensor]
-    """Of the global crops."""
+    """Projections of the global crops."""
     student: list[Tensor]
-    """Of all crops, the global ones first."""
+    """Projections of all crops, the global ones first."""
 
 
 class FeatureExtractor(ModelTask):
@@ -215,8 +215,8 @@ class Pretrainer(nn.Module):
 
     @property
     def model(self) -> Projected:
-        """What the optimiser trains. It lists no exemptions from weight decay, so only biases and vectors are exempt,
-        as in the authors' code."""
+        """The module that the optimiser trains. It lists no exemptions from weight decay: only biases and vectors are
+        exempt, as in the authors' code."""
         return self.student
 
     @property
@@ -245,7 +245,7 @@ class Pretrainer(nn.Module):
 
     @torch.no_grad()
     def teacher_entropy(self, outputs: Projections) -> Tensor:
-        """Of the teacher's answers, in nats, the mean over pictures: to be asked before the loss moves the centre.
+        """The teacher's entropy in nats, the mean over pictures: to be asked before the loss moves the centre.
 
         It is ln(out_dim) where the teacher says nothing and 0 where it always names one prototype. The loss is this
         plus the divergence of the student from the teacher: both answers collapsed if that divergence vanishes.
@@ -275,8 +275,9 @@ class Pretrainer(nn.Module):
 
 
 def _lightly() -> tuple[Any, Any]:
-    """Loss and projection, imported when needed: that takes seconds."""
+    """Loss and projection."""
     try:
+        # An extra, and it takes seconds.
         from lightly.loss import DINOLoss
         from lightly.models.modules import DINOProjectionHead
     except ModuleNotFoundError as error:

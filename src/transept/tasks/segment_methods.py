@@ -1,4 +1,4 @@
-"""What each method of semantic segmentation puts on a backbone, and what was published of it."""
+"""Methods of semantic segmentation: the parts that each puts on a backbone, and its publications."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from transept.models.crossformer import LARGE_GROUPS, SMALL_GROUPS
 
 
 class Parts(NamedTuple):
-    """What a method puts on a backbone."""
+    """The parts that a method puts on a backbone."""
 
     neck: nn.Module
     decode_head: nn.Module

@@ -1,4 +1,4 @@
-"""What `eval` and `predict` make of a segmenter's answers: mIoU, and three files for each picture."""
+"""A segmenter's answers in `eval` and `predict`: mIoU, and three files for each picture."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence

@@ -30,7 +30,7 @@ Picture = Image.Image | Tensor
 """RGB, or bytes `3 H W`."""
 Halves = Literal["both", "val"]
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
-"""Of drawings."""
+"""The formats of drawings."""
 
 
 class Item(NamedTuple):
@@ -40,7 +40,7 @@ class Item(NamedTuple):
     score: float
     """In 0..1: a probability, or of a segmenter the class's share of the picture."""
     box: tuple[float, float, float, float] | None = None
-    """Of a detector: x1 y1 x2 y2 in pixels of the picture."""
+    """A detector's box: x1 y1 x2 y2 in pixels of the picture."""
 
 
 class Column(NamedTuple):
@@ -64,7 +64,7 @@ class Option:
     type: Callable[[str], Any] = bool
     """`bool`: a switch without a value."""
     number: int | Literal["+"] | None = None
-    """Of values; None: one."""
+    """The number of values; None: one."""
     metavar: str | tuple[str, ...] | None = None
 
 
@@ -80,15 +80,15 @@ class Evaluation:
     """Scores of each class, for people."""
     images: int
     seconds: float
-    """Of the model, with reading and preparing the pictures."""
+    """The time of the model, with reading and preparing the pictures."""
     skipped: Sequence[Skipped] = ()
     """Files and annotations that were left out."""
     notes: Sequence[str] = ()
-    """What deserves a look, a sentence each."""
+    """Remarks that deserve a look, a sentence each."""
 
 
 class Results(ABC):
-    """What `predict` says and writes of many pictures: `add` each, then `finish`."""
+    """The answers of `predict` for many pictures, said and written: `add` each, then `finish`."""
 
     def __init__(self, task: Any, out: Path) -> None:
         self.task = task
@@ -127,9 +127,9 @@ class Task(nn.Module, ABC):
     creator: ClassVar[str]
     """How a model is made that a weights file without a description can be loaded into."""
     options: ClassVar[Mapping[str, Option]]
-    """Of `inference`."""
+    """The options of `inference`."""
     shown_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Of `options`: what stands in for one that is not given where people look at the answers."""
+    """Values of `options` that stand in for those not given where people look at the answers."""
     data_options: ClassVar[frozenset[str]] = frozenset()
     """Fields of `DataOptions` that only this kind of data has, and `eval` lets one set."""
     is_dense: ClassVar[bool] = False
@@ -140,7 +140,7 @@ class Task(nn.Module, ABC):
     """`transept export --int8` can write it."""
 
     methods: ClassVar[Collection[str]] = ()
-    """What may stand on a backbone: published ones are called METHOD/BACKBONE."""
+    """Methods that may stand on a backbone: published ones are called METHOD/BACKBONE."""
 
     backbone: Backbone
     classes: list[str]

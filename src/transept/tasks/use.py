@@ -19,7 +19,7 @@ Source = str | PathLike[str]
 
 
 def predict(task: Task | Source, pictures: Source | Picture | Sequence[Source | Picture], **options: Any) -> list[Any]:
-    """What a trained task says about pictures, one answer for each.
+    """Ask a trained task about pictures: one answer for each.
 
     Args:
         task: from `transept.load`, or what that takes.

@@ -1,4 +1,4 @@
-"""What `eval` does for features, with `--knn` and `--linear`: no classifier of the model's own is needed."""
+"""The part of `eval` for features, with `--knn` and `--linear`: no classifier of the model's own is needed."""
 
 import argparse
 import sys
@@ -91,6 +91,7 @@ def _features(task: FeatureExtractor, loader: DataLoader) -> tuple[Tensor, Tenso
 
 def _linear(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor) -> float:
     """Top-1 of a logistic regression on standardised features, with scikit-learn's own regularisation (C = 1)."""
+    # Takes seconds, and only `--linear` needs it.
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -1,4 +1,4 @@
-"""What the verbs share: tables, numbers, and the figures of one model."""
+"""Tables, numbers, and the figures of one model."""
 
 import json
 import sys
@@ -110,7 +110,7 @@ def scores_as_printed(scores: Mapping[str, float]) -> str:
 
 
 def plain_skipped(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    """What was left out, and why, for JSON."""
+    """Files and annotations that were left out, and why, for JSON."""
     return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
 
 

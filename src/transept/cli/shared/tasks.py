@@ -1,4 +1,4 @@
-"""What the verbs share about trained tasks: loading them, and the options of inference."""
+"""Trained tasks in the verbs: loading them, and the options of inference."""
 
 import argparse
 from collections.abc import Collection

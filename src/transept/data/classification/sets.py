@@ -144,6 +144,7 @@ def _without(images: ImageSet, bad: list[int], classes: Sequence[str]) -> ImageS
 
 def _digits() -> Splits:
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 in 16 greys; the last 360 are held out."""
+    # Takes seconds, and only these data need it.
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)

@@ -104,7 +104,7 @@ def load_shards(pattern: str) -> tuple[list[str], list[ImageSet]]:
 
 def _expand(pattern: str) -> list[Path]:
     try:
-        from webdataset.shardlists import expand_urls
+        from webdataset.shardlists import expand_urls  # an extra
     except ModuleNotFoundError as error:
         raise UsageError("shards need the package 'webdataset': pip install 'transept[data]'") from error
     if re.match(r"(?!file:)\w+:", pattern):
@@ -132,7 +132,7 @@ def _samples(shard: Path) -> Samples:
 
 
 def _scan(shard: Path) -> Samples:
-    from webdataset.tariterators import base_plus_ext
+    from webdataset.tariterators import base_plus_ext  # an extra
 
     samples, size = Samples(), shard.stat().st_size
     current, picture, label = None, None, None

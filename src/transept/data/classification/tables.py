@@ -19,7 +19,7 @@ class HubSet(ImageSet):
     """A table with a picture and a class in each row."""
 
     def __init__(self, rows: Any, column: str, labels: Sequence[int], name: str) -> None:
-        from datasets import Image
+        from datasets import Image  # an extra
 
         # Undecoded, so that our reader sees the file: EXIF tag, formats, errors with a name.
         self.rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
@@ -73,7 +73,7 @@ def load_hub_halves(data: str) -> tuple[list[str], list[ImageSet]]:
 
 
 def _columns(features: Any, name: str) -> tuple[str, str]:
-    import datasets
+    import datasets  # an extra
 
     pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]

@@ -76,7 +76,7 @@ class CocoSet(DetectionSet):
         self.reasons: Counter[str] = Counter()
         """How much was left out for what; with the annotations of pictures that were."""
         self.left_out: Counter[str] = Counter()
-        """What training does without, though nothing is wrong with it, and how many boxes were clipped."""
+        """Sound annotations that training does without, and how many boxes were clipped."""
         pictures, bad_ids = self._pictures(content["images"], folder)
         self._assign(content["annotations"], pictures, bad_ids)
         if self.skipped and not skip_bad_annotations:

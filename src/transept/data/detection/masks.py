@@ -78,7 +78,7 @@ def decode_masks(segmentations: list[Any], size: tuple[int, int]) -> np.ndarray:
 
 def mask_api() -> Any:
     try:
-        from pycocotools import mask
+        from pycocotools import mask  # an extra
     except ModuleNotFoundError as error:
         raise UsageError("instance masks need the package 'pycocotools': pip install 'transept[detect]'") from error
     return mask

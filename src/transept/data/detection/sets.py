@@ -32,7 +32,7 @@ _FOLDERS = ("{}2017", "{}", "images/{}2017", "images/{}", "{}/images", "images",
 
 @dataclass(frozen=True, slots=True)
 class DetectionSplits:
-    """What a detector is trained and judged on."""
+    """The data that a detector is trained and judged on."""
 
     classes: list[str]
     palette: list[Color]
@@ -40,9 +40,9 @@ class DetectionSplits:
     train: DetectionSet
     val: DetectionSet
     skipped: list[Skipped]
-    """What could not be used."""
+    """Files and annotations that could not be used."""
     left_out: dict[str, int]
-    """What training does without by its rules, and how often."""
+    """The annotations that training does without by its rules, and how often."""
 
 
 def load_detection_splits(

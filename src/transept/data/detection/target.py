@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from transept.data.labels import Color
 
 Target = dict[str, Any]
-"""What is on a picture of n objects:
+"""The objects on a picture, n of them:
 
 - `boxes`: `n 4`, x1 y1 x2 y2 in continuous pixels, inside the picture; floats
 - `labels`: `n`, classes 0..; 64-bit

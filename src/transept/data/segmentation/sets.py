@@ -131,7 +131,7 @@ class HubSegmentation(MaskedPictures):
     """A table of the `datasets` library with a picture and a mask in each row."""
 
     def __init__(self, rows: Any, columns: tuple[str, str], table: LabelTable, name: str) -> None:
-        from datasets import Image as ImageFeature
+        from datasets import Image as ImageFeature  # an extra
 
         self.columns = columns
         # Undecoded, so that our reader sees the file: EXIF tag, formats, errors with a name.
@@ -153,7 +153,7 @@ class HubSegmentation(MaskedPictures):
 
 @dataclass(frozen=True, slots=True)
 class SegmentationSplits:
-    """What a segmenter is trained and judged on."""
+    """The data that a segmenter is trained and judged on."""
 
     classes: list[str]
     palette: list[Color]
@@ -419,7 +419,7 @@ def _hub_sets(
     columns: tuple[str, str] | None,
 ) -> tuple[MaskedPictures, MaskedPictures]:
     loaded, name = load_hub(data), data.removeprefix(HUB)
-    from datasets import Image as ImageFeature
+    from datasets import Image as ImageFeature  # an extra; `load_hub` says so where it is missing
 
     train, val = (next((half for half in names if half in loaded), None) for names in (_TRAIN, ("validation", *_VAL)))
     if val is None or (train is None and halves == "both"):

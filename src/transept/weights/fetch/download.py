@@ -131,6 +131,7 @@ def _bar(name: str, progress: bool | None) -> Iterator[_Show]:
     if not (sys.stderr.isatty() if progress is None else progress):
         yield lambda done, total, note="": None
         return
+    # Only a bar on a terminal needs it.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
