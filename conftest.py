@@ -2,12 +2,13 @@
 
 In one process for each page, for the blocks of a page build on each other, and in an empty folder that is the page's
 own. No page downloads anything: an invisible block before the visible one writes what the visible one reads, published
-weights by `stand_in`. What cannot run anywhere is marked with `<!-- skip: next "why" -->`.
+weights by `stand_in`, a run by `digits_run`. What cannot run anywhere is marked with `<!-- skip: next "why" -->`.
 """
 
 import os
 import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ def begin(page: dict[str, Any]) -> None:
     page["environment"].setenv("TORCH_HOME", page["folder_of_page"].name)
     page["environment"].setenv("TRANSEPT_OFFLINE", "1")
     page["stand_in"] = stand_in
+    page["digits_run"] = digits_run
     page["find_spec"] = find_spec  # for blocks that need an extra
 
 
@@ -52,9 +54,22 @@ def stand_in(name: str) -> None:
     torch.save({"model": model.state_dict()}, path)
 
 
+def digits_run(folder: str) -> None:
+    """What others read of the run that `transept train digits` leaves, with a smaller model and random weights."""
+    import transept
+    from transept.data.classification.transforms import Preprocessing
+    from transept.tasks.run_folder import BEST, CONFIG
+
+    model = transept.create_model("cait_xxs24_224", num_classes=10, img_size=32, depth=1)
+    run = Path(folder)
+    run.mkdir(parents=True)
+    transept.Classifier(model, [str(digit) for digit in range(10)], Preprocessing(img_size=(32, 32))).save(run / BEST)
+    (run / CONFIG).write_text("data: digits\n", encoding="utf-8")
+
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md", "docs/families/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/api/*.md", "docs/families/*.md"],
     setup=begin,
     teardown=end,
 ).pytest()
