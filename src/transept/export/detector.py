@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -194,6 +193,8 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
     apart = (boxes / BOX_TOLERANCE).maximum(scores / SCORE_TOLERANCE).nan_to_num(nan=torch.inf)
     apart[expected.labels[:, None] != found.labels] = torch.inf
     alike = apart <= 1
+    from scipy.optimize import linear_sum_assignment  # half a second, which every verb would wait for
+
     ours, theirs = (
         torch.from_numpy(index) for index in linear_sum_assignment(apart.where(alike, number + 1.0).numpy())
     )

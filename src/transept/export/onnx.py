@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -156,6 +155,8 @@ _RUNNERS: Mapping[Format, Callable[[Path], Run]] = {"onnx": onnx_runner, "pt2": 
 
 def sample_picture() -> Image.Image:
     """A real photograph, 640 x 427, that scikit-learn brings along: what exports are checked with by default."""
+    from sklearn.datasets import load_sample_image  # two seconds, which every verb would wait for
+
     return Image.fromarray(load_sample_image("china.jpg"))
 
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from transept.checks import check_known, check_positive
 from transept.data.detection.coco_classes import COCO_CLASSES
 from transept.data.detection.sets import DetectionSplits, load_detection_splits
 from transept.data.detection.transforms import DetectionPreprocessing
@@ -24,7 +23,7 @@ from transept.models.backbone import Backbone
 from transept.models.registry import find_model
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
-from transept.tasks.detect_methods import METHODS, PUBLISHED_OPTIONS, PUBLISHED_PREPROCESSING, SingleStage
+from transept.tasks.detect_methods import METHODS, PUBLISHED_OPTIONS, PUBLISHED_PREPROCESSING, SingleStage, check_parts
 from transept.tasks.detect_pictures import DetectionInference, detect_pictures, multi_scale_test
 from transept.tasks.detect_results import SHOWN_SCORE, DetectorResults, draw_detections, evaluate_detector
 from transept.tasks.saving import rebuild, tuples
@@ -297,23 +296,6 @@ class Detector(Task):
             if not sound.all():
                 box = target.boxes[~sound][0].tolist()
                 raise TranseptError(f"target {i} of the batch has the box {box}; give x1 < x2 and y1 < y2, all finite")
-
-
-def check_parts(method: str, width: int, anchor_scale: float) -> None:
-    """Whether there is such a detector.
-
-    Raises:
-        UsageError: an unknown method, or values that it cannot have.
-    """
-    check_known(METHODS, method=method)
-    if width < 32 or width % 32:
-        raise UsageError(f"width={width}; give a positive multiple of 32 channels")
-    if width < 64 and method in ("fcos", "atss"):
-        # Of one channel a group norm cannot be taken where a level is a single cell.
-        raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
-    check_positive(anchor_scale=anchor_scale)
-    if anchor_scale != 1 and method == "fcos":
-        raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")
 
 
 def create_detector(

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from transept.checks import check_known, check_positive
 from transept.data.detection.transforms import DetectionPreprocessing
+from transept.errors import UsageError
 from transept.heads.atss import ATSSDecoder, ATSSHead, ATSSLoss
 from transept.heads.cascade_rcnn import CascadeRCNNDecoder, CascadeRCNNHead, CascadeRCNNLoss
 from transept.heads.fcos import FCOSDecoder, FCOSHead, FCOSLoss
@@ -173,3 +175,20 @@ PUBLISHED_PREPROCESSING: Mapping[tuple[str, str], DetectionPreprocessing] = {
     for size in ("small", "base")
 }
 """Method and backbone to the preprocessing of the published detector, where it is not the default."""
+
+
+def check_parts(method: str, width: int, anchor_scale: float) -> None:
+    """Whether there is such a detector.
+
+    Raises:
+        UsageError: an unknown method, or values that it cannot have.
+    """
+    check_known(METHODS, method=method)
+    if width < 32 or width % 32:
+        raise UsageError(f"width={width}; give a positive multiple of 32 channels")
+    if width < 64 and method in ("fcos", "atss"):
+        # Of one channel a group norm cannot be taken where a level is a single cell.
+        raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
+    check_positive(anchor_scale=anchor_scale)
+    if anchor_scale != 1 and method == "fcos":
+        raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")

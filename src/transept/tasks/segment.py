@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 
-from transept.checks import check_known
 from transept.data.labels import Color, drawing_palette
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
@@ -31,7 +30,7 @@ from transept.ops.masks import IGNORE_LABEL
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
 from transept.tasks.saving import rebuild, tuples
-from transept.tasks.segment_methods import METHODS, PUBLISHED_OPTIONS
+from transept.tasks.segment_methods import METHODS, PUBLISHED_OPTIONS, check_parts
 from transept.tasks.segment_results import SegmenterResults, evaluate_segmenter
 from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, Task, as_bytes
 from transept.weights.catalogue.records import Checkpoint
@@ -349,17 +348,6 @@ class Segmenter(Task):
             classes=ADE20K_CLASSES,
             weights=checkpoint.name,
         ).eval()
-
-
-def check_parts(method: str, width: int | None) -> None:
-    """Whether there is such a segmenter.
-
-    Raises:
-        UsageError: an unknown method, or a width that it cannot have.
-    """
-    check_known(METHODS, method=method)
-    if width is not None and (width < 2 or width % 2):
-        raise UsageError(f"width={width}; give a positive even number of channels")
 
 
 def create_segmenter(

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from transept.checks import check_known
+from transept.errors import UsageError
 from transept.heads.fcn import FCNHead
 from transept.heads.fpn import FPN
 from transept.heads.semantic_fpn import SemanticFPNHead
@@ -46,3 +48,14 @@ PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     for size in ("small", "base", "large")
 }
 """Method and backbone to the options of the published segmenter, where they are not the classifier's."""
+
+
+def check_parts(method: str, width: int | None) -> None:
+    """Whether there is such a segmenter.
+
+    Raises:
+        UsageError: an unknown method, or a width that it cannot have.
+    """
+    check_known(METHODS, method=method)
+    if width is not None and (width < 2 or width % 2):
+        raise UsageError(f"width={width}; give a positive even number of channels")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from transept.checks import check_positive
 from transept.data.detection.transforms import DetectionAugmentation, DetectionPreprocessing
 from transept.errors import UsageError
-from transept.tasks.detect import check_parts
+from transept.tasks.detect_methods import check_parts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transept.checks import check_positive
 from transept.data.segmentation.transforms import SegmentationAugmentation, SegmentationPreprocessing
-from transept.tasks.segment import check_parts
+from transept.tasks.segment_methods import check_parts
 
 
 @dataclass(frozen=True, kw_only=True)
