@@ -2,6 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 import transept
 
@@ -30,3 +33,20 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 python_maximum_signature_line_length = 88
+
+_sentences: dict[str, list[str]] = {}
+
+
+def keep_sentences(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes the first line of a field's docstring for `type: text`; ours are sentences, some with a colon."""
+    if what in ("attribute", "data"):
+        _sentences[name] = list(lines)
+
+
+def restore_sentences(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = _sentences.pop(name, lines)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", keep_sentences, priority=400)  # Napoleon's own: 500
+    app.connect("autodoc-process-docstring", restore_sentences, priority=600)
