@@ -1,6 +1,7 @@
 """The names of version 0.1, in pages, in config.yaml of earlier runs and on the command line."""
 
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transept.training.options.parsing import option_types, parse_recipe
 from transept.training.options.recipe import plain
 from transept.training.options.renamed import RENAMED, renamed
 
+RECIPES = Path(__file__).parents[3] / "docs" / "recipes.md"
 VERSION_0_1 = Path(__file__).parent / "version_0_1"
 RUNS = {
     "classify": "classify/xcit_tiny_12_p16_384_dist",
@@ -29,6 +31,25 @@ def test_every_new_name_is_an_option_or_a_section():
         assert old not in option_types()
     assert renamed("mix.mixup") == "classify.mix.mixup"
     assert renamed("optimizer.lr") == "optimizer.lr"
+
+
+def rows_of_the_page() -> dict[str, str]:
+    """Old name to new one, as the table in docs/recipes.md has them; `section.*` in it is the whole section."""
+    table = RECIPES.read_text(encoding="utf-8").partition("## Names of version 0.1")[2].partition("\n## ")[0]
+    names: dict[str, str] = {}
+    for row in table.splitlines():
+        if not row.startswith("| `"):
+            continue
+        old, new = (re.findall("`(.+?)`", cell) for cell in row.strip("| ").split(" | "))
+        if old[0].endswith("."):  # a section, its names, and the one section where they stand now
+            new = [new[0].replace("*", name) for name in old[1:]]
+            old = [old[0] + name for name in old[1:]]
+        names |= {a.removesuffix(".*"): b.removesuffix(".*") for a, b in zip(old, new, strict=True)}
+    return names
+
+
+def test_the_page_lists_every_old_name():
+    assert rows_of_the_page() == dict(RENAMED)
 
 
 @pytest.mark.parametrize("task", RUNS)
