@@ -64,7 +64,7 @@ def _tell(args: argparse.Namespace, contents: Contents, identity: Identity | Non
             f"{args.source!r} holds {len(contents.tensors)} tensors of none of our families, "
             f"e.g. {next(iter(contents.tensors), 'nothing')!r}"
         )
-    about: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "source": args.source,
         "model": identity.model,
         "also": list(identity.also),
@@ -80,10 +80,10 @@ def _tell(args: argparse.Namespace, contents: Contents, identity: Identity | Non
         "skipped": list(contents.skipped),
     }
     if args.json:
-        print_json(about)
+        print_json(facts)
         return
     print(f"{args.source}: this looks like {identity}")
-    for what, value in about.items():
+    for what, value in facts.items():
         if what not in ("source", "model", "agreement") and value not in ("", [], None):
             print(f"  {what:<12}{', '.join(value) if isinstance(value, list) else value}")
 

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
                 "image": str(args.image),
                 "predictions": [{"label": name, "score": score} for name, score in explained.named],
                 "token": list(explained.token) if explained.marked else None,
-                "maps": [_plain(found) for found in explained.shown],
+                "maps": [_plain(each) for each in explained.shown],
                 "sheet": str(args.out),
             }
         )
@@ -65,23 +65,23 @@ def run(args: argparse.Namespace) -> None:
     table = Table(box=None, pad_edge=False)
     for head in ("kind", "layer", "heads", "rows x columns", "looks at"):
         table.add_column(head)
-    for found in explained.shown:
-        source = "channels" if found.over == "channels" else "tokens"
-        source = source if found.source is None else f"digest of block {found.source}"
-        h, w = found.grid
-        table.add_row(found.kind, escape(found.name), str(found.heads), f"{h} x {w}", source)
+    for attention in explained.shown:
+        source = "channels" if attention.over == "channels" else "tokens"
+        source = source if attention.source is None else f"digest of block {attention.source}"
+        h, w = attention.grid
+        table.add_row(attention.kind, escape(attention.name), str(attention.heads), f"{h} x {w}", source)
     print_table(table)
     print(f"\n{args.out}")
 
 
-def _plain(found: AttentionMap) -> dict[str, Any]:
+def _plain(attention: AttentionMap) -> dict[str, Any]:
     return {
-        "kind": found.kind,
-        "name": found.name,
-        "stage": found.stage,
-        "block": found.block,
-        "source": found.source,
-        "over": found.over,
-        "heads": found.heads,
-        "grid": list(found.grid),
+        "kind": attention.kind,
+        "name": attention.name,
+        "stage": attention.stage,
+        "block": attention.block,
+        "source": attention.source,
+        "over": attention.over,
+        "heads": attention.heads,
+        "grid": list(attention.grid),
     }

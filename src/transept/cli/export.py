@@ -165,7 +165,7 @@ def _int8(task: Any, out: Path, calibration: list[Image.Image], splits: Splits |
     quantised = export_int8(task, out, calibration)
     transform = transforms_for(task)
     image = transform(calibration[0])[None]
-    about: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "file": str(quantised.file),
         "layers": quantised.layers,
         "bytes": quantised.sizes,
@@ -176,8 +176,8 @@ def _int8(task: Any, out: Path, calibration: list[Image.Image], splits: Splits |
     }
     if splits is not None:
         compared = compare_top1(out, task, make_loader(TransformedSet(splits.val, transform), 64))
-        about |= {"top1": {"float": compared.top1[0], "int8": compared.top1[1]}, "images": compared.images}
-    return about
+        facts |= {"top1": {"float": compared.top1[0], "int8": compared.top1[1]}, "images": compared.images}
+    return facts
 
 
 def _name(source: str) -> str:
@@ -216,12 +216,12 @@ def _print(exported: Exported) -> None:
     print_table(table)
 
 
-def _print_int8(about: dict[str, Any]) -> None:
-    before, after = (about["bytes"][kind] / 1e6 for kind in ("float", "int8"))
+def _print_int8(facts: dict[str, Any]) -> None:
+    before, after = (facts["bytes"][kind] / 1e6 for kind in ("float", "int8"))
     print(
-        f"{about['file']}: {about['layers']} layers in 8 bits, {after:.2f} MB for {before:.2f}, "
-        f"{about['latency_ratio']:.2f} of the time at batch 1, calibrated on {about['calibration_images']} pictures"
+        f"{facts['file']}: {facts['layers']} layers in 8 bits, {after:.2f} MB for {before:.2f}, "
+        f"{facts['latency_ratio']:.2f} of the time at batch 1, calibrated on {facts['calibration_images']} pictures"
     )
-    if "top1" in about:
-        top1 = about["top1"]
-        print(f"top-1 of {about['images']} validation pictures: {top1['float']:.2%} float, {top1['int8']:.2%} int8")
+    if "top1" in facts:
+        top1 = facts["top1"]
+        print(f"top-1 of {facts['images']} validation pictures: {top1['float']:.2%} float, {top1['int8']:.2%} int8")

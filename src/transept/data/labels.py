@@ -51,17 +51,17 @@ class LabelTable:
         values = np.asarray(mask).astype(np.uint8) if mask.mode == "1" else np.asarray(mask)
         if values.size and not 0 <= int(values.min()) <= int(values.max()) < 2**16:
             raise BadImageError(path, f"holds the value {values.min() if values.min() < 0 else values.max()}; no label")
-        found = self._of_value[values]
-        if (found == _REFUSED).any():
-            odd, counts = np.unique(values[found == _REFUSED], return_counts=True)
-            known = sorted(self.values)
-            span = f"{known[0]} to {known[-1]}" if known[-1] - known[0] == len(known) - 1 else f"{len(known)} values"
+        classes = self._of_value[values]
+        if (classes == _REFUSED).any():
+            odd, counts = np.unique(values[classes == _REFUSED], return_counts=True)
+            codes = sorted(self.values)
+            span = f"{codes[0]} to {codes[-1]}" if codes[-1] - codes[0] == len(codes) - 1 else f"{len(codes)} values"
             raise BadImageError(
                 path,
                 f"holds the value {odd[0]} in {_pixels(int(counts[0]))}, which the class list lacks (it has {span}; "
                 f"{IGNORE_LABEL} is ignored); mend the mask or the list",
             )
-        return found
+        return classes
 
     def _encode_colors(self, mask: Image.Image, path: Path) -> np.ndarray:
         if not self.colors:
@@ -72,14 +72,14 @@ class LabelTable:
             )
         rgb = np.asarray(mask.convert("RGB")).astype(np.int32)
         codes = rgb @ (2**16, 2**8, 1)
-        found = self._of_color[codes]
-        if (found == _REFUSED).any():
-            odd, counts = np.unique(codes[found == _REFUSED], return_counts=True)
+        classes = self._of_color[codes]
+        if (classes == _REFUSED).any():
+            odd, counts = np.unique(codes[classes == _REFUSED], return_counts=True)
             color = (int(odd[0]) >> 16, int(odd[0]) >> 8 & 255, int(odd[0]) & 255)
             raise BadImageError(
                 path, f"holds the colour {color} in {_pixels(int(counts[0]))}, which the palette lacks; add or mend it"
             )
-        return found
+        return classes
 
     @cached_property
     def _of_value(self) -> np.ndarray:

@@ -218,7 +218,7 @@ def _place(
     """The best corner for a label of object i, and what it costs: shares of objects and of other labels hidden."""
     x1, y1, x2, y2 = boxes[i]
     w, h = chip
-    wanted = np.array(
+    places = np.array(
         [
             (x1, y1 - h),  # on top of the box, then under it, then inside, then beside it
             (x2 - w, y1 - h),
@@ -234,7 +234,7 @@ def _place(
             (x1 - w, y2 - h),
         ]
     )
-    corners = np.clip(wanted, 0, np.array(size) - chip)
+    corners = np.clip(places, 0, np.array(size) - chip)
     chips = np.hstack((corners, corners + chip))
     overlap = _overlap(chips, boxes)
     hidden = overlap / areas
@@ -242,7 +242,7 @@ def _place(
     overlap[:, i] = 0  # on another it may also be taken for that one's
     cost = hidden.sum(axis=1) + (0.15 * overlap.sum(axis=1) + 20 * _overlap(chips, placed).sum(axis=1)) / (w * h)
     cost -= 0.15 * overlap.min(axis=0).sum() / (w * h)  # of objects around all places none can be said to be better
-    cost += 0.3 * np.abs(corners - wanted).max(axis=1) / h + 0.005 * np.arange(len(wanted))
+    cost += 0.3 * np.abs(corners - places).max(axis=1) / h + 0.005 * np.arange(len(places))
     best = int(cost.argmin())
     return corners[best], float(cost[best])
 

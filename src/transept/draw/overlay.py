@@ -58,8 +58,8 @@ def draw_overlay(
     picture: Image.Image, labels: np.ndarray, classes: Sequence[str], palette: Sequence[RGB], path: Path
 ) -> None:
     """The tinted picture, and beside it the classes that occur with their shares."""
-    found = shares(labels, classes)
-    named = {name: share for name, share in found.items() if share >= _SMALLEST}
+    occurring = shares(labels, classes)
+    named = {name: share for name, share in occurring.items() if share >= _SMALLEST}
     width, height = picture.size
     tall = min(max(4.5 * height / width, 2.2), 9.0)
     wide = tall * width / height
@@ -73,7 +73,7 @@ def draw_overlay(
     axes.set_axis_off()
     colors = dict(zip(classes, palette, strict=True))
     handles = [entry(colors[name], f"{shorten(name)}  {share:.1%}") for name, share in named.items()]
-    if rest := len(found) - len(named):
+    if rest := len(occurring) - len(named):
         handles.append(Patch(facecolor="none", label=f"and {rest} below {_SMALLEST:.1%}"))
     draw_legend(figure, handles, wide / (wide + legend), tall)
     write_atomically(path, figure.savefig)

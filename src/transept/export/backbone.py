@@ -54,11 +54,11 @@ def export_backbone(
     picture = picture or sample_picture()
     batches = [three_views(squashed(picture, each, config["mean"], config["std"])) for each in check_sizes(size, step)]
     names = [f"map_{stride}" for stride in model.feature_info.reduction()]
-    about = {
+    metadata = {
         "task": "features",
         "architecture": config["architecture"],
         "channels": model.feature_info.channels(),
         "mean": list(config["mean"]),
         "std": list(config["std"]),
     }
-    return write_batch_graphs(model, batches, names, Path(folder), formats, about, step=step)
+    return write_batch_graphs(model, batches, names, Path(folder), formats, metadata, step=step)

@@ -27,7 +27,7 @@ def write_batch_graphs(
     outputs: Sequence[str],
     folder: Path,
     formats: Sequence[str],
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     *,
     step: int | None = None,
 ) -> Exported:
@@ -46,14 +46,14 @@ def write_batch_graphs(
     """
     model = copy.deepcopy(model).cpu().float().eval()
     expected = [_run(model, images) for images in batches]
-    own = _size(batches[0])
+    first = _size(batches[0])
 
     def compare(kind: Format, run: Run) -> dict[str, float]:
         errors = {}
-        for images, wanted in zip(batches, expected, strict=True):
+        for images, answers in zip(batches, expected, strict=True):
             size = _size(images)
-            at = "" if size == own else f" at {size[0]} x {size[1]}"
-            for name, a, b in zip(outputs, run([images]), wanted, strict=True):
+            at = "" if size == first else f" at {size[0]} x {size[1]}"
+            for name, a, b in zip(outputs, run([images]), answers, strict=True):
                 error = float((a - b).abs().max() / b.std()) if a.shape == b.shape else torch.inf
                 if not error <= TOLERANCE:
                     raise TranseptError(
@@ -66,11 +66,11 @@ def write_batch_graphs(
     example, dynamic = batches[0][:2], {0: Dim("batch", min=1)}
     if step is not None:
         # Neither side equals the other or the native one, lest the graph be for where they do.
-        example = torch.zeros(2, batches[0].shape[1], *(side + n * step for side, n in zip(own, (3, 4), strict=True)))
+        example = torch.zeros(2, batches[0].shape[1], *(side + n * step for side, n in zip(first, (3, 4), strict=True)))
         dynamic |= {2: step * Dim("rows", min=1), 3: step * Dim("columns", min=1)}
-    about = {**about, "img_size": list(own), "size_step": step}
+    metadata = {**metadata, "img_size": list(first), "size_step": step}
     axes = [Axis(name, "batch") for name in outputs]
-    return write_graphs(model, {"images": example}, axes, folder, formats, about, compare, dynamic=dynamic)
+    return write_graphs(model, {"images": example}, axes, folder, formats, metadata, compare, dynamic=dynamic)
 
 
 def dynamic_step(model: Backbone, size: Size) -> int:
@@ -95,9 +95,9 @@ def dynamic_step(model: Backbone, size: Size) -> int:
     return step
 
 
-def check_sizes(own: Size, step: int | None) -> list[Size]:
+def check_sizes(native: Size, step: int | None) -> list[Size]:
     """The sizes to compare at: the native one and, of a graph for any size, one that is not square."""
-    return [own] if step is None else [own, (own[0] + 2 * step, own[1] + step)]
+    return [native] if step is None else [native, (native[0] + 2 * step, native[1] + step)]
 
 
 def three_views(image: Tensor) -> Tensor:

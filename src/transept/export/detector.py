@@ -86,8 +86,8 @@ class ExportedDetector(nn.Module):
         Best first, n up to 100. Masks are probabilities `n 28 28` on a grid over each box, not drawn into the
         picture, whose size the graph does not fix: `transept.ops.masks.paste_masks` draws them.
         """
-        (found,) = self.detector.decode(self.detector(images), sizes, original_sizes)
-        return tuple(part for part in found if part is not None)
+        (detections,) = self.detector.decode(self.detector(images), sizes, original_sizes)
+        return tuple(part for part in detections if part is not None)
 
 
 def prepare(picture: Image.Image, preprocessing: DetectionPreprocessing, img_size: Size) -> DetectorInputs:
@@ -157,7 +157,7 @@ def export_detector(
     def compare(kind: Format, run: Run) -> dict[str, float]:
         return compare_detections(expected, Detections(*run(inputs)), FILES[kind], most)
 
-    about = {
+    metadata = {
         "task": "detect",
         "method": detector.method,
         "architecture": detector.pretrained_cfg["architecture"],
@@ -166,10 +166,10 @@ def export_detector(
         **dataclasses.asdict(detector.preprocessing),
     }
     outputs = [Axis(name, "detections") for name in whole.outputs]
-    return write_graphs(whole, inputs._asdict(), outputs, Path(folder), formats, about, compare)
+    return write_graphs(whole, inputs._asdict(), outputs, Path(folder), formats, metadata, compare)
 
 
-def compare_detections(expected: Detections, found: Detections, name: str, most: int) -> dict[str, float]:
+def compare_detections(expected: Detections, actual: Detections, name: str, most: int) -> dict[str, float]:
     """The largest differences between the same objects in two lists, whose order may differ where scores tie.
 
     Where the lists hold `most` objects, as many as they can, either may end with others of the same score: an object
@@ -180,7 +180,7 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
     Raises:
         TranseptError: the numbers differ, an object lacks its like, or its mask differs; `name` is what it is found in.
     """
-    number, others = len(expected.boxes), len(found.boxes)
+    number, others = len(expected.boxes), len(actual.boxes)
     allowed = max(number, others) // FLIPPED
     if abs(number - others) > allowed:
         raise TranseptError(
@@ -188,10 +188,10 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
         )
     if not number or not others:
         return dict.fromkeys(("detections", "flipped", "boxes", "scores"), 0.0)
-    boxes = (expected.boxes[:, None] - found.boxes).abs().amax(dim=2)
-    scores = (expected.scores[:, None] - found.scores).abs()
+    boxes = (expected.boxes[:, None] - actual.boxes).abs().amax(dim=2)
+    scores = (expected.scores[:, None] - actual.scores).abs()
     apart = (boxes / BOX_TOLERANCE).maximum(scores / SCORE_TOLERANCE).nan_to_num(nan=torch.inf)
-    apart[expected.labels[:, None] != found.labels] = torch.inf
+    apart[expected.labels[:, None] != actual.labels] = torch.inf
     alike = apart <= 1
     from scipy.optimize import linear_sum_assignment  # half a second, which every verb would wait for
 
@@ -203,7 +203,7 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
     flipped = 0
     for objects, index, what, other in (
         (expected, ours[same], "the detector", name),
-        (found, theirs[same], name, "the detector"),
+        (actual, theirs[same], name, "the detector"),
     ):
         cut = (objects.scores <= lowest) & (objects.scores >= lowest - 2 * SCORE_TOLERANCE)
         cut[index] = True
@@ -225,8 +225,8 @@ def compare_detections(expected: Detections, found: Detections, name: str, most:
         "boxes": float(boxes[pairs].max()),
         "scores": float(scores[pairs].max()),
     }
-    if expected.masks is not None and found.masks is not None:
-        errors["masks"] = float((expected.masks[pairs[0]] - found.masks[pairs[1]]).abs().max())
+    if expected.masks is not None and actual.masks is not None:
+        errors["masks"] = float((expected.masks[pairs[0]] - actual.masks[pairs[1]]).abs().max())
         if not errors["masks"] <= MASK_TOLERANCE:
             raise TranseptError(
                 f"{name} differs from the detector on the picture: a mask by {errors['masks']:.2g}, where"

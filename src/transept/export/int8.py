@@ -96,8 +96,8 @@ def export_int8(task: _Classifier, folder: str | PathLike[str], pictures: Sequen
     write_together(folder, {INT8_FILE: write})
     file = folder / INT8_FILE
     batch = torch.cat(images)
-    expected, found = (onnx_runner(path)([batch])[0] for path in (source, file))
-    error = float((found - expected).square().mean().sqrt() / expected.std())
+    expected, quantised = (onnx_runner(path)([batch])[0] for path in (source, file))
+    error = float((quantised - expected).square().mean().sqrt() / expected.std())
     return Quantised(file, {"float": source.stat().st_size, "int8": file.stat().st_size}, layers, error)
 
 
@@ -162,9 +162,9 @@ def _quantise(source: Path, path: Path, images: Sequence[Tensor]) -> int:
     finally:
         logging.getLogger().setLevel(level)
     model = onnx.load(path)
-    about = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
+    metadata = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {METADATA: json.dumps({**json.loads(about[METADATA]), "precision": "int8"})})
+    onnx.helper.set_model_props(model, {METADATA: json.dumps({**json.loads(metadata[METADATA]), "precision": "int8"})})
     onnx.save(model, path)
     return len(nodes)
 

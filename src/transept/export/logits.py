@@ -68,11 +68,11 @@ def export_logits(
     step = dynamic_step(task.backbone, size) if dynamic_size else None
     picture = picture or sample_picture()
     batches = [three_views(task.prepare(picture, each)) for each in check_sizes(size, step)]
-    about = {
+    metadata = {
         "task": task.name,
         "architecture": task.backbone.pretrained_cfg["architecture"],
         "classes": task.classes,
         **dataclasses.asdict(task.preprocessing),
     }
     assert isinstance(task, nn.Module)
-    return write_batch_graphs(task, batches, ["logits"], Path(folder), formats, about, step=step)
+    return write_batch_graphs(task, batches, ["logits"], Path(folder), formats, metadata, step=step)

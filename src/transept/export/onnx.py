@@ -59,7 +59,7 @@ def write_graphs(
     outputs: Sequence[Axis],
     folder: Path,
     formats: Sequence[str],
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     compare: Callable[[Format, Run], dict[str, float]],
     *,
     dynamic: Shape = None,
@@ -78,7 +78,7 @@ def write_graphs(
     """
     chosen = check_formats(formats)
     names = {"inputs": list(inputs), "outputs": [axis.output for axis in outputs]}
-    about = {"transept": version("transept"), **names, **about}
+    metadata = {"transept": version("transept"), **names, **metadata}
     reserve(folder, len(chosen) * sum(p.numel() * p.element_size() for p in module.parameters()))
     shapes = tuple(dynamic for _ in inputs)
     # The graph must not rely on the memory layout of one machine's fused attention.
@@ -89,15 +89,15 @@ def write_graphs(
     def writer(kind: Format) -> Callable[[Path], None]:
         def write(path: Path) -> None:
             if kind == "onnx":
-                _write_onnx(program, path, list(inputs), outputs, about)
+                _write_onnx(program, path, list(inputs), outputs, metadata)
             else:
-                torch.export.save(program, path, extra_files={_EXTRA_FILE: json.dumps(about)})
+                torch.export.save(program, path, extra_files={_EXTRA_FILE: json.dumps(metadata)})
             errors[kind] = compare(kind, _RUNNERS[kind](path))
 
         return write
 
     write_together(folder, {FILES[kind]: writer(kind) for kind in chosen})
-    return Exported({kind: folder / FILES[kind] for kind in chosen}, errors, about)
+    return Exported({kind: folder / FILES[kind] for kind in chosen}, errors, metadata)
 
 
 def check_formats(formats: Sequence[str]) -> list[Format]:
@@ -161,7 +161,7 @@ def sample_picture() -> Image.Image:
 
 
 def _write_onnx(
-    program: ExportedProgram, path: Path, inputs: list[str], outputs: Sequence[Axis], about: Mapping[str, Any]
+    program: ExportedProgram, path: Path, inputs: list[str], outputs: Sequence[Axis], metadata: Mapping[str, Any]
 ) -> None:
     # An extra.
     import onnx_ir
@@ -189,7 +189,7 @@ def _write_onnx(
         names = (first, None, f"{value.name}_height", f"{value.name}_width")
         sizes = [size if isinstance(size, int) else name for size, name in zip(value.shape, names, strict=False)]
         value.shape = onnx_ir.Shape(sizes)
-    written.model.metadata_props[METADATA] = json.dumps(about, ensure_ascii=False)
+    written.model.metadata_props[METADATA] = json.dumps(metadata, ensure_ascii=False)
     written.save(path, external_data=False)
 
 

@@ -222,9 +222,9 @@ class Classifier(ModelTask):
         return {"classes": self.classes, "preprocessing": dataclasses.asdict(self.preprocessing)}
 
     @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
-        model = rebuild(about, num_classes=len(about["classes"]))
-        return cls(model, about["classes"], Preprocessing(**tuples(about["preprocessing"])))
+    def build(cls, description: Mapping[str, Any]) -> Self:
+        model = rebuild(description, num_classes=len(description["classes"]))
+        return cls(model, description["classes"], Preprocessing(**tuples(description["preprocessing"])))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

@@ -37,15 +37,15 @@ def to_coco_results(
         UsageError: masks without pycocotools, or without the sizes they need.
     """
     results: list[Result] = []
-    for i, (found, image_id) in enumerate(zip(detections, image_ids, strict=True)):
-        x1, y1, x2, y2 = found.boxes.float().cpu().unbind(dim=1)
+    for i, (objects, image_id) in enumerate(zip(detections, image_ids, strict=True)):
+        x1, y1, x2, y2 = objects.boxes.float().cpu().unbind(dim=1)
         boxes = torch.stack((x1, y1, x2 - x1, y2 - y1), dim=1).tolist()
         first = len(results)
-        for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True):
+        for box, score, label in zip(boxes, objects.scores.tolist(), objects.labels.tolist(), strict=True):
             result = {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
             results.append(result)
-        if found.masks is not None:
-            for result, mask in zip(results[first:], _encoded(found, sizes[i] if sizes else None), strict=True):
+        if objects.masks is not None:
+            for result, mask in zip(results[first:], _encoded(objects, sizes[i] if sizes else None), strict=True):
                 result["segmentation"] = mask
     return results
 
@@ -62,22 +62,22 @@ def from_coco_results(
     labels = {number: label for label, number in enumerate(category_ids)}
     by_image: dict[int | str, list[Result]] = {number: [] for number in image_ids}
     for position, result in enumerate(results):
-        for key, known in (("image_id", by_image), ("category_id", labels)):
-            if result.get(key) not in known:
+        for key, ids in (("image_id", by_image), ("category_id", labels)):
+            if result.get(key) not in ids:
                 raise TranseptError(f"result {position} has the {key} {result.get(key)!r}, which the data lacks")
         by_image[result["image_id"]].append(result)
-    found = []
-    for number, own in by_image.items():
-        own.sort(key=lambda result: -result["score"])
-        boxes = torch.tensor([result["bbox"] for result in own], dtype=torch.float32).reshape(-1, 4)
+    detections = []
+    for number, of_image in by_image.items():
+        of_image.sort(key=lambda result: -result["score"])
+        boxes = torch.tensor([result["bbox"] for result in of_image], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        scores = torch.tensor([result["score"] for result in own], dtype=torch.float32)
-        classes = torch.tensor([labels[result["category_id"]] for result in own], dtype=torch.int64)
-        masks = [result["segmentation"] for result in own if "segmentation" in result]
-        if masks and len(masks) < len(own):
-            raise TranseptError(f"of {len(own)} results of image {number!r} only {len(masks)} have a segmentation")
-        found.append(Detections(boxes, scores, classes, _decoded(masks) if masks else None))
-    return found
+        scores = torch.tensor([result["score"] for result in of_image], dtype=torch.float32)
+        classes = torch.tensor([labels[result["category_id"]] for result in of_image], dtype=torch.int64)
+        masks = [result["segmentation"] for result in of_image if "segmentation" in result]
+        if masks and len(masks) < len(of_image):
+            raise TranseptError(f"of {len(of_image)} results of image {number!r} only {len(masks)} have a segmentation")
+        detections.append(Detections(boxes, scores, classes, _decoded(masks) if masks else None))
+    return detections
 
 
 def _encoded(found: Detections, size: Size | None) -> Iterable[dict[str, Any]]:

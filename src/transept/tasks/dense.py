@@ -45,10 +45,10 @@ def build_pyramid(
     """
     name, family = find_model(backbone.partition(".")[0])
     fields = {field.name for field in dataclasses.fields(family.variants[name])}
-    own = set(inspect.signature(create).parameters) - {"options"}
+    arguments = set(inspect.signature(create).parameters) - {"options"}
     for option in options:
         if option not in fields:
-            raise unknown(f"option of a {what} on {name}", option, fields | own)
+            raise unknown(f"option of a {what} on {name}", option, fields | arguments)
     return create_model(
         backbone,
         in_chans=in_chans,

@@ -127,8 +127,8 @@ class Detector(Task):
         if isinstance(self.stages, SingleStage):
             return self.stages.loss(outputs, targets)
         losses = self.stages.rpn_loss(outputs.rpn, targets)
-        found = self.stages.train_proposals(outputs.rpn, [target.size for target in targets])
-        return losses | self.stages.loss(self.roi_head, outputs.maps, [image.boxes for image in found], targets)
+        proposals = self.stages.train_proposals(outputs.rpn, [target.size for target in targets])
+        return losses | self.stages.loss(self.roi_head, outputs.maps, [image.boxes for image in proposals], targets)
 
     def loss(self, outputs: Any, targets: Sequence[Target]) -> Tensor:
         """The sum of `losses`."""
@@ -144,8 +144,8 @@ class Detector(Task):
         """
         if isinstance(self.stages, SingleStage):
             return self.stages.decode(outputs, image_sizes, original_sizes)
-        found = [image.boxes for image in self.stages.test_proposals(outputs.rpn, image_sizes)]
-        return self.stages.decode(self.roi_head, outputs.maps, found, image_sizes, original_sizes)
+        boxes = [image.boxes for image in self.stages.test_proposals(outputs.rpn, image_sizes)]
+        return self.stages.decode(self.roi_head, outputs.maps, boxes, image_sizes, original_sizes)
 
     @torch.inference_mode()
     def predict(
@@ -251,14 +251,14 @@ class Detector(Task):
         }
 
     @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
+    def build(cls, description: Mapping[str, Any]) -> Self:
         return cls(
-            about["method"],
-            rebuild(about, features_only=True),
-            about["classes"],
-            width=about["width"],
-            anchor_scale=about.get("anchor_scale", 1.0),
-            preprocessing=DetectionPreprocessing(**tuples(about["preprocessing"])),
+            description["method"],
+            rebuild(description, features_only=True),
+            description["classes"],
+            width=description["width"],
+            anchor_scale=description.get("anchor_scale", 1.0),
+            preprocessing=DetectionPreprocessing(**tuples(description["preprocessing"])),
         )
 
     @classmethod

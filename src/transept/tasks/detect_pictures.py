@@ -24,7 +24,7 @@ class DetectionInference:
     """Objects must score above it. The methods themselves drop classes of a probability of 0.05 and less; the score may
     be lower, for FCOS and ATSS multiply the two."""
     classes: tuple[str, ...] | None = None
-    """The classes wanted; None: all."""
+    """Classes to show; None: all."""
     max_detections: int = 100
     """At most so many objects in a picture, the best ones."""
     scales: tuple[Size, ...] = ()
@@ -80,21 +80,21 @@ def detect_pictures(
     detector: _Detector, pictures: Sequence[Image.Image | Tensor], inference: DetectionInference
 ) -> list[Detections]:
     """See `Detector.predict`."""
-    wanted = _class_numbers(detector.classes, inference.classes)
+    numbers = _class_numbers(detector.classes, inference.classes)
     training = detector.training
     detector.train(False)
     try:
-        found: list[Detections] = []
+        detections: list[Detections] = []
         for start in range(0, len(pictures), inference.batch_size):
             images = [as_bytes(picture).cpu() for picture in pictures[start : start + inference.batch_size]]
             views = [_detect(detector, images, scale, mirror) for scale, mirror in _views(inference)]
             for image, seen in zip(images, zip(*views, strict=True), strict=True):
                 objects = seen[0] if len(seen) == 1 else merge_detections(seen, inference.iou_threshold)
-                objects = _select(objects, inference, wanted)
+                objects = _select(objects, inference, numbers)
                 if objects.masks is not None and inference.draw_masks:
                     objects = objects._replace(masks=objects.image_masks((image.shape[-2], image.shape[-1])))
-                found.append(objects)
-        return found
+                detections.append(objects)
+        return detections
     finally:
         detector.train(training)
 
@@ -124,29 +124,29 @@ def _detect(detector: _Detector, images: Sequence[Tensor], scale: Size | None, m
     batch = collate_detections(samples, detector.preprocessing.multiple_of)
     device = next(iter(detector.parameters())).device
     originals = [(image.shape[-2], image.shape[-1]) for image in images]
-    found = detector.decode(detector(batch.images.to(device)), batch.sizes.to(device), originals)
+    detections = detector.decode(detector(batch.images.to(device)), batch.sizes.to(device), originals)
     if mirror:
-        found = [_mirrored(objects, width) for objects, (_, width) in zip(found, originals, strict=True)]
-    return found
+        detections = [_mirrored(objects, width) for objects, (_, width) in zip(detections, originals, strict=True)]
+    return detections
 
 
-def _mirrored(found: Detections, width: int) -> Detections:
-    x1, y1, x2, y2 = found.boxes.unbind(dim=1)
-    masks = None if found.masks is None else found.masks.flip(-1)
-    return found._replace(boxes=torch.stack((width - x2, y1, width - x1, y2), dim=1), masks=masks)
+def _mirrored(detections: Detections, width: int) -> Detections:
+    x1, y1, x2, y2 = detections.boxes.unbind(dim=1)
+    masks = None if detections.masks is None else detections.masks.flip(-1)
+    return detections._replace(boxes=torch.stack((width - x2, y1, width - x1, y2), dim=1), masks=masks)
 
 
-def _select(found: Detections, inference: DetectionInference, wanted: Tensor | None) -> Detections:
-    keep = found.scores > inference.score_threshold
-    if wanted is not None:
-        keep &= torch.isin(found.labels, wanted.to(found.labels))
-    return found.take(keep.nonzero()[: inference.max_detections, 0])
+def _select(detections: Detections, inference: DetectionInference, numbers: Tensor | None) -> Detections:
+    keep = detections.scores > inference.score_threshold
+    if numbers is not None:
+        keep &= torch.isin(detections.labels, numbers.to(detections.labels))
+    return detections.take(keep.nonzero()[: inference.max_detections, 0])
 
 
-def _class_numbers(classes: list[str], wanted: tuple[str, ...] | None) -> Tensor | None:
-    if wanted is None:
+def _class_numbers(classes: list[str], names: tuple[str, ...] | None) -> Tensor | None:
+    if names is None:
         return None
-    for name in wanted:
+    for name in names:
         if name not in classes:
             raise unknown("class of this detector", name, classes)
-    return torch.tensor([number for number, name in enumerate(classes) if name in wanted])
+    return torch.tensor([number for number, name in enumerate(classes) if name in names])

@@ -338,14 +338,14 @@ def _instance(config: _Config, drop_path_rate: float = 0.0) -> Backbone:
     return build_model(config.architecture, drop_path_rate=drop_path_rate, **arguments)
 
 
-def _difference(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> str:
+def _difference(expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The first of the differences between the tensors of a model and of a file, in words; "" for none."""
-    differences = [f"{name} is missing" for name in own if name not in given]
-    differences += [f"{name} is unknown to the model" for name in given if name not in own]
+    differences = [f"{name} is missing" for name in expected if name not in shapes]
+    differences += [f"{name} is unknown to the model" for name in shapes if name not in expected]
     differences += [
-        f"{name} is {given[name]} for {shape} in the model"
-        for name, shape in own.items()
-        if name in given and given[name] != shape
+        f"{name} is {shapes[name]} for {shape} in the model"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
     ]
     more = f" ({len(differences)} differences in all)" if len(differences) > 1 else ""
     return differences[0] + more if differences else ""
@@ -373,13 +373,13 @@ def _build(config: _Config, path: Path, drop_path_rate: float) -> Backbone | Cla
                     f"the weights in {str(path)!r} do not fit the {architecture} of {CONFIG}: {difference}"
                 )
             model = _instance(config, drop_path_rate)
-            own = model.state_dict()
+            state = model.state_dict()
             types = {name: _DTYPES.get(part.get_dtype()) for name, part in slices.items()}
             for name, dtype in types.items():
-                if dtype is None or dtype.is_floating_point != own[name].dtype.is_floating_point:
+                if dtype is None or dtype.is_floating_point != state[name].dtype.is_floating_point:
                     raise TranseptError(
                         f"the weights in {str(path)!r} do not fit the {architecture} of {CONFIG}: {name} is of type "
-                        f"{slices[name].get_dtype()} for {own[name].dtype} in the model"
+                        f"{slices[name].get_dtype()} for {state[name].dtype} in the model"
                     )
             floating = {dtype for dtype in types.values() if dtype is not None and dtype.is_floating_point}
             if len(floating) == 1:
@@ -402,9 +402,9 @@ def _build(config: _Config, path: Path, drop_path_rate: float) -> Backbone | Cla
         model.pretrained_cfg["tag"] = config.weights.partition(".")[2]
     if config.task is None:
         return model.eval()
-    given = config.pretrained_cfg
+    page = config.pretrained_cfg
     preprocessing = Preprocessing(
-        img_size=given["input_size"][1:], **{key: given[key] for key in ("crop_pct", "interpolation", "mean", "std")}
+        img_size=page["input_size"][1:], **{key: page[key] for key in ("crop_pct", "interpolation", "mean", "std")}
     )
     assert config.label_names is not None
     return Classifier(model, config.label_names, preprocessing).eval()
@@ -442,8 +442,8 @@ def _read_config(path: Path) -> _Config:
             raise _FieldError(f"architecture is {config.architecture!r}; its name needs its image size")
         hints = {**get_type_hints(type(variant)), **_ARGUMENTS}
         arguments = _fields(config.model_args, hints, {"in_chans", "img_size"}, "model_args.")
-        given = _fields(config.pretrained_cfg, get_type_hints(_Input), _INPUT, "pretrained_cfg.")
-        _Input(**given)
+        pretrained = _fields(config.pretrained_cfg, get_type_hints(_Input), _INPUT, "pretrained_cfg.")
+        _Input(**pretrained)
         names = config.label_names
         if config.task is None and names is not None:
             raise _FieldError("label_names belong to task 'classify', which is not given")
@@ -451,7 +451,7 @@ def _read_config(path: Path) -> _Config:
             raise _FieldError(f"label_names has {len(names or ())} names for num_classes {config.num_classes}")
     except ValueError as error:  # UsageError and _FieldError among them
         raise TranseptError(f"{where!r}: {error}{_newer(page)}") from error
-    return dataclasses.replace(config, model_args=arguments, pretrained_cfg=given)
+    return dataclasses.replace(config, model_args=arguments, pretrained_cfg=pretrained)
 
 
 class _FieldError(ValueError):

@@ -107,8 +107,8 @@ class FeatureExtractor(ModelTask):
         return {"preprocessing": dataclasses.asdict(self.preprocessing)}
 
     @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
-        return cls(rebuild(about, num_classes=0), Preprocessing(**tuples(about["preprocessing"])))
+    def build(cls, description: Mapping[str, Any]) -> Self:
+        return cls(rebuild(description, num_classes=0), Preprocessing(**tuples(description["preprocessing"])))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

@@ -25,15 +25,16 @@ def describe(model: Backbone) -> dict[str, Any]:
     }
 
 
-def rebuild(about: Mapping[str, Any], **arguments: Any) -> Backbone:
+def rebuild(description: Mapping[str, Any], **arguments: Any) -> Backbone:
     """The model that `describe` described, freshly initialised; `arguments` are those of `build_model`."""
-    return build_model(about["architecture"], in_chans=about["in_chans"], **arguments, **about["options"])
+    in_chans, options = description["in_chans"], description["options"]
+    return build_model(description["architecture"], in_chans=in_chans, **arguments, **options)
 
 
-def save_task(path: Path, name: str, module: nn.Module, about: Mapping[str, Any]) -> None:
+def save_task(path: Path, name: str, module: nn.Module, description: Mapping[str, Any]) -> None:
     """Weights and description of the task called `name` in one safetensors file, written atomically."""
     state = {key: value.contiguous() for key, value in module.state_dict().items()}
-    metadata = {METADATA_KEY: json.dumps({"task": name} | dict(about))}
+    metadata = {METADATA_KEY: json.dumps({"task": name} | dict(description))}
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata))
 
 

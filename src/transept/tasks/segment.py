@@ -325,14 +325,14 @@ class Segmenter(Task):
         }
 
     @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
+    def build(cls, description: Mapping[str, Any]) -> Self:
         return cls(
-            about["method"],
-            rebuild(about, features_only=True),
-            about["classes"],
-            palette=about["palette"],
-            preprocessing=SegmentationPreprocessing(**tuples(about["preprocessing"])),
-            width=about["width"],
+            description["method"],
+            rebuild(description, features_only=True),
+            description["classes"],
+            palette=description["palette"],
+            preprocessing=SegmentationPreprocessing(**tuples(description["preprocessing"])),
+            width=description["width"],
         )
 
     @classmethod

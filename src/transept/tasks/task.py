@@ -252,7 +252,7 @@ class Task(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
+    def build(cls, description: Mapping[str, Any]) -> Self:
         """A task without weights, from `description` and the backbone's own."""
 
     def save(self, path: Path) -> None:
@@ -313,13 +313,13 @@ def read_task(path: Path, kinds: Sequence[type[_Task]]) -> _Task:
     contents = read_checkpoint(path)
     kind = kinds[0]
     try:
-        about = json.loads(contents.metadata[METADATA_KEY])
-        name = about.get("task", "classify")
-        if name not in (known.name for known in kinds):
-            wanted = " or ".join(known.name for known in kinds)
-            raise TranseptError(f"{str(path)!r} holds a model that was trained to {name}, not to {wanted}")
-        kind = next(known for known in kinds if known.name == name)
-        task = kind.build(about)
+        description = json.loads(contents.metadata[METADATA_KEY])
+        name = description.get("task", "classify")
+        if name not in (each.name for each in kinds):
+            names = " or ".join(each.name for each in kinds)
+            raise TranseptError(f"{str(path)!r} holds a model that was trained to {name}, not to {names}")
+        kind = next(each for each in kinds if each.name == name)
+        task = kind.build(description)
         # Our own names are whole: what other code's wrappers put before all of theirs is part of them.
         task.stored.load_state_dict({contents.prefix + key: value for key, value in contents.tensors.items()})
         return task.eval()
@@ -383,13 +383,13 @@ def _key(path: Path) -> str:
     return str(path.resolve()).casefold()
 
 
-def check_classes(known: Sequence[str], classes: Sequence[str], data: str) -> None:
+def check_classes(expected: Sequence[str], classes: Sequence[str], data: str) -> None:
     """Raises `TranseptError` where a set has other classes than the model, or others in their places."""
-    if list(known) == list(classes):
+    if list(expected) == list(classes):
         return
-    odd = sorted(set(known) ^ set(classes))
+    odd = sorted(set(expected) ^ set(classes))
     what = f"{odd[0]!r} is only in {'the data' if odd[0] in classes else 'the model'}" if odd else "their order differs"
-    raise TranseptError(f"the classes of {data!r} are not the model's {len(known)}: {what}")
+    raise TranseptError(f"the classes of {data!r} are not the model's {len(expected)}: {what}")
 
 
 def check_folder(out: Path, kind: str, writes: str) -> None:

@@ -72,8 +72,8 @@ def evaluate(
         TranseptError: the data is missing or bad, or has other classes than the model.
     """
     task = task if isinstance(task, Task) else load(task)
-    known = check_options(task, options)
-    inference = task.inference(**known) if known else None
+    check_options(task, options)
+    inference = task.inference(**options) if options else None
     return task.evaluate(data_of(task, data), inference, batch_size=batch_size, workers=workers)
 
 
@@ -99,10 +99,10 @@ def check_options(task: Task, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: one is not; the message names the nearest one.
     """
-    known: dict[str, Option] = dict(task.options)
+    names: dict[str, Option] = dict(task.options)
     for name in options:
-        if name not in known:
-            raise unknown(f"option of a {task.kind}", name, known)
+        if name not in names:
+            raise unknown(f"option of a {task.kind}", name, names)
     return options
 
 

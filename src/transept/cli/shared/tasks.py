@@ -49,14 +49,14 @@ def options_of(args: argparse.Namespace, task: Task, *, but: Collection[str] = (
     Raises:
         UsageError: one is another task's.
     """
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in dict.fromkeys(name for kind in TASKS for name in kind.options if name not in but):
         if not was_given(args, name):
             continue
         if name not in task.options:
             refuse(name, [kind for kind in TASKS if name in kind.options], f"{args.model!r} is a {task.kind}")
-        given[name] = getattr(args, name)
-    return given
+        values[name] = getattr(args, name)
+    return values
 
 
 def was_given(args: argparse.Namespace, name: str) -> bool:

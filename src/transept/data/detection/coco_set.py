@@ -153,7 +153,7 @@ class CocoSet(DetectionSet):
 
     def _pictures(self, entries: list[Any], folder: Path) -> tuple[dict[Any, Picture], set[Any]]:
         """The pictures by id, and the ids of those that cannot be used."""
-        found: dict[Any, Picture] = {}
+        pictures: dict[Any, Picture] = {}
         bad: set[Any] = set()
         for position, entry in enumerate(entries):
             if not isinstance(entry, dict) or "id" not in entry or not isinstance(entry.get("file_name"), str):
@@ -161,7 +161,7 @@ class CocoSet(DetectionSet):
             number = entry["id"]
             if not isinstance(number, int | str):
                 raise TranseptError(f"{str(self.file)!r}: images[{position}] has the id {number!r}; ids are numbers")
-            if number in found or number in bad:
+            if number in pictures or number in bad:
                 self._refuse(
                     "images with an id given twice",
                     f"image {number} ({entry['file_name']!r}) has an id that another image has",
@@ -175,17 +175,17 @@ class CocoSet(DetectionSet):
                 )
                 bad.add(number)
                 continue
-            known = (0, 0) if None in size else (int(size[0]), int(size[1]))  # pyright: ignore[reportArgumentType]
-            found[number] = Picture(number, folder / entry["file_name"], known)
+            sides = (0, 0) if None in size else (int(size[0]), int(size[1]))  # pyright: ignore[reportArgumentType]
+            pictures[number] = Picture(number, folder / entry["file_name"], sides)
         with ThreadPoolExecutor() as pool:
-            problems = pool.map(picture_problem, found.values(), [len(found) <= _CHECK_FILES] * len(found))
-            for picture, problem in zip(list(found.values()), problems, strict=True):
+            problems = pool.map(picture_problem, pictures.values(), [len(pictures) <= _CHECK_FILES] * len(pictures))
+            for picture, problem in zip(list(pictures.values()), problems, strict=True):
                 if problem:
                     kind = "images without a file" if problem == "does not exist" else "unusable image files"
                     self._refuse(kind, f"image {picture.id}, {str(picture.path)!r}, {problem}")
                     bad.add(picture.id)
-                    del found[picture.id]
-        return found, bad
+                    del pictures[picture.id]
+        return pictures, bad
 
     def _assign(self, entries: list[Any], pictures: dict[Any, Picture], bad_pictures: set[Any]) -> None:
         ids: set[Any] = set()

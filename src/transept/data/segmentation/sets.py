@@ -216,8 +216,8 @@ def load_segmentation_splits(
     else:
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with images/ and annotations/")
     pixels = []
-    for found in sets:
-        counts, bad = _check(found)
+    for half in sets:
+        counts, bad = _check(half)
         pixels.append(counts)
         skipped += bad
     if skipped and not skip_bad_images:
@@ -225,7 +225,7 @@ def load_segmentation_splits(
     if skipped:
         warnings.warn(f"{_summary(skipped)}; left out", TranseptWarning, stacklevel=2)
     bad_paths = {skip.path for skip in skipped}
-    train, val = (_without(found, bad_paths) for found in sets)
+    train, val = (_without(half, bad_paths) for half in sets)
     for half, name in ((train, "training"), (val, "validation")):
         if len(half) == 0 and (half is val or halves == "both"):
             raise TranseptError(f"{data!r} has no {name} pictures" + (" that can be used" if skipped else ""))
@@ -273,9 +273,9 @@ def _check(pictures: MaskedPictures) -> tuple[np.ndarray | None, list[Skipped]]:
         return np.bincount(mask.ravel(), minlength=256)
 
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(read, range(len(pictures))))
-    counts = sum((each for each in found if isinstance(each, np.ndarray)), np.zeros(256, np.int64))
-    return counts[: len(pictures.classes)], [each for each in found if isinstance(each, Skipped)]
+        answers = list(pool.map(read, range(len(pictures))))
+    counts = sum((each for each in answers if isinstance(each, np.ndarray)), np.zeros(256, np.int64))
+    return counts[: len(pictures.classes)], [each for each in answers if isinstance(each, Skipped)]
 
 
 def _summary(skipped: list[Skipped]) -> str:
@@ -343,8 +343,8 @@ def _half_folders(root: Path, halves: Literal["both", "val"]) -> list[tuple[Path
             return [train, val]
         if train is not None or val is not None:
             has, lacks = ("training", "validation") if val is None else ("validation", "training")
-            found = (train or val or (root,))[0]
-            raise TranseptError(f"{str(root)!r} has {has} pictures ({found.relative_to(root)}/) but no {lacks} ones")
+            folder = (train or val or (root,))[0]
+            raise TranseptError(f"{str(root)!r} has {has} pictures ({folder.relative_to(root)}/) but no {lacks} ones")
     flat = _find_folders(root, _FLAT, ("",))
     if flat is None:
         raise TranseptError(
@@ -384,7 +384,7 @@ def _table(root: Path, ending: str, classes: Sequence[str] | None, reduce_zero_l
 def _match(pictures: Path, masks: Path, ending: str) -> tuple[list[tuple[Path, Path]], list[Skipped]]:
     """Pictures with the masks of the same name, and what has no partner."""
 
-    def found(folder: Path, cut: str, extensions: Sequence[str]) -> dict[str, list[Path]]:
+    def by_name(folder: Path, cut: str, extensions: Sequence[str]) -> dict[str, list[Path]]:
         files: dict[str, list[Path]] = {}
         for file in sorted(folder.rglob("*")):
             if file.suffix.lower() in extensions and file.stem.endswith(cut) and not file.name.startswith("."):
@@ -392,8 +392,8 @@ def _match(pictures: Path, masks: Path, ending: str) -> tuple[list[tuple[Path, P
                 files.setdefault(name.as_posix(), []).append(file)
         return files
 
-    of_picture = found(pictures, "_leftImg8bit" if ending else "", EXTENSIONS)
-    of_mask = found(masks, ending, EXTENSIONS)
+    of_picture = by_name(pictures, "_leftImg8bit" if ending else "", EXTENSIONS)
+    of_mask = by_name(masks, ending, EXTENSIONS)
     pairs, skipped = [], []
     for name in sorted(of_picture.keys() | of_mask.keys()):
         here, there = of_picture.get(name, []), of_mask.get(name, [])
