@@ -80,15 +80,15 @@ def from_coco_results(
     return detections
 
 
-def _encoded(found: Detections, size: Size | None) -> Iterable[dict[str, Any]]:
+def _encoded(detections: Detections, size: Size | None) -> Iterable[dict[str, Any]]:
     api = mask_api()
-    assert found.masks is not None
+    assert detections.masks is not None
     if size is None:
-        if found.masks.dtype != torch.bool:
+        if detections.masks.dtype != torch.bool:
             raise UsageError("masks that are not drawn into the image need its height and width: give sizes")
-        size = (found.masks.shape[-2], found.masks.shape[-1])
-    for start in range(0, len(found.boxes), _TOGETHER):
-        some = found.take(torch.arange(start, min(start + _TOGETHER, len(found.boxes)), device=found.boxes.device))
+        size = (detections.masks.shape[-2], detections.masks.shape[-1])
+    for start in range(0, len(detections.boxes), _TOGETHER):
+        some = detections.take(torch.arange(start, min(start + _TOGETHER, len(detections.boxes)), device=detections.boxes.device))
         drawn = some.image_masks(size).cpu().numpy().astype(np.uint8)
         for rle in api.encode(np.asfortranarray(drawn.transpose(1, 2, 0))):
             yield {"size": list(size), "counts": rle["counts"].decode()}
