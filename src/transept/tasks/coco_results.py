@@ -88,7 +88,8 @@ def _encoded(detections: Detections, size: Size | None) -> Iterable[dict[str, An
             raise UsageError("masks that are not drawn into the image need its height and width: give sizes")
         size = (detections.masks.shape[-2], detections.masks.shape[-1])
     for start in range(0, len(detections.boxes), _TOGETHER):
-        some = detections.take(torch.arange(start, min(start + _TOGETHER, len(detections.boxes)), device=detections.boxes.device))
+        end = min(start + _TOGETHER, len(detections.boxes))
+        some = detections.take(torch.arange(start, end, device=detections.boxes.device))
         drawn = some.image_masks(size).cpu().numpy().astype(np.uint8)
         for rle in api.encode(np.asfortranarray(drawn.transpose(1, 2, 0))):
             yield {"size": list(size), "counts": rle["counts"].decode()}
