@@ -8,7 +8,7 @@ import pytest
 from transept.errors import TranseptError, UsageError
 from transept.tasks.data_options import DataOptions
 
-VERSION_0_1 = Path(__file__).parents[1] / "train" / "options" / "version_0_1"
+VERSION_0_1 = Path(__file__).parents[1] / "training" / "options" / "version_0_1"
 
 
 def run_of(tmp_path: Path, text: str) -> Path:
