@@ -12,7 +12,7 @@ check: $(UV)  ## lint, format, types, and which room may import which
 	$(RUN) pyright
 	$(RUN) lint-imports
 
-test: $(UV)  ## the suite without its slow part: about five minutes on two cores
+test: $(UV)  ## the suite without its slow part: ten to twenty minutes on two cores
 	$(RUN) pytest -n 2 --dist worksteal
 	$(RUN) pytest -n 2 --dist loadfile README.md docs
 	$(MAKE) shapes
@@ -35,7 +35,7 @@ docs: $(UV)  ## the site, in docs/_build; a warning is an error
 package: $(UV)  ## wheel and source archive, each installed in an environment of its own and tried
 	UV=$(UV) .ci/package
 
-digits: $(UV)  ## trains, evaluates and labels: a minute and a half on two cores; an older run moves aside
+digits: $(UV)  ## trains, evaluates and labels: about two minutes on two cores; an older run moves aside
 	@if [ -e runs/digits ]; then mv -v runs/digits runs/digits.$$(date +%Y-%m-%dT%H-%M-%S); fi
 	$(RUN) transept train digits
 	$(RUN) transept eval runs/digits
