@@ -26,9 +26,9 @@ from transept.training.options.pages import read_recipe, recipe_names
 from transept.training.options.parsing import parse_recipe
 from transept.training.options.recipe import Recipe
 
-# A second an epoch, with everything that draws random numbers.
+# Two seconds an epoch, with everything that draws random numbers.
 OPTIONS = (
-    "--schedule.epochs 3 --schedule.warmup_epochs 1 --batch_size 32 --model.img_size 16 --model.drop_path_rate 0.2 "
+    "--schedule.epochs 3 --schedule.warmup_epochs 1 --batch_size 16 --model.img_size 16 --model.drop_path_rate 0.2 "
     "--model.options.depth 2 --model.options.embed_dim 32 "
     "--classify.augmentation.erasing 0.2 --classify.augmentation.color_jitter 0.2"
 ).split()
@@ -68,7 +68,7 @@ def wait_for_epoch(folder: Path, process: subprocess.Popen[str]) -> None:
 def test_the_run_folder(whole_run: Path):
     table = metrics(whole_run)
     assert [row["epoch"] for row in table] == ["1", "2", "3"]
-    assert [int(row["step"]) for row in table] == [44, 88, 132]
+    assert [int(row["step"]) for row in table] == [89, 178, 267]
     assert float(table[2]["train_loss"]) < float(table[0]["train_loss"]) < 2.4
     assert float(table[0]["lr"]) > 9e-4 > 2e-5 > float(table[2]["lr"])
     with Image.open(whole_run / "curves.png") as picture:
@@ -115,7 +115,7 @@ def test_interrupted_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
     assert errors.splitlines()[-1].endswith(f"go on with: transept train --resume {tmp_path / 'run'}")
     assert "Traceback" not in errors
     step = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"]
-    assert step % 44, "it was to stop inside an epoch"
+    assert step % 89, "it was to stop inside an epoch"
     train(recipe(), tmp_path / "run", resume=True, progress=False)
     assert_same(tmp_path / "run", whole_run)
 
