@@ -14,7 +14,16 @@ from rich.progress import track
 
 from transept.cli.shared.features import add_feature_arguments, eval_features
 from transept.cli.shared.tables import plain_skipped, print_json, print_table, table_for_people
-from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of, refuse, was_given
+from transept.cli.shared.tasks import (
+    add_options,
+    inference_of,
+    kinds_with,
+    load_task,
+    option_names,
+    options_of,
+    refuse,
+    was_given,
+)
 from transept.errors import TranseptError, UsageError
 from transept.tasks.data_options import DataOptions
 from transept.tasks.pretrain import FeatureExtractor
@@ -82,11 +91,9 @@ def data_options(args: argparse.Namespace, task: Task) -> DataOptions:
 
 def _check_features(args: argparse.Namespace) -> None:
     """Features are read from pictures as they are."""
-    for kind in TASKS:
-        for name in kind.options:
-            if name not in FeatureExtractor.options and name != "top" and was_given(args, name):
-                kinds = [each for each in TASKS if name in each.options]
-                refuse(name, kinds, f"{args.model!r} is a source of features")
+    for name in option_names(but=("top", *FeatureExtractor.options)):
+        if was_given(args, name):
+            refuse(name, kinds_with(name), f"{args.model!r} is a source of features")
 
 
 def _plain(evaluation: Evaluation) -> dict[str, Any]:

@@ -33,14 +33,15 @@ def best_device() -> torch.device:
 def add_options(parser: argparse.ArgumentParser, *, but: Collection[str] = ()) -> None:
     """Every option of inference that some task has, under the names of the tasks that have it."""
     groups: dict[str, Any] = {}
-    for name in dict.fromkeys(name for kind in TASKS for name in kind.options if name not in but):
-        kinds = [kind for kind in TASKS if name in kind.options]
+    for name in option_names(but):
+        kinds = kinds_with(name)
         title = _listing([f"{kind.kind}s" for kind in kinds])
-        group = groups.setdefault(title, parser.add_argument_group(title)) if title not in groups else groups[title]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         option = kinds[0].options[name]
         helps = {kind.options[name].help: f"{kind.kind}s" for kind in reversed(kinds)}
         text = option.help if len(helps) == 1 else "; ".join(f"{who}: {what}" for what, who in reversed(helps.items()))
-        group.add_argument(_flag(name), help=text, **_arguments(option))
+        groups[title].add_argument(_flag(name), help=text, **_arguments(option))
 
 
 def options_of(args: argparse.Namespace, task: Task, *, but: Collection[str] = ()) -> dict[str, Any]:
@@ -50,13 +51,23 @@ def options_of(args: argparse.Namespace, task: Task, *, but: Collection[str] = (
         UsageError: one is another task's.
     """
     values: dict[str, Any] = {}
-    for name in dict.fromkeys(name for kind in TASKS for name in kind.options if name not in but):
+    for name in option_names(but):
         if not was_given(args, name):
             continue
         if name not in task.options:
-            refuse(name, [kind for kind in TASKS if name in kind.options], f"{args.model!r} is a {task.kind}")
+            refuse(name, kinds_with(name), f"{args.model!r} is a {task.kind}")
         values[name] = getattr(args, name)
     return values
+
+
+def option_names(but: Collection[str] = ()) -> list[str]:
+    """Every option of inference that some task has, once."""
+    return list(dict.fromkeys(name for kind in TASKS for name in kind.options if name not in but))
+
+
+def kinds_with(name: str) -> list[type[Task]]:
+    """The tasks that have an option of inference."""
+    return [kind for kind in TASKS if name in kind.options]
 
 
 def was_given(args: argparse.Namespace, name: str) -> bool:
