@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from transept.data.detection.transforms import DetectionAugmentation, DetectionPreprocessing
 from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model, skeletons
-from transept.tasks.detect import PUBLISHED_OPTIONS, PUBLISHED_PREPROCESSING, Detector, create_detector
+from transept.tasks.detect import Detector, create_detector
 from transept.training.jobs.detection import DetectJob
 from transept.training.loop.module import TaskModule
 from transept.training.loop.run import train
@@ -211,13 +211,14 @@ def test_pages_agree_with_the_published_detectors():
         method, model, _, _ = parts(name)
         recipe = page(name)
         if (column == "cf" and options == "narrow") or column == "cat" or method == "cascade_mask_rcnn":
-            expected = PUBLISHED_OPTIONS.get((method, model), {})
+            expected = find_model(model)[1].dense_options.get((method, model), {})
             assert recipe.model.options == {key: list(v) if isinstance(v, tuple) else v for key, v in expected.items()}
         if column == "xcit":
             registered, family = find_model(model)
             assert family.variants[registered].eta == float(options)  # type: ignore
-        published = PUBLISHED_PREPROCESSING.get((method, model))
-        if published:
+        fields = find_model(model)[1].dense_preprocessing.get((method, model))
+        if fields:
+            published = DetectionPreprocessing(**fields)
             assert (published.mean, published.std, published.bgr, published.scale) == (
                 recipe.detect.preprocessing.mean,
                 recipe.detect.preprocessing.std,

@@ -19,7 +19,7 @@ from transept.data.segmentation.transforms import SegmentationAugmentation, Segm
 from transept.errors import TranseptError
 from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
-from transept.tasks.segment import PUBLISHED_OPTIONS, Segmenter, create_segmenter
+from transept.tasks.segment import Segmenter, create_segmenter
 from transept.training.jobs.segmentation import SegmentJob
 from transept.training.loop.interruption import RunInterruptedError
 from transept.training.loop.module import TaskModule
@@ -215,7 +215,8 @@ def test_options_agree_with_the_models_own():
     for name, (column, _, options, _, _) in ROWS.items():
         recipe = page(name)
         if column.startswith("cf"):
-            expected = PUBLISHED_OPTIONS[recipe.segment.method, recipe.model.name]
+            family = find_model(recipe.model.name)[1]
+            expected = family.dense_options[recipe.segment.method, recipe.model.name]
             assert recipe.model.options == {key: list(v) if isinstance(v, tuple) else v for key, v in expected.items()}
         if column == "xcit":
             model, family = find_model(recipe.model.name)

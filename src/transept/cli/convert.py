@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
     model = _model(name, identity, pyramid=args.backbone)
     report = load_contents(model, contents, args.source)
     state = from_official(model.state_dict(), family.name, args.to)
-    write_state_dict(Path(args.target), state, family=family.name, dialect=args.to.lower())
+    prefix = family.checkpoint_prefix if args.to.lower() == OFFICIAL else ""
+    write_state_dict(Path(args.target), state, prefix=prefix)
     _report(args, report)
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from transept.cost.count import Cost, count
 from transept.errors import UsageError, unknown
-from transept.models.registry import build_skeleton, find_model, list_models, skeletons
-from transept.tasks.detect_methods import PUBLISHED_3X_OPTIONS
+from transept.models.registry import FAMILIES, build_skeleton, find_model, list_models, skeletons
 from transept.tasks.registry import TASKS
 from transept.tasks.task import Task
 
@@ -38,13 +37,13 @@ def system_skeleton(method: str, backbone: str, *, three: bool = False) -> Task:
     kinds = {name: kind for kind in TASKS for name in kind.methods}
     if method not in kinds:
         raise unknown("method", method, kinds)
-    name, _ = find_model(backbone)
+    name, family = find_model(backbone)
     options = {}
     if three:
-        if (method, name) not in PUBLISHED_3X_OPTIONS:
-            several = " and ".join("/".join(pair) for pair in PUBLISHED_3X_OPTIONS)
+        if (method, name) not in family.dense_options_3x:
+            several = " and ".join("/".join(pair) for each in FAMILIES for pair in each.dense_options_3x)
             raise UsageError(f"{method}/{backbone} was published in one form; the 3x schedule is of {several}")
-        options = PUBLISHED_3X_OPTIONS[method, name]
+        options = family.dense_options_3x[method, name]
     with skeletons():
         return kinds[method].create(method, backbone=backbone, **options)
 

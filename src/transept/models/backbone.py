@@ -29,8 +29,8 @@ class ModelConfig:
 class Family:
     """One paper: its variants and the two models built from them. Each model file ends with one.
 
-    Further facts stand where they are used, and a family without them has a line nowhere: other code bases' names of
-    its weights in `weights/convert/__init__.py`, constants to fold in `inference/fuse.py`, costs as printed in
+    Code that needs more than a fact stands where it runs, and a family without it has a line nowhere: other code bases'
+    names of its weights in `weights/convert/__init__.py`, constants to fold in `inference/fuse.py`, costs as printed in
     `cost/printed.py`, published files in `weights/catalogue/`.
     """
 
@@ -46,6 +46,20 @@ class Family:
     """Patterns of names in official checkpoints that hold nothing learned; we compute what they hold."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Variant name to what must be said wherever the variant is shown."""
+    checkpoint_prefix: str = ""
+    """Before every name in the `.pth` files that the authors' loaders expect."""
+    in_timm: bool = False
+    """timm has classifiers of the same names and arguments, and loads official names."""
+    not_in_timm: frozenset[str] = frozenset()
+    """Fields of the config that timm's classifiers do not take."""
+    any_size: Mapping[str, Any] = field(default_factory=dict)
+    """Options with which a classifier takes images of any size, where it does not by itself."""
+    dense_options: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    """Method and variant to the options of the published detector or segmenter that are not the classifier's."""
+    dense_options_3x: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    """The same of detectors that were also published with three times the training, in which they differ."""
+    dense_preprocessing: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    """Method and variant to the fields of the published preprocessing that are not the task's defaults."""
 
 
 class Backbone(nn.Module, ABC):

@@ -319,4 +319,7 @@ FAMILY = Family(
     variants=VARIANTS,
     classifier=CaiT,
     pyramid=CaiTPyramid,
+    checkpoint_prefix="module.",
+    in_timm=True,
+    not_in_timm=frozenset({"init_scale"}),
 )

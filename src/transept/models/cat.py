@@ -583,4 +583,13 @@ FAMILY = Family(
     notes={
         "cat_tiny_v2": "a reconstruction: the configuration of CAT-T-v2 was never published, no released weights fit"
     },
+    any_size={"pad": True},
+    # CAT-B was published with two numbers of heads, that of the classifier and this one.
+    dense_options={(method, "cat_base"): dict(num_heads=(4, 8, 16, 32)) for method in ("mask_rcnn", "fcos", "atss")},
+    dense_preprocessing={
+        ("fcos", f"cat_{size}"): dict(
+            mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True
+        )
+        for size in ("small", "base")
+    },
 )

@@ -570,6 +570,9 @@ class CrossFormerPyramid(CrossFormerTrunk):
         return [levels[i] for i in self.out_indices]
 
 
+_WITH_SMALL_GROUPS = ("retinanet", "fcos", "atss", "mask_rcnn", "cascade_rcnn", "upernet")
+_WITH_LARGE_GROUPS = ("cascade_mask_rcnn", "semantic_fpn")
+
 FAMILY = Family(
     name="CrossFormer",
     paper="Wang et al., CrossFormer: A Versatile Vision Transformer Hinging on Cross-scale Attention, arXiv 2108.00154",
@@ -577,4 +580,15 @@ FAMILY = Family(
     derived_buffers=DERIVED_BUFFERS,
     classifier=CrossFormer,
     pyramid=CrossFormerPyramid,
+    any_size={"pad": True},
+    # Of Mask R-CNN the 1x rows. What was not published has the groups of its like.
+    dense_options={
+        (method, f"crossformer_{size}"): LARGE_GROUPS if method in _WITH_LARGE_GROUPS else SMALL_GROUPS
+        for method in _WITH_SMALL_GROUPS + _WITH_LARGE_GROUPS
+        for size in ("small", "base", "large")
+    },
+    dense_options_3x={("mask_rcnn", f"crossformer_{size}"): LARGE_GROUPS for size in ("small", "base")},
+    dense_preprocessing={
+        (method, name): dict(multiple_of=32) for method in ("semantic_fpn", "upernet") for name in VARIANTS
+    },
 )

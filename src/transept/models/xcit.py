@@ -406,4 +406,5 @@ FAMILY = Family(
     variants=VARIANTS,
     classifier=XCiT,
     pyramid=XCiTPyramid,
+    in_timm=True,
 )

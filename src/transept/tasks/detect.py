@@ -23,7 +23,7 @@ from transept.models.backbone import Backbone
 from transept.models.registry import find_model
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
-from transept.tasks.detect_methods import METHODS, PUBLISHED_OPTIONS, PUBLISHED_PREPROCESSING, SingleStage, check_parts
+from transept.tasks.detect_methods import METHODS, SingleStage, check_parts
 from transept.tasks.detect_pictures import DetectionInference, detect_pictures, multi_scale_test
 from transept.tasks.detect_results import SHOWN_SCORE, DetectorResults, draw_detections, evaluate_detector
 from transept.tasks.saving import rebuild, tuples
@@ -344,10 +344,10 @@ def create_detector(
     """
     if method not in METHODS:
         raise unknown("detection method", method, METHODS)
-    name, _ = find_model(backbone.partition(".")[0])
+    name, family = find_model(backbone.partition(".")[0])
     names = class_names(classes, num_classes)
     check_sources("detector", weights, backbone_weights)
-    published = PUBLISHED_OPTIONS.get((method, name), {})
+    published = family.dense_options.get((method, name), {})
     model = build_pyramid(
         "detector",
         create_detector,
@@ -358,7 +358,7 @@ def create_detector(
         img_size=img_size,
         drop_path_rate=drop_path_rate,
     )
-    preprocessing = preprocessing or PUBLISHED_PREPROCESSING.get((method, name))
+    preprocessing = preprocessing or DetectionPreprocessing(**family.dense_preprocessing.get((method, name), {}))
     detector = Detector(method, model, names, width=width, anchor_scale=anchor_scale, preprocessing=preprocessing)
     load_sources(detector, model, weights, backbone_weights)
     return detector

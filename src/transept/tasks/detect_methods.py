@@ -1,4 +1,4 @@
-"""Methods of detection: the parts that each puts on a backbone, how it learns and answers, and its publications."""
+"""Methods of detection: the parts that each puts on a backbone, and how it learns and answers."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from transept.checks import check_known, check_positive
-from transept.data.detection.transforms import DetectionPreprocessing
 from transept.errors import UsageError
 from transept.heads.atss import ATSSDecoder, ATSSHead, ATSSLoss
 from transept.heads.cascade_rcnn import CascadeRCNNDecoder, CascadeRCNNHead, CascadeRCNNLoss
@@ -18,7 +17,6 @@ from transept.heads.instances import Detections
 from transept.heads.mask_rcnn import MaskRCNNDecoder, MaskRCNNHead, MaskRCNNLoss
 from transept.heads.retinanet import RetinaNetDecoder, RetinaNetHead, RetinaNetLoss
 from transept.heads.rpn import Proposals, RPNHead, RPNLoss
-from transept.models.crossformer import LARGE_GROUPS, SMALL_GROUPS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,31 +148,6 @@ METHODS: dict[str, Callable[[Sequence[int], int, int], Parts]] = {
     "cascade_mask_rcnn": _cascade_mask_rcnn,
 }
 """Method to `(channels, num_classes, width)`; a new one is a head and a line here."""
-
-PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    # Of CrossFormer's Mask R-CNN the 1x rows; its 3x rows, as the cascade, have the large groups.
-    (method, f"crossformer_{size}"): LARGE_GROUPS if method == "cascade_mask_rcnn" else SMALL_GROUPS
-    for method in METHODS
-    for size in ("small", "base", "large")
-} | {
-    # CAT-B was published with two numbers of heads, that of the classifier and this one.
-    (method, "cat_base"): dict(num_heads=(4, 8, 16, 32))
-    for method in ("mask_rcnn", "fcos", "atss")
-}
-"""Method and backbone to the options of the published detector, where they are not the classifier's."""
-
-PUBLISHED_3X_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("mask_rcnn", f"crossformer_{size}"): LARGE_GROUPS for size in ("small", "base")
-}
-"""The same of those that were also published with three times the training, in which they differ."""
-
-PUBLISHED_PREPROCESSING: Mapping[tuple[str, str], DetectionPreprocessing] = {
-    ("fcos", f"cat_{size}"): DetectionPreprocessing(
-        mean=(102.9801 / 255, 115.9465 / 255, 122.7717 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True
-    )
-    for size in ("small", "base")
-}
-"""Method and backbone to the preprocessing of the published detector, where it is not the default."""
 
 
 def check_parts(method: str, width: int, anchor_scale: float) -> None:

@@ -242,8 +242,7 @@ class _Saved:
         _, family = find_model(config.architecture)
         pyramid = config.model_args.get("features_only", False)
         use = config.task or ("features" if pyramid else "logits" if config.num_classes else "pooled")
-        # timm builds XCiT and CaiT from the same arguments, but for CaiT's init_scale, and takes the official keys.
-        in_timm = family.name in ("XCiT", "CaiT") and not pyramid and "init_scale" not in config.model_args
+        in_timm = family.in_timm and not pyramid and not family.not_in_timm & config.model_args.keys()
         return model_card(
             config.architecture,
             family,

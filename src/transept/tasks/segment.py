@@ -30,7 +30,7 @@ from transept.ops.masks import IGNORE_LABEL
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
 from transept.tasks.saving import rebuild, tuples
-from transept.tasks.segment_methods import METHODS, PUBLISHED_OPTIONS, check_parts
+from transept.tasks.segment_methods import METHODS, check_parts
 from transept.tasks.segment_results import SegmenterResults, evaluate_segmenter
 from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, Task, as_bytes
 from transept.weights.catalogue.records import Checkpoint
@@ -397,7 +397,7 @@ def create_segmenter(
     name, family = find_model(backbone.partition(".")[0])
     names = class_names(classes, num_classes)
     check_sources("segmenter", weights, backbone_weights)
-    published = PUBLISHED_OPTIONS.get((method, name), {})
+    published = family.dense_options.get((method, name), {})
     model = build_pyramid(
         "segmenter",
         create_segmenter,
@@ -408,8 +408,7 @@ def create_segmenter(
         img_size=img_size,
         drop_path_rate=drop_path_rate,
     )
-    if preprocessing is None and family.name == "CrossFormer":
-        preprocessing = SegmentationPreprocessing(multiple_of=32)
+    preprocessing = preprocessing or SegmentationPreprocessing(**family.dense_preprocessing.get((method, name), {}))
     segmenter = Segmenter(method, model, names, palette=palette, preprocessing=preprocessing, width=width)
     load_sources(segmenter, model, weights, backbone_weights)
     return segmenter

@@ -1,7 +1,7 @@
-"""Methods of semantic segmentation: the parts that each puts on a backbone, and its publications."""
+"""Methods of semantic segmentation: the parts that each puts on a backbone."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
@@ -11,7 +11,6 @@ from transept.heads.fcn import FCNHead
 from transept.heads.fpn import FPN
 from transept.heads.semantic_fpn import SemanticFPNHead
 from transept.heads.upernet import UPerNetHead
-from transept.models.crossformer import LARGE_GROUPS, SMALL_GROUPS
 
 
 class Parts(NamedTuple):
@@ -41,13 +40,6 @@ METHODS: dict[str, Callable[[Sequence[int], Sequence[int], int, int | None], Par
     "upernet": _upernet,
 }
 """Method to `(channels, strides, num_classes, width)`; a new one is a head and a line here."""
-
-PUBLISHED_OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    (method, f"crossformer_{size}"): groups
-    for method, groups in (("semantic_fpn", LARGE_GROUPS), ("upernet", SMALL_GROUPS))
-    for size in ("small", "base", "large")
-}
-"""Method and backbone to the options of the published segmenter, where they are not the classifier's."""
 
 
 def check_parts(method: str, width: int | None) -> None:

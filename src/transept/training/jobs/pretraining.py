@@ -56,11 +56,8 @@ class PretrainJob(Job):
     def _backbone(self, drop_path_rate: float) -> Any:
         model = self.recipe.model
         name, family = find_model(model.name)
-        # Crops are of sizes that CAT and CrossFormer take only so.
-        pad: dict[str, Any] = {"pad": True} if hasattr(family.variants[name], "pad") else {}
-        return create_model(
-            name, num_classes=0, img_size=model.img_size, drop_path_rate=drop_path_rate, **pad | model.options
-        )
+        options: dict[str, Any] = {**family.any_size, **model.options}  # crops are of sizes of their own
+        return create_model(name, num_classes=0, img_size=model.img_size, drop_path_rate=drop_path_rate, **options)
 
     def loaders(self, task: Pretrainer, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
         recipe, splits = self.recipe, self.splits

@@ -16,12 +16,12 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".pdparams")
 
 
 def write_state_dict(
-    path: Path, state: StateDict, *, family: str = "", dialect: str = "", metadata: Mapping[str, str] | None = None
+    path: Path, state: StateDict, *, prefix: str = "", metadata: Mapping[str, str] | None = None
 ) -> None:
     """A file of the kind that its suffix says.
 
-    `.pth` and `.pt` hold the state dict under `model`, with CaiT's prefix `module.` where `dialect` is official: what
-    the authors' loaders expect. `.pdparams` is a pickle of NumPy arrays, as PaddlePaddle reads it.
+    `.pth` and `.pt` hold the state dict under `model`, each name behind `prefix`: what the authors' loaders expect.
+    `.pdparams` is a pickle of NumPy arrays, as PaddlePaddle reads it.
 
     Raises:
         UsageError: another suffix.
@@ -37,7 +37,6 @@ def write_state_dict(
         arrays = {name: value.numpy() for name, value in state.items()}
         write_atomically(path, lambda temporary: temporary.write_bytes(pickle.dumps(arrays, protocol=4)))
     else:
-        prefix = "module." if family == "CaiT" and dialect == "official" else ""
         content = {"model": {prefix + name: value for name, value in state.items()}}
         write_atomically(path, lambda temporary: torch.save(content, temporary))
 
