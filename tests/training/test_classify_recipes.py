@@ -416,7 +416,7 @@ def test_mixing_reaches_the_loss(pictures: Path, teacher: Path):
         ({"teacher": "cait_xxs24_224"}, "has not been downloaded yet and TRANSEPT_OFFLINE forbids to"),
         (
             {"teacher": "resnet18.a1_in1k", "num_classes": 1000},
-            "could not be downloaded .*; give a file with --dis",
+            "could not be downloaded .*; give a file with --classify.dis",
         ),
         ({"teacher": "test_vit", "weights": "FILE"}, r"teacher.pth' do not fit test_vit"),
     ],

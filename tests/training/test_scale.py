@@ -285,12 +285,11 @@ def test_what_cannot_work_is_refused(options: str, message: str, tmp_path: Path)
 
 
 def test_what_several_processes_cannot_do_is_refused():
-    from transept.training.processes.strategies import check_model
+    from transept.training.processes.strategies import check_hardware
 
-    norm = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     with pytest.raises(UsageError, match="sync_batchnorm=true works on GPUs only"):
-        check_model(recipe("--sync_batchnorm", "true"), World(0, 2), norm)
-    check_model(recipe("--sync_batchnorm", "true"), World(0, 1), norm)
+        check_hardware(recipe("--sync_batchnorm", "true"), World(0, 2))
+    check_hardware(recipe("--sync_batchnorm", "true"), World(0, 1))
 
 
 @pytest.mark.parametrize(

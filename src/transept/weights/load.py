@@ -15,7 +15,7 @@ from transept.models.backbone import Backbone
 from transept.weights.catalogue.records import CHECKPOINTS, Checkpoint, checkpoints_of, set_preprocessing, unpublished
 from transept.weights.fetch.download import fetch
 from transept.weights.fetch.locate import locate
-from transept.weights.files.reading import read_checkpoint
+from transept.weights.files.reading import check_is_file, read_checkpoint
 from transept.weights.fit import load_contents
 from transept.weights.report import LoadReport, Reason
 from transept.weights.timm_entries import register_models
@@ -140,14 +140,36 @@ def load_weights(
 
 def find_file(source: str) -> tuple[Path, Checkpoint | None]:
     """The file behind a path, an URL or a `name.tag`, downloaded where necessary, and its entry in the catalogue."""
-    if source.startswith(("http://", "https://")):
+    if source.startswith(_SCHEMES):
         return fetch(source), next((entry for entry in CHECKPOINTS if entry.url == source), None)
-    if "." in source and "/" not in source and Path(source).suffix not in _SUFFIXES and not Path(source).exists():
+    if _is_published(source):
         published = find_checkpoint(source)
         return locate(published), published
     return Path(source), None
 
 
+def check_source(source: str) -> None:
+    """Whether there is such a source, as far as can be said without a network: of an URL nothing.
+
+    Raises:
+        UsageError: no published weights have this name.
+        TranseptError: there is no file at this path.
+    """
+    if source.startswith(_SCHEMES):
+        return
+    if _is_published(source):
+        find_checkpoint(source)
+    else:
+        check_is_file(Path(source))
+
+
+def _is_published(source: str) -> bool:
+    """Whether it is written as the `name.tag` of published weights."""
+    path = Path(source)
+    return "." in source and "/" not in source and path.suffix not in _SUFFIXES and not path.exists()
+
+
 register_models(create_model)
 
+_SCHEMES = ("http://", "https://")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams")

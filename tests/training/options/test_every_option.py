@@ -201,6 +201,26 @@ def test_the_only_wrong_value_of_any_page():
         ("--model.options.depth x", "model.options.depth='x'; give a whole number"),
         ("--model.options.patch_size 5", "model.options.patch_size=5 has no stem; use 16 or 8 (published) or 4"),
         ("--batch_size", "batch_size has no value; give --batch_size VALUE"),
+        (
+            "--model.weights start.pth",
+            "model.weights='start.pth': there is no weights file 'start.pth'; give the path of a .safetensors, .pth, "
+            ".pt or .pdparams file",
+        ),
+        (
+            "--model.weights xcit_nano_12_p16_224.fb_in2k",
+            "model.weights='xcit_nano_12_p16_224.fb_in2k': no published checkpoint is called "
+            "'xcit_nano_12_p16_224.fb_in2k'; did you mean 'xcit_nano_12_p16_224.fb_in1k' or "
+            "'xcit_nano_12_p8_224.fb_in1k' or 'xcit_nano_12_p16_224.timm_fb_in1k'?",
+        ),
+        (
+            "--classify.distill.kind hard --classify.distill.teacher resnet18 --classify.distill.weights teacher.pth",
+            "classify.distill.weights='teacher.pth': there is no weights file 'teacher.pth'; give the path of a "
+            ".safetensors, .pth, .pt or .pdparams file",
+        ),
+        (
+            "--hardware.devices 2 --sync_batchnorm true",
+            "sync_batchnorm=true works on GPUs only; on CPUs give false",
+        ),
     ],
 )
 def test_the_exit_code_and_the_whole_sentence(options: str, said: str, capsys: pytest.CaptureFixture):

@@ -91,11 +91,13 @@ def _load(name: str, weights: str | None, num_classes: int, preprocessing: Prepr
         return model
     published: Any = timm.get_pretrained_cfg(name)
     if published is None or not published.has_weights:
-        raise TranseptError(f"timm has no weights of the teacher {name}; give a file with --distill.weights FILE")
+        raise TranseptError(
+            f"timm has no weights of the teacher {name}; give a file with --classify.distill.weights FILE"
+        )
     if published.num_classes != num_classes:
         raise TranseptError(
             f"the teacher {name} knows {published.num_classes} classes and the data has {num_classes}; give weights "
-            "for these with --distill.weights FILE"
+            "for these with --classify.distill.weights FILE"
         )
     try:
         return timm.create_model(name, pretrained=True)
@@ -103,5 +105,5 @@ def _load(name: str, weights: str | None, num_classes: int, preprocessing: Prepr
         reason = " ".join(str(error).split())[:200]
         raise TranseptError(
             f"the weights of the teacher {name} could not be downloaded ({type(error).__name__}: {reason}); give a "
-            "file with --distill.weights FILE"
+            "file with --classify.distill.weights FILE"
         ) from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transept.checks import shown
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.files import reserve
 from transept.models.registry import build_skeleton
@@ -28,8 +29,9 @@ from transept.training.loop.seeding import seed_all
 from transept.training.loop.states import StateFiles, position, read_state
 from transept.training.loop.trainer import make_trainer, quiet_lightning
 from transept.training.options.recipe import Recipe
-from transept.training.processes.strategies import check_hardware, check_model, fit_to_hardware
+from transept.training.processes.strategies import check_hardware, fit_to_hardware
 from transept.training.processes.world import World, launch, must_launch, wanted_world
+from transept.weights.load import check_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,14 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     resumed run ends with the weights of an uninterrupted one.
 
     Raises:
+        UsageError: what this machine cannot do, or starting weights that are not there; no data was read.
         TranseptError: bad data, data that changed since the run was saved, a folder that cannot be written to, a loss
             that is no number.
         RunInterruptedError: Ctrl-C; everything is saved.
     """
     recipe, world = _ready(recipe)
+    if not resume:  # a run that goes on has its own weights
+        _check_weights(recipe)
     if must_launch(world):
         return launch(_train, (recipe, folder, resume, progress), size=world.size, folder=folder)
     return _train(recipe, folder, resume, progress)
@@ -99,6 +104,19 @@ def _ready(recipe: Recipe) -> tuple[Recipe, World]:
     return recipe, world
 
 
+def _check_weights(recipe: Recipe) -> None:
+    """Refuse starting weights, and a teacher's, that are not there: reading the data can take long."""
+    for name, source in {
+        "model.weights": recipe.model.weights,
+        "classify.distill.weights": recipe.classify.distill.weights,
+    }.items():
+        if source is not None:
+            try:
+                check_source(source)
+            except TranseptError as error:
+                raise UsageError(f"{name}={shown(source)}: {error}") from error
+
+
 def _prepare(recipe: Recipe, world: World, *, load: bool) -> tuple[Job, Any]:
     """The job and its task, with the recipe's starting weights where `load` is set."""
     job = JOBS[recipe.task](recipe, world)
@@ -107,7 +125,6 @@ def _prepare(recipe: Recipe, world: World, *, load: bool) -> tuple[Job, Any]:
     freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
     if recipe.model.norm_eval:
         keep_batch_statistics(task)
-    check_model(recipe, world, task)
     return job, task
 
 

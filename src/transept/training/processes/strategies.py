@@ -23,8 +23,6 @@ from transept.errors import UsageError
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import World, environment_of
 
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
-
 
 def make_strategy(recipe: Recipe, world: World, *, unused_parameters: bool) -> Strategy | str:
     """One process needs none."""
@@ -57,22 +55,12 @@ def check_hardware(recipe: Recipe, world: World) -> None:
         )
     if world.size == 1:
         return
+    if recipe.sync_batchnorm and not gpus:
+        raise UsageError("sync_batchnorm=true works on GPUs only; on CPUs give false")
     if recipe.hardware.strategy == "fsdp" and recipe.precision == "16-mixed":
         raise UsageError("hardware.strategy=fsdp computes in bf16-mixed or 32-true, not in 16-mixed; or give ddp")
     if recipe.hardware.strategy == "fsdp" and recipe.ema.decay is not None:
         raise UsageError("hardware.strategy=fsdp keeps no moving average; give --ema.decay null, or ddp")
-
-
-def check_model(recipe: Recipe, world: World, task: nn.Module) -> None:
-    """Refuse what this machine cannot do with this model.
-
-    Raises:
-        UsageError: with the option to change.
-    """
-    if world.size == 1 or not recipe.sync_batchnorm or torch.cuda.device_count():
-        return
-    if any(isinstance(part, _BATCH_NORMS) for part in task.modules()):
-        raise UsageError("sync_batchnorm=true works on GPUs only; on CPUs give false")
 
 
 def fit_to_hardware(recipe: Recipe, world: World, task: nn.Module, backbones: Iterable[nn.Module]) -> None:

@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, wrapper: str | None = None) -> Contents:
             act on the machine.
     """
     path = Path(path)
-    _check_is_file(path)
+    check_is_file(path)
     try:
         with path.open("rb") as file:
             source = mmap(file.fileno(), 0, access=ACCESS_COPY)  # closes with the last tensor that is a view of it
@@ -112,8 +112,12 @@ def read_state_dict(path: Path) -> tuple[StateDict, str]:
     return contents.tensors, form
 
 
-def _check_is_file(path: Path) -> None:
-    """A pipe would wait for ever, a device never end."""
+def check_is_file(path: Path) -> None:
+    """A pipe would wait for ever, a device never end.
+
+    Raises:
+        TranseptError: there is nothing at `path`, or nothing that could hold weights.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError, RuntimeError) as error:
