@@ -54,7 +54,7 @@ class Detector(Task):
         **VIEW_OPTIONS,
         "score": Option(help=f"least score of an object (shown ones: {SHOWN_SCORE}; when scored: none)", type=float),
         "classes": Option(help="only objects of these classes", type=str, number="+", metavar="CLASS"),
-        "batch_size": Option(help="pictures at once", type=int),
+        "batch_size": Option(help="pictures at once (when scored: one)", type=int),
     }
     shown_defaults: ClassVar[Mapping[str, Any]] = {"score": SHOWN_SCORE}
     data_options = frozenset({"skip_bad_annotations"})

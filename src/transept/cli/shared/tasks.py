@@ -35,13 +35,15 @@ def add_options(parser: argparse.ArgumentParser, *, but: Collection[str] = ()) -
     groups: dict[str, Any] = {}
     for name in option_names(but):
         kinds = kinds_with(name)
-        title = _listing([f"{kind.kind}s" for kind in kinds])
+        title = _named(kinds)
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         option = kinds[0].options[name]
-        helps = {kind.options[name].help: f"{kind.kind}s" for kind in reversed(kinds)}
-        text = option.help if len(helps) == 1 else "; ".join(f"{who}: {what}" for what, who in reversed(helps.items()))
-        groups[title].add_argument(_flag(name), help=text, **_arguments(option))
+        helps: dict[str, list[type[Task]]] = {}
+        for kind in kinds:
+            helps.setdefault(kind.options[name].help, []).append(kind)
+        several = "; ".join(f"{_named(whose)}: {text}" for text, whose in helps.items())
+        groups[title].add_argument(_flag(name), help=option.help if len(helps) == 1 else several, **_arguments(option))
 
 
 def options_of(args: argparse.Namespace, task: Task, *, but: Collection[str] = ()) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def was_given(args: argparse.Namespace, name: str) -> bool:
 
 def refuse(name: str, kinds: Collection[type[Task]], instead: str) -> None:
     """Raises the `UsageError` of an option of other tasks."""
-    raise UsageError(f"{_flag(name)} is for {_listing([f'{kind.kind}s' for kind in kinds])}, and {instead}")
+    raise UsageError(f"{_flag(name)} is for {_named(kinds)}, and {instead}")
 
 
 def inference_of(task: Task, options: dict[str, Any]) -> Any:
@@ -100,5 +102,6 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _listing(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _named(kinds: Collection[type[Task]]) -> str:
+    *others, last = [f"{kind.kind}s" for kind in kinds]
+    return f"{', '.join(others)} and {last}" if others else last
