@@ -268,23 +268,7 @@ def evaluation_batches(length: int, batch_size: int, *, rank: int = 0, world_siz
 
 
 def make_loader(
-    dataset: TransformedSet,
-    batch_size: int,
-    *,
-    sampler: EpochSampler | None = None,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader:
-    """Training batches, all of one size, where a sampler is given; else every sample once and in order.
-
-    `batch_size` is of one process; `rank` and `world_size` are those of evaluation: see `evaluation_batches`.
-    """
-    return _loader(dataset, batch_size, sampler, workers, None, rank, world_size)
-
-
-def make_joint_loader(
-    dataset: JointlyTransformedSet,
+    dataset: TransformedSet | JointlyTransformedSet,
     batch_size: int,
     *,
     sampler: EpochSampler | AspectRatioBatchSampler | None = None,
@@ -293,19 +277,11 @@ def make_joint_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """As `make_loader`; `collate` makes a batch of samples whose sizes differ."""
-    return _loader(dataset, batch_size, sampler, workers, collate, rank, world_size)
+    """Training batches, all of one size, where a sampler is given; else every sample once and in order.
 
-
-def _loader(
-    dataset: TransformedSet | JointlyTransformedSet,
-    batch_size: int,
-    sampler: EpochSampler | AspectRatioBatchSampler | None,
-    workers: int,
-    collate: Callable[[list[Any]], Any] | None,
-    rank: int,
-    world_size: int,
-) -> DataLoader:
+    `batch_size` is of one process; `rank` and `world_size` are those of evaluation: see `evaluation_batches`.
+    `collate` makes a batch of samples whose sizes differ.
+    """
     options: dict[str, Any] = dict(
         num_workers=workers,
         collate_fn=partial(_collated, collate=collate or default_collate),

@@ -22,7 +22,7 @@ from transept.data.detection.transforms import (
     detection_eval_transform,
     detection_train_transform,
 )
-from transept.data.loading import AspectRatioBatchSampler, Draw, JointlyTransformedSet, make_joint_loader
+from transept.data.loading import AspectRatioBatchSampler, Draw, JointlyTransformedSet, make_loader
 from transept.errors import TranseptError
 
 mask_api = pytest.importorskip("pycocotools.mask")
@@ -534,7 +534,7 @@ def batch_sums(workers: int = 0, start: int = 0) -> list[float]:
         scenes, detection_train_transform(PLAIN, DetectionAugmentation(short_sides=(96, 128)))
     )
     sampler = AspectRatioBatchSampler(scenes.sizes, seed=3, batch_size=4, start_batch=start)
-    loader = make_joint_loader(dataset, 4, sampler=sampler, workers=workers, collate=collate_detections)
+    loader = make_loader(dataset, 4, sampler=sampler, workers=workers, collate=collate_detections)
     return [
         float(batch.images.double().sum() + sum(t["boxes"].double().sum() + t["masks"].sum() for t in batch.targets))
         for batch in loader

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from transept.data.labels import IGNORE_LABEL, drawing_color, read_table
-from transept.data.loading import EpochSampler, JointlyTransformedSet, make_joint_loader
+from transept.data.loading import EpochSampler, JointlyTransformedSet, make_loader
 from transept.data.resizing import fit_within
 from transept.data.segmentation.sets import load_segmentation_splits
 from transept.data.segmentation.transforms import (
@@ -507,7 +507,7 @@ def batch_sums(workers: int = 0, start: int = 0) -> list[float]:
     options = SegmentationAugmentation(crop=(64, 64))
     dataset = JointlyTransformedSet(scenes, segmentation_train_transform(PLAIN, options))
     sampler = EpochSampler(12, seed=3, batch_size=4, start_epoch=1, start_batch=start)
-    loader = make_joint_loader(dataset, 4, sampler=sampler, workers=workers)
+    loader = make_loader(dataset, 4, sampler=sampler, workers=workers)
     return [float((images.double() * (1 + labels[:, None])).sum()) for images, labels in loader]
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from timm.data import Mixup
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import Preprocessing, eval_transform, train_transform
-from transept.data.loading import EpochSampler, TransformedSet, make_loader
+from transept.data.loading import TransformedSet
 from transept.errors import TranseptError
 from transept.metrics.accuracy import AccuracyMeter
 from transept.tasks.classify import Classifier
@@ -19,14 +18,13 @@ from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
 from transept.weights.load import create_model, load_weights
 
-_SAMPLES = 12
-
 
 class ClassifyJob(Job):
     """Labelled pictures, a classifier, and its accuracy."""
 
     score = Score("top1", "top-1", "top-1 accuracy")
     distributed = True
+    num_samples = 12
 
     def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
         super().__init__(recipe, world)
@@ -78,29 +76,17 @@ class ClassifyJob(Job):
             loss = (1 - distill.alpha) * loss + distill.alpha * distilled
         return logits, loss
 
-    def loaders(self, task: Classifier, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
+    def datasets(self, task: Classifier) -> tuple[TransformedSet, TransformedSet]:
         recipe, splits = self.recipe, self.splits
-        sampler = EpochSampler(
-            len(splits.train),
-            seed=recipe.seed,
-            batch_size=self.part_size,
-            draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
-            start_epoch=epoch,
-            start_batch=batch,
-            repeats=recipe.classify.augmentation.repeats,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
-        train = TransformedSet(
-            splits.train,
-            train_transform(task.preprocessing, recipe.classify.augmentation),
-            fast_decode=recipe.fast_decode,
-        )
-        val = TransformedSet(splits.val, eval_transform(task.preprocessing))
+        transform = train_transform(task.preprocessing, recipe.classify.augmentation)
         return (
-            make_loader(train, self.part_size, sampler=sampler, workers=recipe.workers),
-            make_loader(val, self.part_size, workers=recipe.workers, rank=self.world.rank, world_size=self.world.size),
+            TransformedSet(splits.train, transform, fast_decode=recipe.fast_decode),
+            TransformedSet(splits.val, eval_transform(task.preprocessing)),
         )
+
+    @property
+    def repeats(self) -> int:
+        return self.recipe.classify.augmentation.repeats
 
     def meters(self) -> tuple[Meter, Meter]:
         return AccuracyMeter(), AccuracyMeter()
@@ -110,7 +96,7 @@ class ClassifyJob(Job):
         folder.mkdir(exist_ok=True)
         val, classes = self.splits.val, self.splits.classes
         by_class = np.argsort(val.labels, kind="stable")
-        for i in by_class[np.linspace(0, len(by_class) - 1, min(_SAMPLES, len(by_class))).round().astype(int)]:
+        for i in by_class[np.linspace(0, len(by_class) - 1, min(self.num_samples, len(by_class))).round().astype(int)]:
             picture, label = val[int(i)]
             name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in classes[label])
             picture.save(folder / f"{name}-{val.paths[i].stem}.png")

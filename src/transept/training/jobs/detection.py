@@ -1,15 +1,11 @@
 """Training a detector."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2.functional import to_pil_image
 
 from transept.data.detection.sets import load_detection_splits
 from transept.data.detection.target import Target as Annotated
@@ -18,7 +14,7 @@ from transept.data.detection.transforms import (
     detection_eval_transform,
     detection_train_transform,
 )
-from transept.data.loading import AspectRatioBatchSampler, JointlyTransformedSet, make_joint_loader
+from transept.data.loading import AspectRatioBatchSampler, JointlyTransformedSet
 from transept.errors import TranseptError
 from transept.heads.instances import Target
 from transept.metrics.detection import DetectionMeter
@@ -30,8 +26,6 @@ from transept.training.jobs.job import Job, Meter, Score
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
 
-_SAMPLES = 6
-
 
 class DetectJob(Job):
     """Pictures with boxes, and masks where the method learns them; a detector; and its average precision."""
@@ -39,6 +33,7 @@ class DetectJob(Job):
     score = Score("map", "AP", "average precision of boxes")
     distributed = True
     unused_parameters = True  # a part of a batch may have no object for the heads of a second stage
+    val_batch = 1  # as the published systems test: beside others a picture is padded more, and its boxes move a little
 
     def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
         super().__init__(recipe, world)
@@ -77,32 +72,26 @@ class DetectJob(Job):
             detector.stages = detector.stages.learning_from(options.rois)
         return detector
 
-    def loaders(self, task: Detector, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
-        recipe = self.recipe
-        train_transform = detection_train_transform(task.preprocessing, recipe.detect.augmentation)
-        train = JointlyTransformedSet(self.splits.train, train_transform)
-        val = JointlyTransformedSet(self.splits.val, detection_eval_transform(task.preprocessing))
-        sampler = AspectRatioBatchSampler(
+    def datasets(self, task: Detector) -> tuple[JointlyTransformedSet, JointlyTransformedSet]:
+        transform = detection_train_transform(task.preprocessing, self.recipe.detect.augmentation)
+        return (
+            JointlyTransformedSet(self.splits.train, transform),
+            JointlyTransformedSet(self.splits.val, detection_eval_transform(task.preprocessing)),
+        )
+
+    def sampler(self, *, epoch: int, batch: int) -> AspectRatioBatchSampler:
+        return AspectRatioBatchSampler(
             self.splits.train.sizes,
-            seed=recipe.seed,
+            seed=self.recipe.seed,
             batch_size=self.part_size,
             start_epoch=epoch,
             start_batch=batch,
             rank=self.world.rank,
             world_size=self.world.size,
         )
-        collate = partial(collate_targets, multiple_of=task.preprocessing.multiple_of)
-        return (
-            make_joint_loader(train, self.part_size, sampler=sampler, workers=recipe.workers, collate=collate),
-            make_joint_loader(
-                val,
-                1,  # as the published systems test: beside others a picture is padded more, and its boxes move a little
-                workers=recipe.workers,
-                collate=collate,
-                rank=self.world.rank,
-                world_size=self.world.size,
-            ),
-        )
+
+    def collate(self, task: Detector) -> Callable[[list[Any]], Any]:
+        return partial(collate_targets, multiple_of=task.preprocessing.multiple_of)
 
     def meters(self) -> tuple[Meter, Meter]:
         return LossMeter(), DetectionMeter(self.ground_truth, masks=self.masks)
@@ -113,13 +102,6 @@ class DetectJob(Job):
         instances = task.decode(outputs, [target.size for target in targets], originals)
         numbers = [target.image_id if target.image_id is not None else -1 for target in targets]
         return to_coco_results(instances, numbers, self.splits.category_ids, originals)
-
-    def write_samples(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        val = self.splits.val
-        for i in np.linspace(0, len(val) - 1, min(_SAMPLES, len(val))).round().astype(int):
-            picture, _ = val[int(i)]
-            to_pil_image(picture).save(folder / f"{val.paths[i].stem}.png")
 
 
 def collate_targets(

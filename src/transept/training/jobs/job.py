@@ -1,15 +1,24 @@
 """The contract between a run and its task. Each task brings one `Job`; the loop around it is the same for all."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from transept.data.images import Skipped
+from transept.data.loading import (
+    AspectRatioBatchSampler,
+    EpochSampler,
+    JointlyTransformedSet,
+    TransformedSet,
+    make_loader,
+)
+from transept.tasks.task import as_picture
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
 
@@ -65,6 +74,10 @@ class Job(ABC):
 
     distributed: ClassVar[bool] = False
     """Several processes can share the work."""
+    val_batch: ClassVar[int | None] = None
+    """Pictures that are validated at a time; None: as many as a process learns from."""
+    num_samples: ClassVar[int] = 6
+    """Pictures that `write_samples` writes."""
 
     def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
         """Loads and checks the data.
@@ -97,10 +110,44 @@ class Job(ABC):
         """
 
     @abstractmethod
+    def datasets(self, task: Any) -> tuple[TransformedSet | JointlyTransformedSet, ...]:
+        """Samples to learn from, and samples to validate on, as the task takes them."""
+
+    @property
+    def repeats(self) -> int:
+        """How often in a row each training sample stands."""
+        return 1
+
+    def sampler(self, *, epoch: int, batch: int) -> EpochSampler | AspectRatioBatchSampler:
+        """The order of the training samples, from that epoch and batch on."""
+        recipe = self.recipe
+        return EpochSampler(
+            len(self.splits.train),
+            seed=recipe.seed,
+            batch_size=self.part_size,
+            draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
+            start_epoch=epoch,
+            start_batch=batch,
+            repeats=self.repeats,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+
+    def collate(self, task: Any) -> Callable[[list[Any]], Any] | None:
+        """How samples become a batch, where their sizes differ."""
+        return None
+
     def loaders(self, task: Any, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
         """Training batches, or their `accumulate` parts, from that epoch and batch (or part) on; validation batches.
 
         Of several processes each gets its share of both."""
+        train, val = self.datasets(task)
+        workers, collate, world = self.recipe.workers, self.collate(task), self.world
+        sampler, val_batch = self.sampler(epoch=epoch, batch=batch), self.val_batch or self.part_size
+        return (
+            make_loader(train, self.part_size, sampler=sampler, workers=workers, collate=collate),
+            make_loader(val, val_batch, workers=workers, collate=collate, rank=world.rank, world_size=world.size),
+        )
 
     @abstractmethod
     def meters(self) -> tuple[Meter, Meter]:
@@ -115,6 +162,9 @@ class Job(ABC):
         """The task's outputs as the validation meter compares them with the targets; some jobs decode them first."""
         return outputs
 
-    @abstractmethod
     def write_samples(self, folder: Path) -> None:
-        """A few held-out pictures to try the model on."""
+        """A few held-out pictures to try the model on, spread over all of them."""
+        folder.mkdir(exist_ok=True)
+        val = self.splits.val
+        for i in np.linspace(0, len(val) - 1, min(self.num_samples, len(val))).round().astype(int):
+            as_picture(val[int(i)][0]).save(folder / f"{val.paths[i].stem}.png")

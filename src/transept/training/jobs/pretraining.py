@@ -1,16 +1,14 @@
 """Pretraining without labels."""
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from transept.data.classification.multicrop import multicrop_transform
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import Preprocessing, eval_transform
-from transept.data.loading import Draw, EpochSampler, TransformedSet, make_loader
+from transept.data.loading import Draw, TransformedSet, make_loader
 from transept.metrics.knn import KNNMeter
 from transept.metrics.loss import LossMeter
 from transept.models.registry import find_model
@@ -19,8 +17,6 @@ from transept.training.jobs.job import Job, Meter, Score
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
 from transept.weights.load import create_model, load_weights
-
-_SAMPLES = 12
 
 
 class PretrainJob(Job):
@@ -32,6 +28,7 @@ class PretrainJob(Job):
 
     score = Score("knn_top1", "k-NN", "k-NN accuracy")
     distributed = True
+    num_samples = 12
 
     def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
         super().__init__(recipe, world)
@@ -59,28 +56,15 @@ class PretrainJob(Job):
         options: dict[str, Any] = {**family.any_size, **model.options}  # crops are of sizes of their own
         return create_model(name, num_classes=0, img_size=model.img_size, drop_path_rate=drop_path_rate, **options)
 
-    def loaders(self, task: Pretrainer, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
-        recipe, splits = self.recipe, self.splits
-        sampler = EpochSampler(
-            len(splits.train),
-            seed=recipe.seed,
-            batch_size=self.part_size,
-            draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
-            start_epoch=epoch,
-            start_batch=batch,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
-        crops: Any = multicrop_transform(task.preprocessing, recipe.pretrain.views)
+    def datasets(self, task: Pretrainer) -> tuple[TransformedSet, TransformedSet]:
+        splits = self.splits
+        crops: Any = multicrop_transform(task.preprocessing, self.recipe.pretrain.views)
         val = (
             TransformedSet(splits.val, eval_transform(task.preprocessing))
             if self.labelled
             else _AlwaysTheSame(splits.val, crops)
         )
-        return (
-            make_loader(TransformedSet(splits.train, crops), self.part_size, sampler=sampler, workers=recipe.workers),
-            make_loader(val, self.part_size, workers=recipe.workers, rank=self.world.rank, world_size=self.world.size),
-        )
+        return TransformedSet(splits.train, crops), val
 
     def bank_loader(self, task: Pretrainer) -> DataLoader | None:
         """The training pictures as in evaluation, whose labels vote; None where they have none."""
@@ -100,13 +84,6 @@ class PretrainJob(Job):
 
     def meters(self) -> tuple[Meter, Meter]:
         return _EntropyMeter(), KNNMeter() if self.labelled else _NegativeLossMeter()
-
-    def write_samples(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        val = self.splits.val
-        for i in np.linspace(0, len(val) - 1, min(_SAMPLES, len(val))).round().astype(int):
-            picture, _ = val[int(i)]
-            picture.save(folder / f"{val.paths[i].stem}.png")
 
 
 class _AlwaysTheSame(TransformedSet):

@@ -1,13 +1,8 @@
 """Training a segmenter."""
 
-from pathlib import Path
-
-import numpy as np
 from torch import nn
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2.functional import to_pil_image
 
-from transept.data.loading import EpochSampler, JointlyTransformedSet, make_joint_loader
+from transept.data.loading import JointlyTransformedSet
 from transept.data.segmentation.sets import load_segmentation_splits
 from transept.data.segmentation.transforms import segmentation_eval_transform, segmentation_train_transform
 from transept.errors import UsageError
@@ -19,14 +14,13 @@ from transept.training.jobs.job import Job, Meter, Score
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
 
-_SAMPLES = 6
-
 
 class SegmentJob(Job):
     """Pictures with masks, a segmenter, and its mean intersection over union."""
 
     score = Score("miou", "mIoU", "mean intersection over union")
     distributed = True
+    val_batch = 1  # pictures keep their own sizes
 
     def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
         super().__init__(recipe, world)
@@ -64,34 +58,12 @@ class SegmentJob(Job):
                 head.conv_seg.weight.data.mul_(options.classifier_std / CLASSIFIER_STD)
         return segmenter
 
-    def loaders(self, task: Segmenter, *, epoch: int, batch: int) -> tuple[DataLoader, DataLoader]:
-        recipe = self.recipe
-        train_transform = segmentation_train_transform(task.preprocessing, recipe.segment.augmentation)
-        train = JointlyTransformedSet(self.splits.train, train_transform)
-        val = JointlyTransformedSet(self.splits.val, segmentation_eval_transform(task.preprocessing))
-        sampler = EpochSampler(
-            len(train),
-            seed=recipe.seed,
-            batch_size=self.part_size,
-            draws=recipe.schedule.interval * recipe.batch_size if recipe.schedule.iterations else None,
-            start_epoch=epoch,
-            start_batch=batch,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
+    def datasets(self, task: Segmenter) -> tuple[JointlyTransformedSet, JointlyTransformedSet]:
+        transform = segmentation_train_transform(task.preprocessing, self.recipe.segment.augmentation)
         return (
-            make_joint_loader(train, self.part_size, sampler=sampler, workers=recipe.workers),
-            make_joint_loader(  # pictures keep their own sizes
-                val, 1, workers=recipe.workers, rank=self.world.rank, world_size=self.world.size
-            ),
+            JointlyTransformedSet(self.splits.train, transform),
+            JointlyTransformedSet(self.splits.val, segmentation_eval_transform(task.preprocessing)),
         )
 
     def meters(self) -> tuple[Meter, Meter]:
         return LossMeter(), SegmentationMeter(len(self.splits.classes))
-
-    def write_samples(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        val = self.splits.val
-        for i in np.linspace(0, len(val) - 1, min(_SAMPLES, len(val))).round().astype(int):
-            picture, _ = val[int(i)]
-            to_pil_image(picture).save(folder / f"{val.paths[i].stem}.png")
