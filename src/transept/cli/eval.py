@@ -19,17 +19,17 @@ from transept.cli.shared.tasks import (
     inference_of,
     kinds_with,
     load_task,
+    named_data,
     option_names,
     options_of,
     refuse,
     was_given,
 )
-from transept.errors import TranseptError, UsageError
+from transept.errors import UsageError
 from transept.tasks.data_options import DataOptions
 from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.registry import TASKS
 from transept.tasks.task import Evaluation, Task
-from transept.tasks.use import data_of
 
 _SKIPS = {
     "skip_bad_images": "leave unreadable files out instead of stopping",
@@ -80,13 +80,12 @@ def data_options(args: argparse.Namespace, task: Task) -> DataOptions:
         UsageError: an option of other data.
         TranseptError: no data is named.
     """
-    if args.data is None and task.run is None:
-        raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
+    data = named_data(args, task)
     if args.skip_bad_annotations and "skip_bad_annotations" not in task.data_options:
         kinds = [kind for kind in TASKS if "skip_bad_annotations" in kind.data_options]
         refuse("skip_bad_annotations", kinds, f"{args.model!r} is a {task.kind}")
     skips = {name: True for name in _SKIPS if getattr(args, name)}
-    return dataclasses.replace(data_of(task, args.data), **skips)
+    return dataclasses.replace(data, **skips)
 
 
 def _check_features(args: argparse.Namespace) -> None:

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from transept.cli.shared.tables import plain_skipped, print_json
-from transept.cli.shared.tasks import best_device
+from transept.cli.shared.tasks import best_device, named_data
 from transept.data.classification.transforms import transforms_for
 from transept.data.loading import TransformedSet, make_loader
-from transept.errors import TranseptError, UsageError
+from transept.errors import UsageError
 from transept.metrics.knn import KNNMeter, NearestNeighbours
 from transept.tasks.load import load_features
 from transept.tasks.pretrain import FeatureExtractor
-from transept.tasks.use import data_of
 
 _K = 20
 
@@ -39,9 +38,7 @@ def eval_features(args: argparse.Namespace) -> None:
     if args.k is not None and args.k < 1:
         raise UsageError(f"--k {args.k} must be at least 1")
     task = load_features(args.model)
-    if args.data is None and task.run is None:
-        raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
-    options = data_of(task, args.data)
+    options = named_data(args, task)
     splits = task.load_data(replace(options, skip_bad_images=args.skip_bad_images or options.skip_bad_images))
     device, started = best_device(), time.monotonic()
     task.to(device).eval()

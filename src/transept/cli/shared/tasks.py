@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from transept.errors import TranseptError, UsageError
+from transept.tasks.data_options import DataOptions
 from transept.tasks.load import load, named_checkpoint, names_model
 from transept.tasks.registry import TASKS
 from transept.tasks.task import Option, Task
+from transept.tasks.use import data_of
 
 
 def load_task(source: str) -> Task:
@@ -90,6 +92,17 @@ def inference_of(task: Task, options: dict[str, Any]) -> Any:
     except UsageError as error:
         name, _, rest = str(error).partition("=")
         raise UsageError(f"{_flag(name)}={rest}" if name in task.options else str(error)) from error
+
+
+def named_data(args: argparse.Namespace, task: Task) -> DataOptions:
+    """The data of --data, or of the task's run: read as the run reads its own.
+
+    Raises:
+        TranseptError: no data is named.
+    """
+    if args.data is None and task.run is None:
+        raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
+    return data_of(task, args.data)
 
 
 def _arguments(option: Option) -> dict[str, Any]:
