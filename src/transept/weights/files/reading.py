@@ -101,17 +101,6 @@ def read_checkpoint(path: Path, wrapper: str | None = None) -> Contents:
         ) from error
 
 
-def read_state_dict(path: Path) -> tuple[StateDict, str]:
-    """The tensors of `read_checkpoint`, and a word on format, wrapper and prefix."""
-    contents = read_checkpoint(path)
-    form = contents.format
-    if contents.wrapper:
-        form += f", under {contents.wrapper!r}"
-    if contents.prefix:
-        form += f", prefix {contents.prefix!r}"
-    return contents.tensors, form
-
-
 def check_is_file(path: Path) -> None:
     """A pipe would wait for ever, a device never end.
 
