@@ -65,6 +65,8 @@ def test_eval(model: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     assert report["images"] == 4
     assert 0 <= report["map"] == report["bbox"]["map"] <= 1
     assert set(report["bbox"]["per_class"]) == set(CLASSES)
+    assert main(["eval", str(model), "--data", str(data), "--json", "--workers", "1"]) == 0
+    assert json.loads(capsys.readouterr().out) | {"seconds": 0} == report | {"seconds": 0}
     assert main(["eval", str(model), "--data", str(data), "--flip"]) == 0
     out = capsys.readouterr().out
     assert "box AP" in out

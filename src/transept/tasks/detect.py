@@ -13,22 +13,20 @@ from torch import Tensor, nn
 from transept.data.detection.coco_classes import COCO_CLASSES
 from transept.data.detection.sets import DetectionSplits, load_detection_splits
 from transept.data.detection.transforms import DetectionPreprocessing
-from transept.errors import TranseptError, UsageError, unknown
+from transept.errors import TranseptError, UsageError
 from transept.export.detector import export_detector
 from transept.export.onnx import FILES, Exported
 from transept.heads.instances import Detections, Size, Target
 from transept.heads.roi import BoxHead, MaskHead
 from transept.heads.rpn import RPNOutputs
 from transept.models.backbone import Backbone
-from transept.models.registry import find_model
 from transept.tasks.data_options import DataOptions
-from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
+from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.detect_methods import METHODS, SingleStage, check_parts
 from transept.tasks.detect_pictures import DetectionInference, detect_pictures, multi_scale_test
 from transept.tasks.detect_results import SHOWN_SCORE, DetectorResults, draw_detections, evaluate_detector
 from transept.tasks.saving import rebuild, tuples
-from transept.tasks.task import Evaluation, Halves, Item, Option, Task
-from transept.weights.catalogue.records import Checkpoint
+from transept.tasks.task import Evaluation, Halves, Item, Option
 
 
 class TwoStageOutputs(NamedTuple):
@@ -39,7 +37,7 @@ class TwoStageOutputs(NamedTuple):
     rpn: RPNOutputs
 
 
-class Detector(Task):
+class Detector(DenseTask):
     """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
 
     Names of parameters are those of mmdetection's checkpoints: `backbone`, `neck`, and `bbox_head`, or `rpn_head` and
@@ -58,8 +56,9 @@ class Detector(Task):
     }
     shown_defaults: ClassVar[Mapping[str, Any]] = {"score": SHOWN_SCORE}
     data_options = frozenset({"skip_bad_annotations"})
-    is_dense = True
     methods = METHODS.keys()
+    preprocessing_type = DetectionPreprocessing
+    published_classes = COCO_CLASSES
 
     bbox_head: nn.Module
     rpn_head: nn.Module
@@ -216,9 +215,8 @@ class Detector(Task):
         inference = inference or DetectionInference()
         if inference.classes is not None:
             raise UsageError("--classes is for predict; average precision is given for each class")
-        return evaluate_detector(
-            self, self.load_data(data, "val"), str(data.data), inference, progress, masks=self.has_masks
-        )
+        splits = self.load_data(data, "val")
+        return evaluate_detector(self, splits, str(data.data), inference, workers, progress, masks=self.has_masks)
 
     def export(
         self,
@@ -264,16 +262,6 @@ class Detector(Task):
     @classmethod
     def create(cls, method: str, *, backbone: str, **options: Any) -> "Detector":
         return create_detector(method, backbone=backbone, **options)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Detector":
-        return create_detector(
-            checkpoint.method,
-            backbone=checkpoint.model,
-            num_classes=len(COCO_CLASSES),
-            classes=COCO_CLASSES,
-            weights=checkpoint.name,
-        ).eval()
 
     def _check(self, outputs: Any, targets: Sequence[Target]) -> None:
         logits = outputs.rpn.logits if isinstance(outputs, TwoStageOutputs) else outputs.logits
@@ -342,23 +330,20 @@ def create_detector(
         UsageError: an unknown method, backbone or option (with the nearest name), or values that contradict each other.
         TranseptError: the weights cannot be found or do not fit.
     """
-    if method not in METHODS:
-        raise unknown("detection method", method, METHODS)
-    name, family = find_model(backbone.partition(".")[0])
-    names = class_names(classes, num_classes)
-    check_sources("detector", weights, backbone_weights)
-    published = family.dense_options.get((method, name), {})
-    model = build_pyramid(
-        "detector",
+    return build_dense(
+        Detector,
         create_detector,
+        method,
         backbone,
-        published,
         options,
+        num_classes=num_classes,
+        classes=classes,
+        weights=weights,
+        backbone_weights=backbone_weights,
+        preprocessing=preprocessing,
         in_chans=in_chans,
         img_size=img_size,
         drop_path_rate=drop_path_rate,
+        width=width,
+        anchor_scale=anchor_scale,
     )
-    preprocessing = preprocessing or DetectionPreprocessing(**family.dense_preprocessing.get((method, name), {}))
-    detector = Detector(method, model, names, width=width, anchor_scale=anchor_scale, preprocessing=preprocessing)
-    load_sources(detector, model, weights, backbone_weights)
-    return detector

@@ -4,20 +4,22 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from transept.data.detection.sets import DetectionSplits
+from transept.data.detection.target import Target
 from transept.data.labels import drawing_palette
 from transept.draw.boxes import draw_objects
 from transept.files import write_together
 from transept.heads.instances import Detections
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
+from transept.tasks.dense import predict_all
 from transept.tasks.detect_pictures import DetectionInference
-from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_classes, check_folder
+from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_folder
 from transept.words import percent, plain_number
 
 SHOWN_SCORE = 0.3
@@ -31,19 +33,19 @@ def evaluate_detector(
     splits: DetectionSplits,
     data: str,
     inference: DetectionInference,
+    workers: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
     *,
     masks: bool,
 ) -> Evaluation:
     """See `Detector.evaluate`; with `masks`, those are scored, too."""
-    check_classes(task.classes, splits.classes, data)
-    truth, results, start = splits.val.ground_truth(), [], monotonic()
-    for i in progress(range(len(splits.val))):
-        picture, target = splits.val[i]
-        (detections,) = task.predict([picture], inference)
+    truth, results = splits.val.ground_truth(), []
+
+    def add(picture: Tensor, detections: Detections, target: Target) -> None:
         size = (picture.shape[-2], picture.shape[-1])
-        results += to_coco_results([detections], [target["image_id"]], splits.category_ids, [size])
-    seconds = monotonic() - start
+        results.extend(to_coco_results([detections], [target["image_id"]], splits.category_ids, [size]))
+
+    seconds = predict_all(task, splits, data, inference, add, workers=workers, progress=progress)
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     scores: dict[Kind, DetectionScores] = {kind: detection_scores(truth, results, kind) for kind in kinds}
     metrics: dict[str, Any] = {"map": scores["bbox"].map}

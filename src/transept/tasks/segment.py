@@ -18,22 +18,20 @@ from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.draw.overlay import draw_overlay, shares
-from transept.errors import TranseptError, UsageError, unknown
+from transept.errors import TranseptError, UsageError
 from transept.export.batches import squashed
 from transept.export.logits import export_logits
 from transept.export.onnx import FILES, Exported
 from transept.inference.windows import sliding_logits
 from transept.models.backbone import Backbone
-from transept.models.registry import find_model
 from transept.ops.interpolation import resize_map
 from transept.ops.masks import IGNORE_LABEL
 from transept.tasks.data_options import DataOptions
-from transept.tasks.dense import VIEW_OPTIONS, build_pyramid, check_sources, class_names, load_sources
+from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.saving import rebuild, tuples
 from transept.tasks.segment_methods import METHODS, check_parts
 from transept.tasks.segment_results import SegmenterResults, evaluate_segmenter
-from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, Task, as_bytes
-from transept.weights.catalogue.records import Checkpoint
+from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, as_bytes
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The ratios of multi-scale testing, as published."""
@@ -91,7 +89,7 @@ class SegmentationInference:
             raise UsageError(f"batch_size={self.batch_size} must be at least 1")
 
 
-class Segmenter(Task):
+class Segmenter(DenseTask):
     """A backbone with a method's neck and heads, the names of its classes, and its preprocessing.
 
     Names of parameters are those of mmsegmentation's checkpoints. Called directly it takes any image size.
@@ -113,8 +111,9 @@ class Segmenter(Task):
         ),
         "batch_size": Option(help="sliding windows at once", type=int),
     }
-    is_dense = True
     methods = METHODS.keys()
+    preprocessing_type = SegmentationPreprocessing
+    published_classes = ADE20K_CLASSES
     auxiliary_weight = 0.4
 
     def __init__(
@@ -339,16 +338,6 @@ class Segmenter(Task):
     def create(cls, method: str, *, backbone: str, **options: Any) -> "Segmenter":
         return create_segmenter(method, backbone=backbone, **options)
 
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Segmenter":
-        return create_segmenter(
-            checkpoint.method,
-            backbone=checkpoint.model,
-            num_classes=len(ADE20K_CLASSES),
-            classes=ADE20K_CLASSES,
-            weights=checkpoint.name,
-        ).eval()
-
 
 def create_segmenter(
     method: str,
@@ -392,23 +381,20 @@ def create_segmenter(
         UsageError: an unknown method, backbone or option (with the nearest name), or values that contradict each other.
         TranseptError: the weights cannot be found or do not fit.
     """
-    if method not in METHODS:
-        raise unknown("segmentation method", method, METHODS)
-    name, family = find_model(backbone.partition(".")[0])
-    names = class_names(classes, num_classes)
-    check_sources("segmenter", weights, backbone_weights)
-    published = family.dense_options.get((method, name), {})
-    model = build_pyramid(
-        "segmenter",
+    return build_dense(
+        Segmenter,
         create_segmenter,
+        method,
         backbone,
-        published,
         options,
+        num_classes=num_classes,
+        classes=classes,
+        weights=weights,
+        backbone_weights=backbone_weights,
+        preprocessing=preprocessing,
         in_chans=in_chans,
         img_size=img_size,
         drop_path_rate=drop_path_rate,
+        palette=palette,
+        width=width,
     )
-    preprocessing = preprocessing or SegmentationPreprocessing(**family.dense_preprocessing.get((method, name), {}))
-    segmenter = Segmenter(method, model, names, palette=palette, preprocessing=preprocessing, width=width)
-    load_sources(segmenter, model, weights, backbone_weights)
-    return segmenter

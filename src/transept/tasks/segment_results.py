@@ -3,12 +3,10 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from transept.data.labels import Color
 from transept.data.segmentation.sets import SegmentationSplits
@@ -17,7 +15,8 @@ from transept.errors import TranseptError
 from transept.files import write_together
 from transept.metrics.segmentation import ConfusionMeter, SegmentationScores
 from transept.tasks.classify import ranked_table
-from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_classes, check_folder
+from transept.tasks.dense import predict_all
+from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_folder
 from transept.words import listed, percent, plain_number
 
 ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".shares.json"}
@@ -32,14 +31,12 @@ def evaluate_segmenter(
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Evaluation:
     """See `Segmenter.evaluate`."""
-    check_classes(task.classes, splits.classes, data)
-    meter, start = ConfusionMeter(len(task.classes)), monotonic()
-    # Pictures keep their own sizes, so each is a batch of its own.
-    loader = DataLoader(splits.val, batch_size=None, num_workers=workers)  # pyright: ignore[reportArgumentType]
-    for picture, mask in progress(loader):
-        (prediction,) = task.predict([picture], inference)
+    meter = ConfusionMeter(len(task.classes))
+
+    def add(picture: Tensor, prediction: Any, mask: Tensor) -> None:
         meter.update(prediction.labels.cpu(), mask)
-    seconds = monotonic() - start
+
+    seconds = predict_all(task, splits, data, inference, add, workers=workers, progress=progress)
     scores, pixels = meter.scores(), meter.matrix.sum(dim=1)
     if not pixels.sum():
         raise TranseptError(f"no pixel of the validation masks of {data!r} is of a class; all are to be ignored")
