@@ -15,6 +15,8 @@ from transept.errors import TranseptError
 # Formats are listed because Pillow tries every decoder it has, also those for documents that hold programs (EPS).
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 EXTENSIONS = ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .avif".split()
+KEEP_BYTES = 1024 * 2**20
+"""Decoded pictures of a set that is read again and again are kept in memory up to so many bytes."""
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 _Read = TypeVar("_Read")
 

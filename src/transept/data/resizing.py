@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-Size = tuple[int, int]
+from transept.ops.interpolation import Size
 
 
 def fit_within(size: Size, scale: Size, *, multiple_of: int = 1) -> Size:

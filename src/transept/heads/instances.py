@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from transept.ops.interpolation import Size
 from transept.ops.masks import paste_masks
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 
 class Target(NamedTuple):

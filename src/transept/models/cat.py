@@ -42,7 +42,7 @@ from transept.layers.position_bias import KeepsBias
 from transept.layers.residual import Mlp
 from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, token_weights, whole_map
 from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
-from transept.ops.interpolation import resize_position_embedding
+from transept.ops.interpolation import Size, resize_position_embedding
 from transept.ops.tokens import merge_heads, split_heads, to_tokens
 from transept.ops.windows import (
     from_channel_windows,
@@ -57,7 +57,6 @@ from transept.ops.windows import (
 DERIVED_BUFFERS = (r"^layers\.\d+\.(pre|post)_ipsa_blocks\.\d+\.attn\.relative_position_index$",)
 """Keys of official checkpoints that hold no learned value; we compute it."""
 
-Size = tuple[int, int]
 Stages = tuple[int, int, int, int]
 
 

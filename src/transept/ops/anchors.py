@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Size = tuple[int, int]
+from transept.ops.interpolation import Size
 
 
 def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "a 4"]:

@@ -7,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
 
 def same_size(size: Sequence[int], other: Sequence[int]) -> bool:
     """Whether the sizes are known to be equal.

@@ -9,11 +9,10 @@ from typing import BinaryIO, Self
 import numpy as np
 from PIL import Image
 
-from transept.data.images import read_image
+from transept.data.images import KEEP_BYTES, read_image
 
 _SMALL_BYTES = 512 * 2**20
 _SMALL_COUNT = 4000
-_KEEP_BYTES = 1024 * 2**20
 
 
 class Paths(Sequence[Path]):
@@ -68,7 +67,7 @@ class ImageSet(Sequence[tuple[Image.Image, int]]):
         self.skips_bad_images = False
         """Whether a training picture that turns out to be unreadable is to be replaced by the next one."""
         self._kept: dict[int, Image.Image] = {}
-        self._room = _KEEP_BYTES
+        self._room = KEEP_BYTES
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -22,14 +22,13 @@ from transept.data.detection.coco_file import (
 )
 from transept.data.detection.masks import decode_masks, mask_api
 from transept.data.detection.target import DetectionSet, Target, make_sample
-from transept.data.images import BadImageError, Skipped, read_image
+from transept.data.images import KEEP_BYTES, BadImageError, Skipped, read_image
 from transept.data.labels import drawing_palette
 from transept.errors import TranseptError
 from transept.words import listed
 
 # The heads of up to so many pictures are read when a set is loaded; of larger sets existence alone is checked there.
 _CHECK_FILES = 5000
-_KEEP_BYTES = 1024 * 2**20
 
 
 class CocoSet(DetectionSet):
@@ -83,7 +82,7 @@ class CocoSet(DetectionSet):
             raise TranseptError(_summary(self.skipped, file))
         self._small = min_size
         self._kept: dict[int, Image.Image] = {}
-        self._room = _KEEP_BYTES
+        self._room = KEEP_BYTES
         self._select(pictures.values(), drop_empty)
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -14,7 +14,7 @@ import torch
 from torchvision import tv_tensors
 
 from transept.data.hub import HUB, load_hub
-from transept.data.images import EXTENSIONS, BadImageError, Skipped, read_image, read_mask, stored_form
+from transept.data.images import EXTENSIONS, KEEP_BYTES, BadImageError, Skipped, read_image, read_mask, stored_form
 from transept.data.labels import (
     CLASS_FILES,
     Color,
@@ -34,7 +34,6 @@ SCENES = "digits-scenes"
 # Up to so many pictures are decoded and checked when a set is loaded (ADE20K's 20,000 would take minutes); of larger
 # sets each one is checked when it is read.
 _CHECK_FILES = 4000
-_KEEP_BYTES = 1024 * 2**20
 _TRAIN = ("training", "train")
 _VAL = ("validation", "val", "valid", "test")
 _MASK_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds", "_gtFine_color")
@@ -105,7 +104,7 @@ class MaskedPictures(SegmentationSet):
         self.paths = list(paths)
         self.masks = list(masks)
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._room = _KEEP_BYTES
+        self._room = KEEP_BYTES
 
     def source(self, index: int) -> _Source:
         return _Source(self.paths[index], self.masks[index], self.paths[index], self.masks[index])

@@ -2,10 +2,9 @@
 
 from math import isqrt
 
+from transept.models.attention import Grid
 from transept.ops.interpolation import resize_position_embedding
 from transept.weights.convert.rules import Entries
-
-Grid = tuple[int, int]
 
 
 def side_of(cells: int) -> int | None:
