@@ -91,7 +91,7 @@ def test_another_seed_gives_another_result(whole_run: Path, tmp_path: Path):
     assert metrics(tmp_path / "other")[0]["train_loss"] != metrics(whole_run)[0]["train_loss"]
 
 
-@pytest.mark.slow  # tests/training/test_scale.py kills one at a random moment
+@pytest.mark.slow  # tests/training/processes/test_scale.py kills one at a random moment
 def test_killed_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
     process = start(tmp_path / "run")
     wait_for_epoch(tmp_path / "run", process)

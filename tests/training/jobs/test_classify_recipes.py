@@ -38,7 +38,7 @@ from transept.training.options.recipe import Recipe
 from transept.training.options.schedule import ScheduleOptions
 from transept.weights.load import create_model, find_checkpoint
 
-DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
+DOCS = Path(__file__).parents[3] / "docs" / "recipes.md"
 
 
 class Column(NamedTuple):
