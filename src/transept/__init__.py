@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from transept.data.images import read_image
     from transept.errors import TranseptError
     from transept.explain.attention import AttentionMap, attention_kinds, attention_maps
+    from transept.inference.compile import compile
     from transept.inference.fuse import fuse
+    from transept.inference.package import load_package
     from transept.tasks.classify import Classifier
     from transept.tasks.detect import Detector, create_detector
     from transept.tasks.folders import from_pretrained, push_to_hub, save_pretrained
@@ -47,6 +49,7 @@ _HOMES = {
     "read_image": "transept.data.images",
     "attention_kinds": "transept.explain.attention",
     "attention_maps": "transept.explain.attention",
+    "compile": "transept.inference.compile",
     "count": "transept.cost.count",
     "create_detector": "transept.tasks.detect",
     "create_model": "transept.weights.load",
@@ -54,6 +57,7 @@ _HOMES = {
     "from_pretrained": "transept.tasks.folders",
     "fuse": "transept.inference.fuse",
     "list_models": "transept.weights.load",
+    "load_package": "transept.inference.package",
     "load_weights": "transept.weights.load",
     "push_to_hub": "transept.tasks.folders",
     "save_pretrained": "transept.tasks.folders",
@@ -71,6 +75,7 @@ __all__ = [
     "__version__",
     "attention_kinds",
     "attention_maps",
+    "compile",
     "count",
     "create_detector",
     "create_model",
@@ -80,6 +85,7 @@ __all__ = [
     "fuse",
     "list_models",
     "load",
+    "load_package",
     "load_weights",
     "predict",
     "push_to_hub",

@@ -19,7 +19,7 @@ import transept
 from tests.helpers import NARROW
 from transept.cli.main import main
 from transept.data.detection.transforms import DetectionPreprocessing, detection_eval_transform
-from transept.data.images import read_image
+from transept.data.images import read_image, sample_picture
 from transept.errors import TranseptError, UsageError
 from transept.export.detector import (
     DetectorInputs,
@@ -28,7 +28,7 @@ from transept.export.detector import (
     export_detector,
     prepare,
 )
-from transept.export.onnx import METADATA, Axis, Run, onnx_runner, pt2_runner, sample_picture, write_graphs
+from transept.export.onnx import METADATA, Axis, Run, onnx_runner, pt2_runner, write_graphs
 from transept.heads.instances import Detections
 from transept.heads.rpn import Proposals, RPNOutputs
 from transept.ops.anchors import Anchors

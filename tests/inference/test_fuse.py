@@ -70,7 +70,7 @@ def test_outputs_equal_the_official_model(path: Path):
 
 def test_for_inference_only():
     fused = transept.fuse(tiny("xcit_nano_12_p16_224"))
-    sentence = "a fused model is for inference; train the model that it was made from, then fuse it again"
+    sentence = "a fused or compiled model is for inference; train the model that it was made from, then make it anew"
     with pytest.raises(UsageError, match=sentence):
         fused.train()
     with pytest.raises(UsageError, match=sentence):
@@ -154,5 +154,5 @@ def test_inside_a_detector():
     kinds = [type(module) for module in fused.modules()]
     assert kinds.count(FusedLocalPatchInteraction) == 2
     assert FusedCrossPatch not in kinds
-    with pytest.raises(UsageError, match="a fused model is for inference"):
+    with pytest.raises(UsageError, match="a fused or compiled model is for inference"):
         fused.train()

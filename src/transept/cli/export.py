@@ -1,15 +1,16 @@
-"""Write a trained model as model.onnx (ONNX) and model.pt2 (torch.export), and check both against eager.
+"""Write a trained model for other runtimes, and check every file against eager.
 
-Detectors are exported whole, with decoding and non-maximum suppression. Each file is read back, run on a picture (ONNX
-by onnxruntime), and is kept only if it gives what the model gives. Classifiers, segmenters and backbones take any
-number of pictures at once, detectors one. Height and width are fixed, or with --dynamic-size any, where the
-architecture permits.
+model.onnx is ONNX, model.pt2 torch.export's, model.xml OpenVINO's, and model.package.pt2 a package: the model compiled
+for this processor, which loads in a moment wherever torch is. Detectors are exported whole, with decoding and
+non-maximum suppression, but not as packages. Each file is read back, run on a picture by its runtime, and is kept only
+if it gives what the model gives. Classifiers, segmenters and backbones take any number of pictures at once, detectors
+one. Height and width are fixed, or with --dynamic-size any, where the architecture permits.
 """
 
 import argparse
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from transept.export.backbone import export_backbone
 from transept.export.batches import TOLERANCE
 from transept.export.detector import BOX_TOLERANCE, MASK_TOLERANCE, SCORE_TOLERANCE
 from transept.export.int8 import CALIBRATION_PICTURES, compare_top1, export_int8, latency_ratio
-from transept.export.onnx import FILES, Exported, check_formats
+from transept.export.onnx import DEFAULT_FORMATS, FILES, Exported, check_formats
+from transept.inference.compile import BFLOAT16_LIMIT, Precision
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
 from transept.tasks.load import load, named_checkpoint, names_model, trained_file
@@ -40,7 +42,7 @@ _UNITS = {
     "scores": f"(limit {SCORE_TOLERANCE:g})",
     "masks": f"(limit {MASK_TOLERANCE:g})",
 }
-_RELATIVE = f"of its standard deviation (limit {TOLERANCE:g})"
+_RELATIVE = "of its standard deviation (limit {:g})"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +72,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures for the ranges of --int8 (default: some of the run's own training pictures)",
     )
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture to check on (default: a photograph)")
-    parser.add_argument("--format", nargs="+", metavar="FORMAT", default=list(FILES), help="onnx, pt2 (default: both)")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        metavar="FORMAT",
+        default=list(DEFAULT_FORMATS),
+        help=f"some of {', '.join(FILES)} (default: {' '.join(DEFAULT_FORMATS)})",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(Precision),
+        default="auto",
+        help="of a package, and what OpenVINO is to compute in (default: auto, the quickest here within the limit)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -87,7 +101,9 @@ def run(args: argparse.Namespace) -> None:
     splits = task.load_data(DataOptions.of_run(task.run)) if args.int8 and task and task.run else None
     calibration = _calibration(args.calibration, splits) if args.int8 else []
     size = None if args.img_size is None else (args.img_size[0], args.img_size[1])
-    options: dict[str, Any] = dict(img_size=size, formats=formats, picture=picture, dynamic_size=args.dynamic_size)
+    options: dict[str, Any] = dict(
+        img_size=size, formats=formats, picture=picture, dynamic_size=args.dynamic_size, dtype=args.dtype
+    )
     if args.backbone or task is None:
         exported = export_backbone(_pyramid(args.model, task), out, **options)
     else:
@@ -103,6 +119,7 @@ def run(args: argparse.Namespace) -> None:
                 "files": {kind: str(path) for kind, path in exported.files.items()},
                 "errors": exported.errors,
                 "image": None if args.image is None else str(args.image),
+                "dtype": exported.about.get("dtype", "float32"),
                 "limits": limits,
                 "int8": int8,
             }
@@ -207,11 +224,13 @@ def _print(exported: Exported) -> None:
         errors: dict[str, Any] = dict(exported.errors[kind])
         number = errors.pop("detections", None)
         flipped = errors.pop("flipped", 0)
+        half = exported.about.get("dtype") == "bfloat16" and kind in ("package", "openvino")
+        relative = _RELATIVE.format(BFLOAT16_LIMIT if half else TOLERANCE)
         name = f"{path}" if number is None else f"{path} ({number:.0f} objects compared)"
         if flipped:
             name = f"{name[:-1]}, {flipped:.0f} found by one of the two only)"
         for output, error in errors.items():
-            table.add_row(name, output, f"{error:.1e} {_UNITS.get(output, _RELATIVE)}")
+            table.add_row(name, output, f"{error:.1e} {_UNITS.get(output, relative)}")
             name = ""
     print_table(table)
 

@@ -131,6 +131,13 @@ def _read(
         raise BadImageError(path, f"is damaged or truncated ({error})") from error
 
 
+def sample_picture() -> Image.Image:
+    """A real photograph, 640 x 427, that scikit-learn brings along: what other forms of a model are checked with."""
+    from sklearn.datasets import load_sample_image  # two seconds, which every verb would wait for
+
+    return Image.fromarray(load_sample_image("china.jpg"))
+
+
 def find_images(sources: Iterable[str | Path]) -> list[Path]:
     """The picture files behind paths, folders (searched whole) and glob patterns, each once, in order.
 

@@ -1,8 +1,10 @@
 """Resizing of pictures together with their masks and boxes, for segmentation and detection."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -97,3 +99,16 @@ def pad_to(picture: Tensor, size: Size, fill: float = 0) -> Tensor:
     """Fill up `... h w` on the right and at the bottom."""
     height, width = picture.shape[-2:]
     return nn.functional.pad(picture, (0, size[1] - width, 0, size[0] - height), value=fill)
+
+
+def three_views(image: Tensor) -> Tensor:
+    """`3 H W` to a batch `3 3 H W`: the image, its mirror image, and the image upside down."""
+    return torch.stack((image, image.flip(-1), image.flip(-2)))
+
+
+def squashed(
+    picture: Image.Image, size: Size, mean: Sequence[float], std: Sequence[float], *, antialias: bool = True
+) -> Tensor:
+    """A picture resized to `size` without regard to its proportions, and normalised: `3 H W`."""
+    pixels = F.to_image(picture.convert("RGB"))
+    return Normalise(tuple(mean), tuple(std))(resize_jointly(pixels, size, antialias=antialias)).as_subclass(Tensor)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from transept.data.resizing import Size
+from transept.data.images import sample_picture
+from transept.data.resizing import Size, squashed, three_views
 from transept.errors import UsageError
-from transept.export.batches import check_sizes, dynamic_step, squashed, three_views, write_batch_graphs
-from transept.export.onnx import FILES, Exported, sample_picture
+from transept.export.batches import check_sizes, dynamic_step, write_batch_graphs
+from transept.export.onnx import DEFAULT_FORMATS, Exported
+from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
 
 
@@ -18,11 +20,12 @@ def export_backbone(
     folder: str | PathLike[str],
     *,
     img_size: Size | None = None,
-    formats: Sequence[str] = tuple(FILES),
+    formats: Sequence[str] = DEFAULT_FORMATS,
     picture: Image.Image | None = None,
     dynamic_size: bool = False,
+    dtype: Precision = "auto",
 ) -> Exported:
-    """Write `model.onnx` and `model.pt2` to `folder`, in float32, once they agree with eager on a picture.
+    """Write files of the formats to `folder`, once they agree with eager in float32 on a picture.
 
     The graph takes `images` `b 3 H W` and gives a map `b c h w` for each level, called after its stride: `map_4`,
     `map_8`, `map_16`, `map_32`.
@@ -30,10 +33,11 @@ def export_backbone(
     Args:
         model: of `create_model(..., features_only=True)`, or the `backbone` of a detector or segmenter.
         img_size: height and width; default: the model's native size.
-        formats: which of the two files.
+        formats: some of `FILES`.
         picture: what to compare on, in three views; default: `sample_picture`.
         dynamic_size: the graph takes all images whose sides are multiples of `size_step` (see the metadata), and is
             compared at `img_size` and at a size that is not square; it was traced at neither.
+        dtype: of a package and for OpenVINO; "auto": bfloat16 where this processor multiplies it faster.
 
     Returns:
         Files and differences: the largest of each map, in its standard deviations.
@@ -41,8 +45,8 @@ def export_backbone(
     Raises:
         UsageError: a classifier, a size that cannot be, a model whose graph is for one size where any was asked for, an
             unknown format, or packages that are not installed.
-        TranseptError: a graph differs from eager by more than 1e-4 standard deviations, or the folder cannot be written
-            to.
+        TranseptError: a graph differs from eager by more than 1e-4 standard deviations (in bfloat16: 0.1), or the
+            folder cannot be written to.
     """
     if not model.is_pyramid:
         raise UsageError("a backbone is exported with its pyramid; build it with features_only=True")
@@ -61,4 +65,4 @@ def export_backbone(
         "mean": list(config["mean"]),
         "std": list(config["std"]),
     }
-    return write_batch_graphs(model, batches, names, Path(folder), formats, metadata, step=step)
+    return write_batch_graphs(model, batches, names, Path(folder), formats, metadata, step=step, dtype=dtype)

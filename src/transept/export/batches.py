@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim
-from torchvision.transforms import v2
 
-from transept.data.resizing import Normalise, Size, resize_jointly
+from transept.data.resizing import Size
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, Axis, Exported, Format, Run, write_graphs
+from transept.inference.compile import BFLOAT16_LIMIT, Precision, best_precision
 from transept.models.backbone import Backbone
 from transept.models.registry import family_of
 
 TOLERANCE = 1e-4
-"""The largest difference of an output, in its standard deviations."""
+"""The largest difference of an output in float32, in its standard deviations."""
 
 
 def write_batch_graphs(
@@ -30,8 +29,9 @@ def write_batch_graphs(
     metadata: Mapping[str, Any],
     *,
     step: int | None = None,
+    dtype: Precision = "float32",
 ) -> Exported:
-    """Write the files of `write_graphs`, in float32, once they agree with eager on every batch.
+    """Write the files of `write_graphs` once they agree with eager in float32 on every batch.
 
     `model` is left as it is, on its device and in its mode. The differences of a batch that has not the size of the
     first are called after the output and the size.
@@ -39,26 +39,29 @@ def write_batch_graphs(
     Args:
         step: the graph takes all images whose sides are multiples of this, and is traced at a size that is none of the
             batches'; None: those of the first batch's size.
+        dtype: of a package and for OpenVINO; "auto": bfloat16 where this processor multiplies it faster.
 
     Raises:
         UsageError: the model does not take images of a batch's size; and as `write_graphs`.
         TranseptError: a graph differs by more than `TOLERANCE`, or the folder cannot be written to.
     """
+    precision, _ = best_precision(dtype, torch.device("cpu"))
     model = copy.deepcopy(model).cpu().float().eval()
     expected = [_run(model, images) for images in batches]
     first = _size(batches[0])
 
     def compare(kind: Format, run: Run) -> dict[str, float]:
         errors = {}
+        limit = BFLOAT16_LIMIT if precision == "bfloat16" and kind in ("package", "openvino") else TOLERANCE
         for images, answers in zip(batches, expected, strict=True):
             size = _size(images)
             at = "" if size == first else f" at {size[0]} x {size[1]}"
             for name, a, b in zip(outputs, run([images]), answers, strict=True):
                 error = float((a - b).abs().max() / b.std()) if a.shape == b.shape else torch.inf
-                if not error <= TOLERANCE:
+                if not error <= limit:
                     raise TranseptError(
                         f"{FILES[kind]} differs from the model on the picture{at}: {name} by {error:.2g} of their "
-                        f"standard deviation, where {TOLERANCE} is allowed; nothing was written"
+                        f"standard deviation, where {limit:g} is allowed; nothing was written"
                     )
                 errors[name + at] = error
         return errors
@@ -68,9 +71,11 @@ def write_batch_graphs(
         # Neither side equals the other or the native one, lest the graph be for where they do.
         example = torch.zeros(2, batches[0].shape[1], *(side + n * step for side, n in zip(first, (3, 4), strict=True)))
         dynamic |= {2: step * Dim("rows", min=1), 3: step * Dim("columns", min=1)}
-    metadata = {**metadata, "img_size": list(first), "size_step": step}
+    metadata = {**metadata, "img_size": list(first), "size_step": step, "channels": example.shape[1]}
     axes = [Axis(name, "batch") for name in outputs]
-    return write_graphs(model, {"images": example}, axes, folder, formats, metadata, compare, dynamic=dynamic)
+    return write_graphs(
+        model, {"images": example}, axes, folder, formats, metadata, compare, dynamic=dynamic, dtype=precision
+    )
 
 
 def dynamic_step(model: Backbone, size: Size) -> int:
@@ -98,19 +103,6 @@ def dynamic_step(model: Backbone, size: Size) -> int:
 def check_sizes(native: Size, step: int | None) -> list[Size]:
     """The sizes to compare at: the native one and, of a graph for any size, one that is not square."""
     return [native] if step is None else [native, (native[0] + 2 * step, native[1] + step)]
-
-
-def three_views(image: Tensor) -> Tensor:
-    """`3 H W` to a batch `3 3 H W`: the image, its mirror image, and the image upside down."""
-    return torch.stack((image, image.flip(-1), image.flip(-2)))
-
-
-def squashed(
-    picture: Image.Image, size: Size, mean: Sequence[float], std: Sequence[float], *, antialias: bool = True
-) -> Tensor:
-    """A picture resized to `size` without regard to its proportions, and normalised: `3 H W`."""
-    pixels = v2.functional.to_image(picture.convert("RGB"))
-    return Normalise(tuple(mean), tuple(std))(resize_jointly(pixels, size, antialias=antialias)).as_subclass(Tensor)
 
 
 @torch.no_grad()

@@ -24,10 +24,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from transept.data.detection.transforms import DetectionPreprocessing
+from transept.data.images import sample_picture
 from transept.data.resizing import Normalise, Size, fit_within, pad_to, resize_jointly
 from transept.errors import TranseptError, TranseptWarning, UsageError
-from transept.export.onnx import FILES, Axis, Exported, Format, Run, sample_picture, write_graphs
+from transept.export.onnx import DEFAULT_FORMATS, FILES, Axis, Exported, Format, Run, write_graphs
 from transept.heads.instances import Detections
+from transept.inference.compile import Precision
 
 BOX_TOLERANCE = 1e-2
 """In pixels of the picture."""
@@ -118,16 +120,17 @@ def export_detector(
     folder: str | PathLike[str],
     *,
     img_size: Size | None = None,
-    formats: Sequence[str] = tuple(FILES),
+    formats: Sequence[str] = DEFAULT_FORMATS,
     picture: Image.Image | None = None,
+    dtype: Precision = "auto",
 ) -> Exported:
-    """Write `model.onnx` and `model.pt2` to `folder`, in float32, once they agree with eager on a picture.
+    """Write files of the formats to `folder`, in float32, once they agree with eager on a picture.
 
     The detector is left as it is, on its device and in its mode.
 
     Args:
         img_size: height and width of the graph's pictures, padding included; default: `default_size`.
-        formats: which of the two files.
+        formats: some of `FILES`, but no package.
         picture: what to compare on, best one with objects that the detector knows; default: `sample_picture`.
 
     Returns:
@@ -140,6 +143,13 @@ def export_detector(
         TranseptError: a graph differs from eager by more than 0.01 pixels, a score of 1e-4, or a mask's probability of
             1e-3; or the folder cannot be written to.
     """
+    if "package" in formats:
+        raise UsageError(
+            "what makes objects of a detector's outputs is not compiled ahead of time; leave out --format package and"
+            " take --form compiled where it is used, or export the backbone with --backbone"
+        )
+    if dtype == "bfloat16":
+        raise UsageError("a detector's files are in float32: half precision moves boxes; leave out --dtype")
     img_size = img_size or default_size(detector.preprocessing)
     _check_size(img_size, detector.preprocessing.multiple_of)
     whole = ExportedDetector(copy.deepcopy(detector).cpu().float().eval())

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor, nn
 
-from transept.data.resizing import Size
+from transept.data.images import sample_picture
+from transept.data.resizing import Size, three_views
 from transept.errors import UsageError
-from transept.export.batches import check_sizes, dynamic_step, three_views, write_batch_graphs
-from transept.export.onnx import FILES, Exported, sample_picture
+from transept.export.batches import check_sizes, dynamic_step, write_batch_graphs
+from transept.export.onnx import DEFAULT_FORMATS, Exported
+from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
 
 
@@ -36,11 +38,12 @@ def export_logits(
     folder: str | PathLike[str],
     *,
     img_size: Size | None = None,
-    formats: Sequence[str] = tuple(FILES),
+    formats: Sequence[str] = DEFAULT_FORMATS,
     picture: Image.Image | None = None,
     dynamic_size: bool = False,
+    dtype: Precision = "auto",
 ) -> Exported:
-    """Write `model.onnx` and `model.pt2` to `folder`, in float32, once they agree with eager on a picture.
+    """Write files of the formats to `folder`, once they agree with eager in float32 on a picture.
 
     The graph takes `images` `b 3 H W` and gives `logits`, `b k` of a classifier and `b k H W` of a segmenter. It is
     made with two images and compared on three: the picture, its mirror image, and the picture upside down.
@@ -48,10 +51,11 @@ def export_logits(
     Args:
         img_size: height and width; default: a classifier's own, and of a segmenter the short side of its
             preprocessing's scale, for both.
-        formats: which of the two files.
+        formats: some of `FILES`.
         picture: what to compare on; default: `sample_picture`.
         dynamic_size: the graph takes all images whose sides are multiples of `size_step` (see the metadata), and is
             compared at `img_size` and at a size that is not square; it was traced at neither.
+        dtype: of a package and for OpenVINO; "auto": bfloat16 where this processor multiplies it faster.
 
     Returns:
         Files and differences: the largest of the `logits`, in their standard deviations.
@@ -59,8 +63,8 @@ def export_logits(
     Raises:
         UsageError: a size that cannot be, a model whose graph is for one size where any was asked for, an unknown
             format, or packages that are not installed.
-        TranseptError: a graph differs from eager by more than 1e-4 standard deviations, or the folder cannot be written
-            to.
+        TranseptError: a graph differs from eager by more than 1e-4 standard deviations (in bfloat16: 0.1), or the
+            folder cannot be written to.
     """
     size = task.graph_size(img_size)
     if min(size) < 1:
@@ -75,4 +79,4 @@ def export_logits(
         **dataclasses.asdict(task.preprocessing),
     }
     assert isinstance(task, nn.Module)
-    return write_batch_graphs(task, batches, ["logits"], Path(folder), formats, metadata, step=step)
+    return write_batch_graphs(task, batches, ["logits"], Path(folder), formats, metadata, step=step, dtype=dtype)

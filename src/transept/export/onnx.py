@@ -1,29 +1,47 @@
-"""Graphs of any task: traced once, written as ONNX and for torch.export, read back and compared before they get a name.
+"""Graphs of any task: traced once, written in the formats of other runtimes, compared before they get a name.
 
 The files carry what a caller must know (classes, preprocessing, size) as one JSON object: in ONNX the metadata property
-`transept`, in torch.export's file the extra file `transept.json`.
+`transept`, in torch.export's files and packages the extra file `transept.json`, in OpenVINO's the `rt_info` `transept`.
 """
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from transept.errors import UsageError, unknown
+from transept.export.openvino import openvino_runner, write_openvino
+from transept.export.package import write_package
 from transept.files import reserve, write_together
+from transept.inference.compile import Dtype
+from transept.inference.package import add_about, machine_facts, run_raw
 
-Format = Literal["onnx", "pt2"]
-FILES: Mapping[Format, str] = {"onnx": "model.onnx", "pt2": "model.pt2"}
+Format = Literal["onnx", "pt2", "package", "openvino"]
+FILES: Mapping[Format, str] = {
+    "onnx": "model.onnx",
+    "pt2": "model.pt2",
+    "package": "model.package.pt2",
+    "openvino": "model.xml",
+}
+DEFAULT_FORMATS: tuple[Format, ...] = ("onnx", "pt2")
+_WEIGHTS = "model.bin"
+"""Of OpenVINO's graph."""
+_NEEDS: Mapping[Format, tuple[str, str, Sequence[str]]] = {
+    "onnx": ("ONNX", "export", ("onnx", "onnxruntime", "onnxscript")),
+    "openvino": ("OpenVINO", "openvino", ("onnx", "onnxscript", "openvino")),
+}
+"""The extra of a format, and its packages."""
 
 METADATA = "transept"
 _EXTRA_FILE = f"{METADATA}.json"
@@ -63,6 +81,7 @@ def write_graphs(
     compare: Callable[[Format, Run], dict[str, float]],
     *,
     dynamic: Shape = None,
+    dtype: Dtype = "float32",
 ) -> Exported:
     """Trace `module` with example inputs, by name, and write the files of `FILES` to `folder`.
 
@@ -71,14 +90,17 @@ def write_graphs(
 
     Args:
         dynamic: axes of every input that may have other lengths than the example's, which are then 2 or more.
+        dtype: what a package computes in, and OpenVINO's graph is compared in. The other files hold float32.
 
     Raises:
-        UsageError: an unknown format, or the packages that write and run ONNX are not installed.
+        UsageError: an unknown format, or the packages that write and run it are not installed.
         TranseptError: the folder cannot be written to, or what `compare` raises.
     """
     chosen = check_formats(formats)
     names = {"inputs": list(inputs), "outputs": [axis.output for axis in outputs]}
     metadata = {"transept": version("transept"), **names, **metadata}
+    if {"package", "openvino"} & {*chosen}:
+        metadata["dtype"] = dtype
     reserve(folder, len(chosen) * sum(p.numel() * p.element_size() for p in module.parameters()))
     shapes = tuple(dynamic for _ in inputs)
     # The graph must not rely on the memory layout of one machine's fused attention.
@@ -86,17 +108,36 @@ def write_graphs(
         program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
     errors: dict[Format, dict[str, float]] = {}
 
-    def writer(kind: Format) -> Callable[[Path], None]:
-        def write(path: Path) -> None:
-            if kind == "onnx":
-                _write_onnx(program, path, list(inputs), outputs, metadata)
-            else:
-                torch.export.save(program, path, extra_files={_EXTRA_FILE: json.dumps(metadata)})
-            errors[kind] = compare(kind, _RUNNERS[kind](path))
+    def write_onnx(path: Path) -> None:
+        _write_onnx(program, path, list(inputs), outputs, metadata)
+        errors["onnx"] = compare("onnx", onnx_runner(path))
 
-        return write
+    def write_pt2(path: Path) -> None:
+        torch.export.save(program, path, extra_files={_EXTRA_FILE: json.dumps(metadata)})
+        errors["pt2"] = compare("pt2", pt2_runner(path))
 
-    write_together(folder, {FILES[kind]: writer(kind) for kind in chosen})
+    def write_compiled(path: Path) -> None:
+        write_package(module, list(inputs.values()), dynamic, path, dtype)
+        errors["package"] = compare("package", lambda values: run_raw(path, values))
+        add_about(path, {**metadata, **machine_facts(), "errors": errors["package"]})
+
+    def write_graph(path: Path) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            source = Path(name, FILES["onnx"])
+            _write_onnx(program, source, list(inputs), outputs, metadata)
+            write_openvino(source, path, json.dumps(metadata, ensure_ascii=False), METADATA)
+        errors["openvino"] = compare("openvino", openvino_runner(path, dtype))
+
+    writers: dict[Format, Callable[[Path], None]] = {
+        "onnx": write_onnx,
+        "pt2": write_pt2,
+        "package": write_compiled,
+        "openvino": write_graph,
+    }
+    files = {FILES[kind]: writers[kind] for kind in chosen}
+    if "openvino" in chosen:
+        files[_WEIGHTS] = lambda path: None  # written with the graph
+    write_together(folder, files)
     return Exported({kind: folder / FILES[kind] for kind in chosen}, errors, metadata)
 
 
@@ -112,13 +153,11 @@ def check_formats(formats: Sequence[str]) -> list[Format]:
     chosen: list[Format] = [kind for kind in FILES if kind in formats]
     if not chosen:
         raise UsageError(f"no format was given; give one or more of {', '.join(FILES)}")
-    if "onnx" in chosen:
-        try:
-            import onnx  # noqa: F401
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise UsageError(f"ONNX needs the package {error.name!r}: pip install 'transept[export]'") from error
+    for kind in chosen:
+        title, extra, packages = _NEEDS.get(kind, ("", "", ()))
+        for package in packages:
+            if find_spec(package) is None:
+                raise UsageError(f"{title} needs the package {package!r}: pip install 'transept[{extra}]'")
     return chosen
 
 
@@ -148,16 +187,6 @@ def pt2_runner(path: Path) -> Run:
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
     return run
-
-
-_RUNNERS: Mapping[Format, Callable[[Path], Run]] = {"onnx": onnx_runner, "pt2": pt2_runner}
-
-
-def sample_picture() -> Image.Image:
-    """A real photograph, 640 x 427, that scikit-learn brings along: what exports are checked with by default."""
-    from sklearn.datasets import load_sample_image  # two seconds, which every verb would wait for
-
-    return Image.fromarray(load_sample_image("china.jpg"))
 
 
 def _write_onnx(

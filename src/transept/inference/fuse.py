@@ -108,7 +108,7 @@ def fuse(model: M) -> M:
         for module in fused.modules():
             if isinstance(module, Backbone):
                 _fix_biases(module)
-                module.fused = True
+                module.for_inference = True
                 module.grad_checkpointing = False
     return fused
 

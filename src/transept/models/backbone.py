@@ -88,8 +88,8 @@ class Backbone(nn.Module, ABC):
         self.global_pool: GlobalPool = "avg"
         self.num_features = self.head_hidden_size = num_features
         self.grad_checkpointing = False
-        self.fused = False
-        """Made by `transept.fuse`: for inference only."""
+        self.for_inference = False
+        """Made by `transept.fuse` or `transept.compile`, whose forms have their weights as constants."""
         self.pretrained_cfg: dict[str, Any] = {
             "input_size": (in_chans, *config.img_size),
             "fixed_input_size": False,
@@ -206,9 +206,9 @@ class Backbone(nn.Module, ABC):
     global_pools: tuple[GlobalPool, ...] = ("avg", "")
 
     def train(self, mode: bool = True) -> Self:
-        if mode and self.fused:
+        if mode and self.for_inference:
             raise UsageError(
-                "a fused model is for inference; train the model that it was made from, then fuse it again"
+                "a fused or compiled model is for inference; train the model that it was made from, then make it anew"
             )
         return super().train(mode)
 

@@ -20,7 +20,8 @@ from transept.data.loading import TransformedSet, make_loader
 from transept.draw.sheet import Labelled, draw_sheet
 from transept.errors import UsageError
 from transept.export.logits import export_logits
-from transept.export.onnx import FILES, Exported
+from transept.export.onnx import DEFAULT_FORMATS, Exported
+from transept.inference.compile import Precision
 from transept.metrics.accuracy import AccuracyMeter
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
@@ -202,12 +203,13 @@ class Classifier(ModelTask):
         folder: str | PathLike[str],
         *,
         img_size: tuple[int, int] | None = None,
-        formats: Sequence[str] = tuple(FILES),
+        formats: Sequence[str] = DEFAULT_FORMATS,
         picture: Image.Image | None = None,
         dynamic_size: bool = False,
+        dtype: Precision = "auto",
     ) -> Exported:
         return export_logits(
-            self, folder, img_size=img_size, formats=formats, picture=picture, dynamic_size=dynamic_size
+            self, folder, img_size=img_size, formats=formats, picture=picture, dynamic_size=dynamic_size, dtype=dtype
         )
 
     def graph_size(self, img_size: tuple[int, int] | None) -> tuple[int, int]:

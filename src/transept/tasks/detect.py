@@ -15,10 +15,11 @@ from transept.data.detection.sets import DetectionSplits, load_detection_splits
 from transept.data.detection.transforms import DetectionPreprocessing
 from transept.errors import TranseptError, UsageError
 from transept.export.detector import export_detector
-from transept.export.onnx import FILES, Exported
+from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.heads.instances import Detections, Size, Target
 from transept.heads.roi import BoxHead, MaskHead
 from transept.heads.rpn import RPNOutputs
+from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
@@ -223,15 +224,16 @@ class Detector(DenseTask):
         folder: str | PathLike[str],
         *,
         img_size: tuple[int, int] | None = None,
-        formats: Sequence[str] = tuple(FILES),
+        formats: Sequence[str] = DEFAULT_FORMATS,
         picture: Image.Image | None = None,
         dynamic_size: bool = False,
+        dtype: Precision = "auto",
     ) -> Exported:
         if dynamic_size:
             raise UsageError(
                 "a detector's graph is for one size, to which pictures are padded; leave out --dynamic-size"
             )
-        return export_detector(self, folder, img_size=img_size, formats=formats, picture=picture)
+        return export_detector(self, folder, img_size=img_size, formats=formats, picture=picture, dtype=dtype)
 
     @property
     def max_detections(self) -> int:

@@ -14,14 +14,15 @@ from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 
 from transept.data.labels import Color, drawing_palette
+from transept.data.resizing import squashed
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.draw.overlay import draw_overlay, shares
 from transept.errors import TranseptError, UsageError
-from transept.export.batches import squashed
 from transept.export.logits import export_logits
-from transept.export.onnx import FILES, Exported
+from transept.export.onnx import DEFAULT_FORMATS, Exported
+from transept.inference.compile import Precision
 from transept.inference.windows import sliding_logits
 from transept.models.backbone import Backbone
 from transept.ops.interpolation import resize_map
@@ -287,9 +288,10 @@ class Segmenter(DenseTask):
         folder: str | PathLike[str],
         *,
         img_size: tuple[int, int] | None = None,
-        formats: Sequence[str] = tuple(FILES),
+        formats: Sequence[str] = DEFAULT_FORMATS,
         picture: Image.Image | None = None,
         dynamic_size: bool = False,
+        dtype: Precision = "auto",
     ) -> Exported:
         if dynamic_size and self.method == "upernet":
             raise UsageError(
@@ -297,7 +299,7 @@ class Segmenter(DenseTask):
                 "each size with --img-size, without --dynamic-size"
             )
         return export_logits(
-            self, folder, img_size=img_size, formats=formats, picture=picture, dynamic_size=dynamic_size
+            self, folder, img_size=img_size, formats=formats, picture=picture, dynamic_size=dynamic_size, dtype=dtype
         )
 
     def graph_size(self, img_size: tuple[int, int] | None) -> tuple[int, int]:

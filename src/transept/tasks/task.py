@@ -19,7 +19,8 @@ from torchvision.transforms.v2 import functional as v2
 
 from transept.data.images import Skipped
 from transept.errors import TranseptError, UsageError
-from transept.export.onnx import FILES, Exported
+from transept.export.onnx import DEFAULT_FORMATS, Exported
+from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
 from transept.tasks.saving import METADATA_KEY, describe, save_task
@@ -230,11 +231,19 @@ class Task(nn.Module, ABC):
         folder: str | PathLike[str],
         *,
         img_size: tuple[int, int] | None = None,
-        formats: Sequence[str] = tuple(FILES),
+        formats: Sequence[str] = DEFAULT_FORMATS,
         picture: Image.Image | None = None,
         dynamic_size: bool = False,
+        dtype: Precision = "auto",
     ) -> Exported:
         """Files for other runtimes, kept only if they agree with the model on a picture.
+
+        Args:
+            img_size: of the pictures they take; default: the task's own.
+            formats: some of `transept.export.onnx.FILES`.
+            picture: what to compare on; default: a photograph.
+            dynamic_size: they take pictures of any size.
+            dtype: of a package and for OpenVINO: "float32", "bfloat16", or "auto", what this processor does best.
 
         Raises:
             UsageError: a size that cannot be, an unknown format, or packages that are not installed.

@@ -1,0 +1,236 @@
+"""The fastest form of a model on this machine: compiled by Inductor, its weights constants, in the best precision.
+
+A compiler sees what a library of kernels cannot: what one layer writes and the next reads stays in the cache, and
+weights lie as the products of this processor want them. It costs a minute, and a C++ compiler.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from types import FunctionType
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from transept.data.images import sample_picture
+from transept.data.resizing import Size, squashed
+from transept.errors import TranseptError, UsageError, unknown
+from transept.heads.roi import BoxHead, MaskHead
+from transept.inference.fuse import fuse
+from transept.inference.processor import fast_bfloat16
+from transept.models.backbone import Backbone, native_size
+
+M = TypeVar("M", bound=nn.Module)
+
+Dtype = Literal["float32", "bfloat16"]
+Precision = Literal["auto", Dtype]
+FormName = Literal["compiled", "fused", "eager"]
+
+BFLOAT16_LIMIT = 0.1
+"""The largest difference from float32 that "auto" accepts of bfloat16, in the standard deviation of the outputs."""
+
+_OPTIONS: dict[str, Any] = {"freezing": True}
+"""Of Inductor. Frozen weights are packed for oneDNN, and what is computed of weights alone is computed once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """What a model was made into, and why."""
+
+    name: FormName
+    dtype: Dtype
+    reason: str
+    error: float
+    """The largest difference from float32 in eager mode on a photograph, in the standard deviation of the outputs."""
+    seconds: float
+    """The time it took to make."""
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.dtype}: {self.reason}; outputs differ by {self.error:.1g} of their spread"
+
+
+def compile(
+    model: M, dtype: Precision = "auto", batch: int | None = None, img_size: int | Sequence[int] | None = None
+) -> M:
+    """A copy for inference, in the fastest form that this machine has: compiled, or where that cannot be `fuse`'s.
+
+    It is called as the model is, with float32 images, and gives float32 outputs, under `torch.inference_mode`. It takes
+    images of other batches and sizes too: the first such call compiles anew. The copy's `form` says which form it is in
+    and why, and how much its outputs differ.
+
+    Args:
+        model: a classifier, a pyramid (`features_only=True`), or what contains one: a detector, a segmenter. It is left
+            as it is. Of a detector the network is compiled; what makes objects of its outputs stays as it is.
+        dtype: the precision of weights and layers. "auto" is bfloat16 where this processor multiplies it faster than
+            float32 and outputs differ by no more than `BFLOAT16_LIMIT` of their spread, else float32.
+        batch: how many images a call has; None: any number, which costs nothing where products dominate.
+        img_size: height and width of the images; default: the model's native size.
+
+    Returns:
+        The copy, in evaluation mode, on the model's device. No parameter takes a gradient, and `train()` raises an
+        error.
+
+    Raises:
+        UsageError: an unknown dtype, or a batch or size that cannot be.
+        TranseptError: `model` contains no model of transept's, or takes no images of this size.
+    """
+    if dtype not in get_args(Precision):
+        raise unknown("dtype of a compiled form", dtype, get_args(Precision), _hint(dtype))
+    if batch is not None and batch < 1:
+        raise UsageError(f"batch={batch} must be positive")
+    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+    if not backbones:
+        raise TranseptError(
+            f"cannot compile a {type(model).__name__}: it contains no model of transept; give one of create_model,"
+            " create_detector or create_segmenter"
+        )
+    started = perf_counter()
+    fused = fuse(model)
+    size = backbones[0].config.img_size if img_size is None else native_size(img_size)
+    images = sample_images(backbones[0], size, batch or 2).to(next(model.parameters()).device)
+    with torch.inference_mode():
+        expected = tree_leaves(_try(fused.float(), images))
+    chosen, reason = best_precision(dtype, images.device)
+    for precision in dict.fromkeys((chosen, "float32")):
+        made = in_precision(copy.deepcopy(fused), precision)
+        name: FormName = "compiled"
+        if problem := compiler_problem(images.device):
+            name = "fused"
+        else:
+            try:
+                _compile_parts(made, images, dynamic=batch is None)
+            except Exception as error:  # a compiler's failures have no common class
+                name, problem = "fused", f"it cannot be compiled here ({str(error).strip().splitlines()[0]})"
+                made = in_precision(copy.deepcopy(fused), precision)
+        with torch.inference_mode():
+            error = spread_error(expected, tree_leaves(made(images)))
+        if dtype == "auto" and precision == "bfloat16" and error > BFLOAT16_LIMIT:
+            reason = f"bfloat16 differs by {error:.2g} of the spread, where {BFLOAT16_LIMIT:g} is allowed"
+            continue
+        made.form = Form(  # pyright: ignore[reportArgumentType] - a note, not a submodule
+            name=name,
+            dtype=precision,
+            reason="; ".join(filter(None, (reason, problem))),
+            error=error,
+            seconds=perf_counter() - started,
+        )
+        return made
+    raise AssertionError("float32 is always accepted")
+
+
+def sample_images(model: Backbone, size: Size, count: int) -> Tensor:
+    """A photograph and its mirror image in turns, resized and normalised for the model: `count c H W`.
+
+    Other channels than three repeat those.
+    """
+    config = model.pretrained_cfg
+    channels = torch.arange(config["input_size"][0]) % 3
+    image = squashed(sample_picture(), size, config["mean"], config["std"])[channels]
+    return torch.stack([image, image.flip(-1)])[torch.arange(count) % 2]
+
+
+def in_precision(model: M, dtype: str) -> M:
+    """The same model with its layers in this dtype, which takes and gives float32 as before. It is changed in place."""
+    if dtype == "float32":
+        return model.float()
+    for part in parts(model):
+        part.register_forward_pre_hook(_CastInputs(getattr(torch, dtype)))
+        part.register_forward_hook(_CastOutputs())
+    return model.to(getattr(torch, dtype))
+
+
+def parts(model: nn.Module) -> list[nn.Module]:
+    """What is called from outside of graphs: the model, and heads that look at regions found by it."""
+    return [model, *(module for module in model.modules() if isinstance(module, BoxHead | MaskHead))]
+
+
+def spread_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    """The largest difference of outputs, each in its own standard deviation; infinite where shapes differ."""
+    errors = []
+    for a, b in zip(expected, actual, strict=True):
+        spread = a.float().std() if a.numel() > 1 else a.float().abs().max()
+        difference = (a.float() - b.float()).abs().max() if a.shape == b.shape else torch.tensor(torch.inf)
+        errors.append(float(difference / spread.clamp_min(1e-12)))
+    return max(errors)
+
+
+class _CastInputs:
+    """Hooks are classes here: a copy of the model copies them, which closures do not survive."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, module: nn.Module, inputs: tuple) -> tuple:
+        return tree_map(lambda each: _cast(each, self.dtype), inputs)
+
+
+class _CastOutputs:
+    def __call__(self, module: nn.Module, inputs: tuple, outputs: Any) -> Any:
+        return tree_map(lambda each: _cast(each, torch.float32), outputs)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def best_precision(dtype: Precision, device: torch.device) -> tuple[Dtype, str]:
+    """The precision to try first, and why."""
+    if dtype != "auto":
+        return dtype, "as asked"
+    if device.type == "cuda":
+        fast = "this GPU multiplies it fast" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    else:
+        unit = fast_bfloat16()
+        fast = unit and f"this processor has {unit}"
+    return ("bfloat16", fast) if fast else ("float32", "bfloat16 is no faster here")
+
+
+def compiler_problem(device: torch.device) -> str:
+    """Why nothing can be compiled on this machine; empty where it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # a second, which who does not compile would wait for
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        if device.type == "cpu":
+            get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "there is no C++ compiler, such as g++"
+    return ""
+
+
+def _compile_parts(model: nn.Module, images: Tensor, *, dynamic: bool) -> None:
+    """Compile every part; the network is called once, so that what cannot be compiled fails here."""
+    for part in parts(model):
+        # A head on regions is given another number of them each time.
+        part._compiled_call_impl = _compiled(part, dynamic or part is not model)
+    torch._dynamo.maybe_mark_dynamic(images, 0) if dynamic else None
+    model(images)
+
+
+def _compiled(module: nn.Module, dynamic: bool) -> Callable[..., Any]:
+    # Dynamo counts recompilations by code object, and all modules share `_call_impl`.
+    def call(*inputs: Any) -> Any:
+        return module._call_impl(*inputs)
+
+    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+    compiled = torch.compile(own, options=_OPTIONS, dynamic=None if dynamic else False)
+
+    def run(*inputs: Any) -> Any:
+        with torch.inference_mode():  # weights are frozen where no gradients are recorded
+            return compiled(*inputs)
+
+    return run
+
+
+def _try(model: nn.Module, images: Tensor) -> Any:
+    try:
+        return model(images)
+    except ValueError as error:
+        raise UsageError(f"img_size={images.shape[-2]} x {images.shape[-1]}: {error}") from error
+
+
+def _hint(dtype: str) -> str:
+    return "8 bits are for ONNX Runtime: transept export --int8" if dtype == "int8" else ""

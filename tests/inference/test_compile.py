@@ -1,0 +1,112 @@
+"""`transept.compile`: the same answers as eager in every form, and a word on which form it took."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import transept
+from tests.helpers import SMALL, image, lively
+from transept.errors import TranseptError, UsageError
+from transept.inference.compile import BFLOAT16_LIMIT, best_precision, in_precision, sample_images, spread_error
+from transept.inference.processor import fast_bfloat16, instructions, missing
+
+
+def small(name: str, **options) -> nn.Module:
+    return lively(transept.create_model(name, num_classes=7, img_size=64, **SMALL[name], **options)).eval()
+
+
+@pytest.fixture
+def no_compiler() -> Iterator[None]:
+    """A machine without a C++ compiler: Inductor is pointed at one that is not there."""
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        yield
+
+
+def test_any_number_of_images():
+    model = small("xcit_nano_12_p8_224")
+    compiled = transept.compile(model, "float32")
+    assert compiled.form.name == "compiled"
+    assert compiled.form.dtype == "float32"
+    assert compiled.form.error < 2e-5
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for count in (2, 3, 5):
+        images = image(count)
+        assert spread_error([model(images).detach()], [compiled(images)]) < 2e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before, "another batch was compiled anew"
+    with pytest.raises(UsageError, match="a fused or compiled model is for inference"):
+        compiled.train()
+    assert model(image()).requires_grad, "the model was changed"
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_it_is_fused():
+    model = small("cait_xxs24_224")
+    form = transept.compile(model, "float32")
+    assert form.form.name == "fused"
+    assert str(form.form).startswith("fused in float32: as asked; there is no C++ compiler, such as g++")
+    assert spread_error([model(image(3)).detach()], [form(image(3))]) < 2e-5
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_half_precision_takes_and_gives_float32():
+    model = small("xcit_nano_12_p8_224")
+    form = transept.compile(model, "bfloat16")
+    assert form.form.dtype == "bfloat16"
+    logits = form(image())
+    assert logits.dtype == torch.float32
+    assert form.head.weight.dtype == torch.bfloat16
+    error = spread_error([model(image()).detach()], [logits])
+    assert 1e-4 < error < BFLOAT16_LIMIT
+    assert torch.equal(copy.deepcopy(form)(image()), logits)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_the_precision_that_this_processor_does_best():
+    unit = fast_bfloat16()
+    dtype, reason = best_precision("auto", torch.device("cpu"))
+    assert (dtype == "bfloat16") == (unit is not None)
+    assert reason == (f"this processor has {unit}" if unit else "bfloat16 is no faster here")
+    assert transept.compile(small("cait_xxs24_224")).form.dtype == dtype
+    assert "avx512_f" not in missing(instructions())
+    assert missing(["sve", "avx512_f", "no_such_unit"]) == sorted({"sve", "avx512_f", "no_such_unit"} - instructions())
+
+
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@torch.inference_mode()
+def test_a_detector_keeps_its_decoding(dtype: str):
+    detector = transept.create_detector("mask_rcnn", backbone="xcit_nano_12_p16", num_classes=3, depth=1, width=32)
+    lively(detector).eval()
+    form = transept.compile(detector, dtype, img_size=(64, 96))
+    images = sample_images(detector.backbone, (64, 96), 1)
+    expected = detector.decode(detector(images), [(64, 96)])[0]
+    actual = form.decode(form(images), [(64, 96)])[0]
+    assert actual.boxes.dtype == actual.scores.dtype == torch.float32
+    assert len(expected.scores) > 5
+    if dtype == "float32":
+        torch.testing.assert_close(actual.boxes, expected.boxes, atol=1e-2, rtol=0)
+    else:
+        assert abs(float(actual.scores[0] - expected.scores[0])) < 0.05
+
+
+def test_wrong_words():
+    model = small("cait_xxs24_224")
+    with pytest.raises(UsageError, match=r"no dtype .* is called 'bfloat15'; did you mean 'bfloat16'"):
+        transept.compile(model, "bfloat15")
+    with pytest.raises(UsageError, match="'int8'; 8 bits are for ONNX Runtime: transept export --int8"):
+        transept.compile(model, "int8")
+    with pytest.raises(UsageError, match="batch=0 must be positive"):
+        transept.compile(model, batch=0)
+    with pytest.raises(TranseptError, match="cannot compile a Linear: it contains no model of transept"):
+        transept.compile(nn.Linear(2, 2))
+
+
+def test_outputs_of_other_shapes_are_infinitely_far():
+    assert spread_error([torch.ones(2, 3)], [torch.ones(2, 4)]) == float("inf")
+    assert spread_error([torch.tensor([1.0, 3.0])], [torch.tensor([1.0, 3.5])]) == pytest.approx(0.5 / 2**0.5)
+    assert in_precision(nn.Linear(2, 2).bfloat16(), "float32").weight.dtype == torch.float32
