@@ -49,8 +49,8 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "transept.cli.main", "train", "digits", "--out", str(folder), *OPTIONS]
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "transept.cli.main", "train", "digits", "--out", str(folder), *OPTIONS, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -97,7 +97,7 @@ def test_another_seed_gives_another_result(whole_run: Path, tmp_path: Path):
 def test_killed_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path):
     process = start(tmp_path / "run")
     wait_for_epoch(tmp_path / "run", process)
-    time.sleep(0.5)
+    time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert len(metrics(tmp_path / "run")) < 3
@@ -118,6 +118,18 @@ def test_interrupted_in_mid_epoch_and_resumed(whole_run: Path, tmp_path: Path, c
     assert len(metrics(tmp_path / "run")) == 1
     train(recipe(), tmp_path / "run", resume=True, progress=False)
     assert_same(tmp_path / "run", whole_run)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_interrupted(tmp_path: Path):
+    process = start(tmp_path / "run", "--schedule.iterations", "1200", "--schedule.evaluate_every", "120")
+    wait_for_epoch(tmp_path / "run", process)
+    time.sleep(1.2)  # the curves are drawn first
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].endswith(f"go on with: transept train --resume {tmp_path / 'run'}")
+    assert "Traceback" not in errors
 
 
 def test_a_finished_run_resumes_to_itself(whole_run: Path):
