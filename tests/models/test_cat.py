@@ -447,7 +447,7 @@ def test_half_precision_autocast_is_close():
 
 
 def test_compiled_model_is_the_same():
-    model = lively(CAT(TINY, num_classes=7))
+    model = lively(CAT(replace(TINY, depths=(1, 0, 0, 1)), num_classes=7))
     x = torch.randn(2, 3, 64, 128)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():

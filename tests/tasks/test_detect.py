@@ -19,11 +19,12 @@ from transept.ops.matching import RandomSampler
 from transept.tasks.detect import METHODS, Detector
 from transept.tasks.detect_methods import TwoStage
 
-TINY = dict(backbone="xcit_nano_12_p8", depth=1, embed_dim=32, num_heads=2, num_classes=3, width=32)
+TINY = dict(backbone="xcit_nano_12_p8", depth=2, embed_dim=32, num_heads=2, num_classes=3, width=32)
 
 
-def tiny(method: str) -> Detector:
-    detector = transept.create_detector(method, **TINY | {"width": 64 if method in ("fcos", "atss") else 32})
+def tiny(method: str, **options: int) -> Detector:
+    width = 64 if method in ("fcos", "atss") else 32
+    detector = transept.create_detector(method, **TINY | {"width": width} | options)
     if isinstance(detector.stages, TwoStage):  # fewer regions, for speed
         loss = replace(detector.stages.loss, sampler=RandomSampler(number=64, positive_fraction=0.25))
         detector.stages = replace(detector.stages, loss=loss)
@@ -197,7 +198,7 @@ def digits() -> tuple[torch.Tensor, Target]:
 )
 def test_learns_one_image(method: str, steps: int):
     images, target = digits()
-    detector = tiny(method).train()
+    detector = tiny(method, depth=1).train()
     optimiser = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     for _ in range(steps):
         optimiser.zero_grad()
