@@ -38,6 +38,19 @@ TINY = {
     "CaiT": dict(img_size=64, depth=2),
 }
 """Options that leave a variant its own widths and kinds of layers, and few blocks."""
+LEAST: dict[str, dict[str, Any]] = {
+    "cabvit_h_l1": SMALL["cabvit_h_l1"] | dict(depths=(1, 1, 2, 1)),
+    "cabvit_p_l0": SMALL["cabvit_p_l0"],
+    "cabvit_p_l0_cross": SMALL["cabvit_p_l0_cross"],
+    "cait_xxs24_224": dict(depth=1, embed_dim=48),
+    "cait_xxs24_384": dict(depth=1, embed_dim=48),
+    "cat_tiny": dict(depths=(1, 0, 0, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
+    "crossformer_tiny": dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
+    "crossformer_pp_small": dict(depths=(1, 1, 3, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
+    "xcit_nano_12_p8_224": dict(depth=1, embed_dim=32),
+    "xcit_nano_12_p8_384": dict(depth=1, embed_dim=32),
+}
+"""What has all kinds of layers of a variant, and nothing twice that a graph would hold twice."""
 FAMILIES = ("cabvit_h_l1", "cabvit_p_l0", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "xcit_nano_12_p8_224")
 BACKBONES = {
     "cat_tiny": dict(depths=(1, 1, 1, 1)),
@@ -74,6 +87,12 @@ def tiny(name: str, **options: Any) -> Any:
     if not options.get("features_only"):
         options = {"num_classes": 7} | options
     return transept.create_model(name, **small, **options)
+
+
+def narrow(name: str) -> Any:
+    """With the layers of the variant's kind, each once or twice and of few channels; what is not listed is `tiny`."""
+    small = LEAST.get(name)
+    return tiny(name) if small is None else transept.create_model(name, img_size=64, num_classes=7, **small)
 
 
 def lively(model: nn.Module) -> nn.Module:

@@ -51,7 +51,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector that finds something everywhere, discs first: it starts with other biases than it should."""
     torch.manual_seed(0)
     detector = create_detector(
-        "retinanet", backbone="xcit_nano_12_p16", num_classes=2, classes=CLASSES, width=32, depth=2
+        "retinanet",
+        backbone="xcit_nano_12_p16",
+        num_classes=2,
+        classes=CLASSES,
+        width=32,
+        depth=1,
+        preprocessing=DetectionPreprocessing(scale=(128, 96)),
     )
     detector.bbox_head.retina_cls.bias.data = torch.tensor([1.0, 0.0]).repeat(9)
     path = tmp_path_factory.mktemp("model") / "best.safetensors"
@@ -75,17 +81,19 @@ def test_eval(model: Path, data: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_predict(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "a").mkdir()
-    Image.open(data / "val2017" / "0.png").save(tmp_path / "a" / "0.png")
+    (tmp_path / "val2017").mkdir()
+    for target in ("a/0.png", "val2017/0.png", "val2017/1.png"):  # drawing a hundred boxes takes seconds
+        shutil.copy(data / "val2017" / target[-5:], tmp_path / target)
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    pictures = [str(data / "val2017"), str(tmp_path / "a" / "0.png"), str(tmp_path / "bad.png")]
+    pictures = [str(tmp_path / "val2017"), str(tmp_path / "a" / "0.png"), str(tmp_path / "bad.png")]
     out = tmp_path / "out"
     command = ["predict", str(model), *pictures, "--out", str(out), "--score", "0.4", "--classes", "disc", "--json"]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
-    assert len(report["images"]) == 5
+    assert len(report["images"]) == 3
     assert len(report["skipped"]) == 1
     drawn = {row["drawn"] for row in report["images"]}
-    assert len(drawn) == 5
+    assert len(drawn) == 3
     for name in drawn:
         assert Image.open(name).width > 128
     written = json.loads((out / "results.json").read_text())
@@ -129,8 +137,8 @@ def test_several_scales(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         num_classes=2,
         classes=CLASSES,
         width=32,
-        depth=2,
-        preprocessing=DetectionPreprocessing(scale=(128, 100)),
+        depth=1,
+        preprocessing=DetectionPreprocessing(scale=(64, 50)),
     )
     detector.bbox_head.retina_cls.bias.data.fill_(0.5)
     model = str(tmp_path / "model.safetensors")
@@ -140,15 +148,15 @@ def test_several_scales(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert main(["eval", model, "--data", str(data), "--json", *options.split()]) == 0
         reports[options] = json.loads(capsys.readouterr().out)
     assert reports[""]["scales"] == []
-    assert reports["--multi-scale"]["scales"] == [[128, short] for short in range(60, 101, 4)]
+    assert reports["--multi-scale"]["scales"] == [[64, short] for short in range(30, 51, 2)]
     found = []
-    pattern = str(data / "val2017" / "[01].png")
+    pattern = str(data / "val2017" / "[0].png")
     for options in ([], ["--multi-scale", "--flip"]):
         assert main(["predict", model, pattern, "--out", str(tmp_path / "out"), "--json", *options]) == 0
-        assert len(json.loads(capsys.readouterr().out)["images"]) == 2
+        assert len(json.loads(capsys.readouterr().out)["images"]) == 1
         found.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"])
     assert found[0] != found[1]
-    scales = tuple((128, short) for short in range(60, 101, 4))
+    scales = tuple((64, short) for short in range(30, 51, 2))
     (objects,) = detector.predict(
         [Image.open(data / "val2017" / "0.png")], DetectionInference(score_threshold=0.3, scales=scales, flip=True)
     )

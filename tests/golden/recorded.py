@@ -15,11 +15,21 @@ RECORDED = ("cat_tiny", "cabvit_h_l1", "crossformer_tiny", "xcit_nano_12_p16", "
 """One classifier of each family."""
 
 
-def build(golden: dict) -> torch.nn.Module:
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in golden["options"].items()}
-    model = transept.create_model(golden["model"], features_only=golden["dense"], **options)
+def options_of(golden: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in golden["options"].items()}
+
+
+def shapes_of(model: torch.nn.Module, golden: dict) -> dict[str, list[int]]:
+    """Of the model's weights, which are those of the official checkpoint."""
     shapes = {key: list(value.shape) for key, value in model.state_dict().items() if value.is_floating_point()}
     assert fingerprint(shapes) == golden["keys"], "the names or shapes of the official checkpoint differ"
+    assert sum(p.numel() for p in model.parameters()) == golden["parameters"]
+    return shapes
+
+
+def build(golden: dict) -> torch.nn.Module:
+    model = transept.create_model(golden["model"], features_only=golden["dense"], **options_of(golden))
+    shapes = shapes_of(model, golden)
     state = {key: torch.from_numpy(value) for key, value in weights.state_dict_for(shapes).items()}
     model.load_state_dict(state, strict=False)
     return model.eval()

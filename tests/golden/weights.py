@@ -6,13 +6,18 @@ Every figure under this folder was computed with weights from `state_dict_for` a
 
 import math
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
 
 def tensor_for(key: str, shape) -> np.ndarray:
     """The float32 array that a checkpoint key of this shape holds; depends on nothing else."""
-    shape = tuple(shape)
+    return _drawn(key, tuple(shape))
+
+
+@lru_cache(maxsize=512)  # one model's: drawing them takes longer than running it, and the next case is often its own
+def _drawn(key: str, shape: tuple[int, ...]) -> np.ndarray:
     draw = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     if key.endswith("running_var"):
         value = 1.0 + 0.2 * np.abs(draw)

@@ -24,6 +24,7 @@ from transept.heads.retinanet import RetinaNetDecoder, RetinaNetLoss, RetinaNetO
 from transept.heads.roi import BoxOutputs, refine_rois, roi_levels
 from transept.heads.rpn import ANCHORS as RPN_ANCHORS
 from transept.heads.rpn import Proposals, RPNLoss
+from transept.models.registry import skeletons
 from transept.ops.anchors import base_anchors, grid_points
 from transept.ops.boxes import clip_boxes, decode_deltas, encode_deltas
 from transept.ops.matching import ATSS, BACKGROUND, IGNORED, InsideBox, MaxIoU, RandomSampler
@@ -31,7 +32,10 @@ from transept.tasks.detect import Detector
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dense"
 NAMES = [name for name, _ in DETECTORS]
-SLOW = ("cascade_mask_rcnn", "mask_rcnn.xcit_s12_p16", ("cascade_rcnn", "even"))
+# Quick are the sizes that do not divide, one set of weights for each method.
+SLOW = ("cascade_mask_rcnn", "mask_rcnn.cat_s", "mask_rcnn.xcit_s12_p8", "mask_rcnn.xcit_s12_p16", "retinanet.cat_s",
+        ("cascade_rcnn", "even"), ("mask_rcnn", "even"), ("retinanet", "even"), ("fcos", "even"),
+        ("atss", "even"))  # fmt: skip
 EVERY = RandomSampler(number=10**6, positive_fraction=0.5)
 """The recorded losses look at all anchors and all regions."""
 
@@ -50,7 +54,7 @@ def shapes_of(module: torch.nn.Module) -> dict[str, list[int]]:
 @cache
 def without_weights(name: str) -> Detector:
     golden = read(name)
-    with torch.device("meta"):
+    with skeletons():
         return transept.create_detector(golden["method"], backbone=golden["backbone"]).eval()
 
 
@@ -58,7 +62,7 @@ def without_weights(name: str) -> Detector:
 def build(name: str) -> Detector:
     """Neck and heads with the recorded weights."""
     detector = without_weights(name)
-    with torch.device("meta"):
+    with skeletons():
         detector = Detector(detector.method, detector.backbone, detector.classes).eval()
     detector.backbone = torch.nn.Identity()
     detector.to_empty(device="cpu")

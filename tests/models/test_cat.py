@@ -19,7 +19,7 @@ from transept.models.cat import (
     InnerPatchSelfAttention,
     PatchProjection,
 )
-from transept.models.registry import build_model, list_models
+from transept.models.registry import build_model, list_models, skeletons
 from transept.ops import windows
 
 TINY = CATConfig(img_size=(64, 128), embed_dim=4, depths=(1, 0, 2, 1), num_heads=(1, 2, 2, 4), patch_size=4)
@@ -172,7 +172,7 @@ def test_pad_to_multiple_leaves_whole_maps_alone():
     [("cat_tiny", 16_870_996), ("cat_small", 37_294_258), ("cat_base", 51_531_922), ("cat_tiny_v2", 35_833_084)],
 )
 def test_variants_have_the_published_sizes(name, parameters):
-    with torch.device("meta"):
+    with skeletons():
         model = CAT(VARIANTS[name])
     assert sum(p.numel() for p in model.parameters()) == parameters
 
@@ -184,7 +184,7 @@ def test_the_reconstruction_says_so():
 
 
 def test_candidate_b_is_a_matter_of_options():
-    with torch.device("meta"):
+    with skeletons():
         model = build_model("cat_tiny_v2", embed_dim=96, depths=(0, 0, 3, 1), num_heads=(3, 6, 12, 24))
     assert sum(p.numel() for p in model.parameters()) == 35_786_976
     assert {key.split(".")[2] for key in model.state_dict() if key.startswith("layers.0.")} == {"downsample"}
@@ -447,7 +447,7 @@ def test_half_precision_autocast_is_close():
 
 
 def test_compiled_model_is_the_same():
-    model = lively(CAT(TINY, num_classes=7))
+    model = lively(CAT(replace(TINY, depths=(1, 0, 0, 1)), num_classes=7))
     x = torch.randn(2, 3, 64, 128)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():

@@ -18,6 +18,11 @@ KINDS = ("cabvit_h_l1", "cabvit_p_l0_cross", "cait_xxs24_384", "cat_tiny", "cros
          "xcit_nano_12_p8_384")  # fmt: skip
 
 
+# The quick suite looks at the smallest variant of every kind and patch size; names and shapes of all: test_golden.py.
+SMALLEST = (*KINDS, "cabvit_p_l0", "xcit_nano_12_p16_384", "xcit_tiny_12_p8_384")
+QUICK = [pytest.param(n, marks=[] if n in SMALLEST else [pytest.mark.slow]) for n in SHAPES]
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(SHAPES)))
 def test_another_size_is_the_same_network(name: str):
     (same,) = (shape for shape in SHAPES if re.sub(r"_\d+$", "", shape) == re.sub(r"_\d+$", "", name))
@@ -25,27 +30,27 @@ def test_another_size_is_the_same_network(name: str):
     assert {key for key in configs[0] if configs[0][key] != configs[1][key]} == {"img_size"}
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", QUICK)
 def test_forward_of_any_size_and_batch(name: str):
     contract.check_forward_of_any_size_and_batch(name)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", QUICK)
 def test_gradients_reach_every_parameter(name: str):
     contract.check_gradients_reach_every_parameter(name)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", QUICK)
 def test_head(name: str):
     contract.check_head(name)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", QUICK)
 def test_pyramid(name: str):
     contract.check_pyramid(name)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", QUICK)
 def test_intermediates(name: str):
     contract.check_intermediates(name)
 
@@ -65,14 +70,16 @@ def test_other_channels_and_precision(name: str):
     contract.check_other_channels_and_precision(name)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in KINDS else [pytest.mark.slow]) for n in SHAPES])
+@pytest.mark.parametrize(
+    "name",  # CrossFormer++ has all layers of CrossFormer, and more
+    [pytest.param(n, marks=[] if n in KINDS and n != "crossformer_tiny" else [pytest.mark.slow]) for n in SHAPES],
+)
 def test_captured_whole_and_exported(name: str):
     contract.check_captured_whole_and_exported(name)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n.startswith("xcit") else [pytest.mark.slow]) for n in FAMILIES]
-)
+@pytest.mark.slow  # a C++ compiler at work for half a minute; what is captured, the test above says of every family
+@pytest.mark.parametrize("name", FAMILIES)
 def test_compiled(name: str):
     contract.check_compiled(name)
 

@@ -14,6 +14,7 @@ import transept
 from tests.helpers import NARROW
 from transept.errors import TranseptError, UsageError
 from transept.heads.instances import Target
+from transept.models.registry import skeletons
 from transept.ops.matching import RandomSampler
 from transept.tasks.detect import METHODS, Detector
 from transept.tasks.detect_methods import TwoStage
@@ -21,8 +22,9 @@ from transept.tasks.detect_methods import TwoStage
 TINY = dict(backbone="xcit_nano_12_p8", depth=2, embed_dim=32, num_heads=2, num_classes=3, width=32)
 
 
-def tiny(method: str) -> Detector:
-    detector = transept.create_detector(method, **TINY | {"width": 64 if method in ("fcos", "atss") else 32})
+def tiny(method: str, **options: int) -> Detector:
+    width = 64 if method in ("fcos", "atss") else 32
+    detector = transept.create_detector(method, **TINY | {"width": width} | options)
     if isinstance(detector.stages, TwoStage):  # fewer regions, for speed
         loss = replace(detector.stages.loss, sampler=RandomSampler(number=64, positive_fraction=0.25))
         detector.stages = replace(detector.stages, loss=loss)
@@ -196,7 +198,7 @@ def digits() -> tuple[torch.Tensor, Target]:
 )
 def test_learns_one_image(method: str, steps: int):
     images, target = digits()
-    detector = tiny(method).train()
+    detector = tiny(method, depth=1).train()
     optimiser = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -335,7 +337,7 @@ def test_initial_values():
     ],
 )
 def test_published_options(method: str, backbone: str, expected: dict):
-    with torch.device("meta"):
+    with skeletons():
         detector = transept.create_detector(method, backbone=backbone)
         other = transept.create_detector(method, backbone=backbone, drop_path_rate=0.1, mlp_ratio=2.0)
     config = detector.backbone.config

@@ -14,6 +14,7 @@ import transept
 from transept.data.detection.transforms import DetectionPreprocessing
 from transept.errors import TranseptError, UsageError
 from transept.heads.instances import Detections
+from transept.models.registry import skeletons
 from transept.tasks.coco_results import from_coco_results, to_coco_results
 from transept.tasks.detect import Detector
 from transept.tasks.detect_pictures import DetectionInference, merge_detections
@@ -150,7 +151,7 @@ def test_preprocessing_is_kept(tmp_path: Path):
 
 
 def test_published_preprocessing():
-    with torch.device("meta"):
+    with skeletons():
         fcos = transept.create_detector("fcos", backbone="cat_small").preprocessing
         atss = transept.create_detector("atss", backbone="cat_small").preprocessing
     assert fcos.bgr

@@ -18,7 +18,7 @@ from torch import Tensor
 import transept
 from tests.golden import weights
 from tests.golden.make import fingerprint
-from transept.models.registry import FAMILIES
+from transept.models.registry import FAMILIES, build_skeleton
 from transept.weights.convert import converter_of, from_official, to_official
 from transept.weights.files.reading import read_checkpoint
 from transept.weights.identify import identify
@@ -179,8 +179,17 @@ FORMS: list[tuple[str, Callable, str, str]] = [
     ("CAT", first_release, ".pth", "CAT's first release"),
     ("CAT CrossFormer", with_legacy_buffers, ".pth", "official"),
 ]
+# The same states, read without what is around them, are in other cases.
+REPEATED = (("CAT", in_model), ("CrossFormer", in_model))
 CASES = [
-    pytest.param(family, layout, suffix, dialect, id=f"{family}-{layout.__name__}{suffix}")
+    pytest.param(
+        family,
+        layout,
+        suffix,
+        dialect,
+        id=f"{family}-{layout.__name__}{suffix}",
+        marks=[pytest.mark.slow] if (family, layout) in REPEATED else [],
+    )
     for families, layout, suffix, dialect in FORMS
     for family in families.split()
 ]
@@ -256,7 +265,14 @@ DENSE = [
 ]
 
 
-@pytest.mark.parametrize(("system", "name", "golden"), DENSE, ids=[case[0] for case in DENSE])
+# Quick: one of each code base and wrapper; identities of the others: `test_the_system_in_a_file_is_recognised`.
+QUICK = ("mask_rcnn", "semantic_fpn.cat_s")
+
+
+@pytest.mark.parametrize(
+    ("system", "name", "golden"),
+    [pytest.param(*case, id=case[0], marks=[] if case[0] in QUICK else [pytest.mark.slow]) for case in DENSE],
+)
 def test_the_backbone_of_an_official_detector_or_segmenter(tmp_path: Path, system: str, name: str, golden: str):
     options = {}
     for key, value in json.loads((GOLDEN / f"{golden}.json").read_text())["options"].items():
@@ -272,6 +288,25 @@ def test_the_backbone_of_an_official_detector_or_segmenter(tmp_path: Path, syste
     assert error(model, golden) < 1e-5
     assert set(report.dropped) == set(SYSTEMS[system]["shapes"])
     assert not report.missing
+    identity = identify(read_checkpoint(path))
+    assert identity is not None
+    assert identity.form == system.partition(".")[0]
+    assert name in identity.model
+    assert identity.num_classes == (150 if "fpn" in system or "uper" in system else 80)
+
+
+@pytest.mark.parametrize("system", sorted({case[0] for case in DENSE} - set(QUICK)))
+def test_the_system_in_a_file_is_recognised(tmp_path: Path, system: str):
+    """Names and shapes are enough."""
+    ((name, golden),) = ((name, golden) for known, name, golden in DENSE if known == system)
+    options = json.loads((GOLDEN / f"{golden}.json").read_text())["options"]
+    pyramid = build_skeleton(name, features_only=True, **options)
+    shapes = {f"backbone.{key}": list(value.shape) for key, value in pyramid.state_dict().items()}
+    shapes |= SYSTEMS[system]["shapes"]
+    path = save(
+        {"state_dict": {key: torch.zeros(shape, dtype=torch.float16) for key, shape in shapes.items()}},
+        tmp_path / "a.pth",
+    )
     identity = identify(read_checkpoint(path))
     assert identity is not None
     assert identity.form == system.partition(".")[0]

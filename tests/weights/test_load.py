@@ -141,14 +141,7 @@ def test_download_once(model, tmp_path: Path, server: str, monkeypatch: pytest.M
         transept.load_weights(model, f"{server}/absent.pth")
 
 
-def test_importing_is_quick_and_needs_no_extra():
-    code = (
-        "import sys, time, torch; start = time.perf_counter(); import transept; "
-        "print(time.perf_counter() - start); "
-        "assert not {'timm', 'torchvision', 'lightning', 'rich', 'jaxtyping'} & set(sys.modules)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(out.stdout) < 2
+def test_public_names():
     assert sorted(transept.__all__) == [
         "AttentionMap", "Classifier", "Detector", "Recipe", "Segmenter", "TranseptError", "__version__",
         "attention_kinds", "attention_maps", "count", "create_detector", "create_model", "create_segmenter",

@@ -94,6 +94,8 @@ ROWS = {name: rest for name, *rest in map(str.split, TABLE.strip().splitlines())
 # One of each repository; the quick ones of its methods.
 REPRESENTATIVES = ["fcos_cat_base_1x", "retinanet_crossformer_small_1x", "mask_rcnn_xcit_tiny_12_p16_3x"]
 
+CPU_PRECISION = "32-true"
+"""Instead of 16-mixed, which needs a GPU; bf16-mixed, which tests/training/test_scale.py has, is slow on CPUs."""
 TINY = {
     "cat": "--model.options.depths [1,1,1,1] --model.options.embed_dim 32 --model.options.num_heads [1,2,4,8]",
     "crossformer": "--model.options.depths [1,1,2,1] --model.options.embed_dim 32 --model.options.num_heads [1,2,4,8]",
@@ -124,9 +126,11 @@ def page(name: str, options: str = "") -> Recipe:
 
 
 def tiny(name: str, options: str = "") -> Recipe:
-    _, model, _, several = parts(name)
+    method, model, _, several = parts(name)
+    if "rcnn" in method:
+        options += " --detect.rois 16"
     if page(name).precision == "16-mixed":
-        options += " --precision bf16-mixed"  # which CPUs have
+        options += f" --precision {CPU_PRECISION}"
     return page(name, f"{TINY[model.partition('_')[0]]} {SMALL} {MULTI_SCALE if several else ''} {options}")
 
 

@@ -18,7 +18,6 @@ from transept.cli.main import main
 from transept.data.segmentation.transforms import SegmentationAugmentation, SegmentationPreprocessing
 from transept.errors import TranseptError
 from transept.models.registry import find_model
-from transept.tasks.classify import Classifier
 from transept.tasks.segment import Segmenter, create_segmenter
 from transept.training.jobs.segmentation import SegmentJob
 from transept.training.loop.interruption import RunInterruptedError
@@ -355,25 +354,23 @@ def test_an_interrupted_segmenter_goes_on_exactly(ade20k: Path, tmp_path: Path):
 
 
 def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path):
-    """CaiT has no batch norm. 1,437 pictures fill 22 parts of 64, of which the last two make no batch of 256."""
+    """CaiT has no batch norm. 1,437 pictures fill 22 parts of 64, of which the last two make no batch of 256.
+
+    How runs in parts go on after an interruption, the segmenter above shows.
+    """
     base = (
-        "--model.img_size 32 --model.options.depth 2 --model.options.embed_dim 32 --model.options.num_heads 2 "
-        "--schedule.epochs 2 --schedule.warmup_epochs 0 --batch_size 256 --optimizer.name sgd --optimizer.lr 0.1"
+        "--model.img_size 16 --model.options.depth 1 --model.options.embed_dim 32 --model.options.num_heads 2 "
+        "--model.options.patch_size 4 --schedule.epochs 1 --schedule.warmup_epochs 0 --batch_size 256 "
+        "--optimizer.name sgd --optimizer.lr 0.1"
     )
     digits = read_recipe("digits") | {"model": {"name": "cait_xxs24_224"}}
     whole, parts = (parse_recipe(digits, [*base.split(), "--accumulate", n]) for n in ("1", "4"))
     for name, recipe in (("whole", whole), ("parts", parts)):
         train(recipe, tmp_path / name, progress=False)
-        table = rows(tmp_path / name)
-        assert [row["step"] for row in table] == ["5", "10"]
-        assert float(table[1]["train_loss"]) < float(table[0]["train_loss"])
+        assert [row["step"] for row in rows(tmp_path / name)] == ["5"]
     ours, theirs = (load_file(tmp_path / name / "last.safetensors") for name in ("parts", "whole"))
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-6)
-    with ctrl_c(Classifier, 6), pytest.raises(RunInterruptedError, match="stopped before step 3"):
-        train(parts, tmp_path / "run", progress=False)
-    train(parts, tmp_path / "run", resume=True, progress=False)
-    assert_same(tmp_path / "run", tmp_path / "parts")
 
 
 def test_too_few_pictures_for_a_batch_in_parts(ade20k: Path, tmp_path: Path):
