@@ -17,8 +17,14 @@ from transept.files import write_together
 RESULTS = Path(__file__).parent / "results"
 WITH_PEER = ("xcit_nano_12_p16_224", "xcit_small_12_p16_224", "cait_xxs24_224", "cait_s24_224")
 WITHOUT = ("cat_tiny", "cat_small", "crossformer_tiny", "crossformer_small", "cabvit_h_l1", "cabvit_h_l2")
-# Compiling takes most of a minute for each form.
-COMPILED = ("xcit_nano_12_p16_224", "cait_xxs24_224", "crossformer_tiny", "cabvit_h_l1", "cat_tiny")
+FORMS = (
+    "xcit_small_12_p16_224",
+    "cait_xxs24_224",
+    "crossformer_tiny",
+    "cat_tiny",
+    "cabvit_h_l1",
+    "xcit_nano_12_p16_224",
+)
 # The CabViT paper's comparison, at batch 1.
 LATENCY = ("efficientformer_l3", "nextvit_small")
 SIZES = (224, 448, 672, 896, 1024)
@@ -36,7 +42,7 @@ def save(name: str, result: Benchmark) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", help="inference, compiled, training, cabvit, resolution; default: all")
+    parser.add_argument("parts", nargs="*", help="inference, forms, training, cabvit, resolution; default: all")
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
@@ -56,19 +62,23 @@ def main() -> None:
     if part("inference"):  # each model alone with its peer: turns of ten models would be minutes apart
         pairs = [run((name,), peers=(), batches=(1, 8)) for name in WITH_PEER]
         save("inference", together([*pairs, *(run((name,), batches=(1, 8)) for name in WITHOUT)]))
-    if part("compiled"):
-        modes = ("eager", "fused", "compiled", "fused-compiled")
-        save("compiled", together([run((name,), few, batches=(8,), modes=modes) for name in COMPILED]))
+    if part("forms"):
+        results = []
+        for name in FORMS:  # kept as they come: compiling takes most of a minute for each form
+            peers = () if name in WITH_PEER else None
+            forms = ("eager", "fused", "compiled", "onnxruntime", "openvino")
+            results.append(run((name,), few, peers=peers, batches=(1, 8), forms=forms))
+            save("forms", together(results))
     if part("training"):
-        steps = [run((name,), few, peers=(), batches=(8,), modes=("eager",), training=True) for name in WITH_PEER]
+        steps = [run((name,), few, peers=(), batches=(8,), forms=("eager",), training=True) for name in WITH_PEER]
         save("training", together(steps))
     if part("cabvit"):
         save("cabvit", run(("cabvit_h_l1", "cabvit_h_l2"), peers=LATENCY, batches=(1,)))
     if part("resolution"):
         growing = [
-            run(("xcit_small_12_p16_224",), few, peers=("deit_small_patch16_224",), sizes=SIZES, modes=("eager",)),
-            run(("crossformer_small",), few, sizes=SIZES, modes=("eager",)),
-            run(("cat_small",), few, sizes=(224, 448, 672, 896), modes=("eager",)),
+            run(("xcit_small_12_p16_224",), few, peers=("deit_small_patch16_224",), sizes=SIZES, forms=("eager",)),
+            run(("crossformer_small",), few, sizes=SIZES, forms=("eager",)),
+            run(("cat_small",), few, sizes=(224, 448, 672, 896), forms=("eager",)),
         ]
         save("resolution", together(growing))
 

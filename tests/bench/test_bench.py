@@ -28,7 +28,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
 
 def test_the_command_measures_and_draws(measured: tuple[dict, Path]):
     result, picture = measured
-    rows = [(t["model"], t["source"], t["mode"], t["img_size"]) for t in result["timings"]]
+    rows = [(t["model"], t["source"], t["form"], t["img_size"]) for t in result["timings"]]
     forms = [("transept", "eager"), ("transept", "fused"), ("timm", "eager")]
     assert rows == [(NANO, *form, [side, side]) for side in (32, 64) for form in forms]
     for timing in result["timings"]:
@@ -49,7 +49,7 @@ def test_the_command_measures_and_draws(measured: tuple[dict, Path]):
 
 def test_training_steps_keep_more_than_inference():
     inference, training = (
-        bench([NANO], sizes=[64], modes=["eager"], training=training, repetitions=1).timings[0]
+        bench([NANO], sizes=[64], forms=["eager"], training=training, repetitions=1).timings[0]
         for training in (False, True)
     )
     assert training.training
@@ -69,7 +69,7 @@ def test_growth_and_published_accuracy(measured: tuple[dict, Path], tmp_path: Pa
     assert top1(NANO) == 69.9
     assert top1("deit_small_patch16_224") == 79.8
     assert top1("vit_base_patch16_224") is None
-    result = bench([NANO], sizes=[32], modes=["eager"], repetitions=1)
+    result = bench([NANO], sizes=[32], forms=["eager"], repetitions=1)
     draw_benchmark(result, tmp_path / "accuracy.png")
     assert imread(tmp_path / "accuracy.png").std() > 0.01
 
@@ -78,8 +78,8 @@ def test_growth_and_published_accuracy(measured: tuple[dict, Path], tmp_path: Pa
     ("words", "sentence"),
     [
         ("xcit_nano", "no model is called 'xcit_nano'; did you mean"),
-        (f"{NANO} --mode eagre", "no mode is called 'eagre'; did you mean 'eager'?"),
-        (f"{NANO} --mode fused --train", "mode 'fused' is for inference; a training step is 'eager' or 'compiled'"),
+        (f"{NANO} --form eagre", "no form is called 'eagre'; did you mean 'eager'?"),
+        (f"{NANO} --form fused --train", "form 'fused' is for inference; a training step is 'eager' or 'compiled'"),
         (f"{NANO} --batch 0", "batch=0 must be positive"),
         (f"{NANO} --sizes -3", "size=-3 must be positive"),
         (f"{NANO} --threads 0", "--threads 0 must be positive"),

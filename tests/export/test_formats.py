@@ -75,7 +75,7 @@ def test_a_package_runs_with_torch_alone(classifier: Classifier, tmp_path: Path,
 
 
 def test_packages_that_are_not_for_this_machine(tmp_path: Path):
-    about = {**machine_facts(), "img_size": [32, 32], "channels": 3, "dtype": "float32"}
+    about = {**machine_facts(), "img_size": [32, 32], "in_chans": 3, "dtype": "float32"}
 
     def package(name: str, **changes: object) -> Path:
         path = tmp_path / name
@@ -90,7 +90,7 @@ def test_packages_that_are_not_for_this_machine(tmp_path: Path):
         ): "for a processor with .* no_such_unit, and this one lacks no_such_unit",
         package("other.pt2", machine="riscv64"): "for a processor with riscv64 .*, and this one is",
         package("old.pt2", torch="2.3.1"): r"was compiled with torch 2\.3\.1, and this is .*; export it again",
-        package("half.pt2", channels="3"): "is no package of transept's; write one with transept export",
+        package("half.pt2", in_chans="3"): "is no package of transept's; write one with transept export",
         package("whole.zip"): "is no package of transept's",
         tmp_path / "missing.pt2": "cannot read the package .*missing.pt2': No such file",
         package("empty.pt2"): "cannot be loaded: ",

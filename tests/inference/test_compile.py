@@ -27,6 +27,7 @@ def no_compiler() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow  # the compiler takes half a minute
 def test_any_number_of_images():
     model = small("xcit_nano_12_p8_224")
     compiled = transept.compile(model, "float32")

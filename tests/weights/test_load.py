@@ -144,9 +144,9 @@ def test_download_once(model, tmp_path: Path, server: str, monkeypatch: pytest.M
 def test_public_names():
     assert sorted(transept.__all__) == [
         "AttentionMap", "Classifier", "Detector", "Recipe", "Segmenter", "TranseptError", "__version__",
-        "attention_kinds", "attention_maps", "count", "create_detector", "create_model", "create_segmenter",
-        "evaluate", "from_pretrained", "fuse", "list_models", "load", "load_weights", "predict", "push_to_hub",
-        "read_image", "save_pretrained", "train", "transforms_for",
+        "attention_kinds", "attention_maps", "compile", "count", "create_detector", "create_model", "create_segmenter",
+        "evaluate", "from_pretrained", "fuse", "list_models", "load", "load_package", "load_weights", "predict",
+        "push_to_hub", "read_image", "save_pretrained", "train", "transforms_for",
     ]  # fmt: skip
     assert all(callable(getattr(transept, name)) for name in transept.__all__ if name != "__version__")
     with pytest.raises(AttributeError, match="no attribute 'creat_model'"):

@@ -23,7 +23,7 @@ PEERS_TOP1 = {
 
 _COLORS = {"transept": "#c8452d", "timm": "#8fa3bf"}
 _GRID = "#dddddd"
-_MARKERS = {"eager": "o", "fused": "D", "compiled": "s", "fused-compiled": "^"}
+_MARKERS = {"eager": "o", "fused": "D", "compiled": "s", "onnxruntime": "v", "openvino": "^"}
 
 
 def draw_benchmark(result: Benchmark, path: Path) -> None:
@@ -74,10 +74,10 @@ def _draw_accuracy(axes: Axes, timings: Sequence[Timing]) -> None:
         speeds = [timing.images_per_second for timing in row]
         axes.plot(speeds, [score] * len(row), color=_GRID, linewidth=2, zorder=1)
         for timing, speed in zip(row, speeds, strict=True):
-            axes.plot(speed, score, _MARKERS[timing.mode], color=_COLORS[timing.source], markersize=6)
+            axes.plot(speed, score, _MARKERS[timing.form], color=_COLORS[timing.source], markersize=6)
         axes.annotate(model, (max(speeds), score), (7, 0), textcoords="offset points", va="center", fontsize=7)
-    for source, mode in dict.fromkeys((timing.source, timing.mode) for timing in timings):
-        axes.plot([], [], _MARKERS[mode], color=_COLORS[source], label=f"{source}, {mode}")
+    for source, form in dict.fromkeys((timing.source, timing.form) for timing in timings):
+        axes.plot([], [], _MARKERS[form], color=_COLORS[source], label=f"{source}, {form}")
     axes.legend(frameon=False, fontsize=7.5, loc="lower left")
     axes.margins(x=0.25)
     axes.set_xscale("log")
@@ -92,13 +92,13 @@ def _activations(timing: Timing) -> float:
 def _draw_growth(axes: Axes, timings: Sequence[Timing], cost: Callable[[Timing], float], unit: str) -> None:
     series: dict[tuple[str, str, str, int], list[Timing]] = {}
     for timing in timings:
-        series.setdefault((timing.model, timing.source, timing.mode, timing.batch), []).append(timing)
-    for i, ((model, source, mode, batch), points) in enumerate(series.items()):
-        label = f"{model} ({source}, {mode}, batch {batch})"
+        series.setdefault((timing.model, timing.source, timing.form, timing.batch), []).append(timing)
+    for i, ((model, source, form, batch), points) in enumerate(series.items()):
+        label = f"{model} ({source}, {form}, batch {batch})"
         if len(points) > 1:
             label += f": pixels^{growth(points, cost):.2f}"
         pixels = [timing.img_size[0] * timing.img_size[1] for timing in points]
-        axes.plot(pixels, [cost(t) for t in points], marker=_MARKERS[mode], color=f"C{i}", label=label)
+        axes.plot(pixels, [cost(t) for t in points], marker=_MARKERS[form], color=f"C{i}", label=label)
     sizes = sorted({t.img_size for t in timings}, key=lambda size: size[0] * size[1])
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -9,7 +9,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,15 +19,25 @@ from typing import Any, Literal, get_args
 import timm
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.profiler import ProfilerActivity, profile
 
 from transept.cost.count import count
 from transept.errors import TranseptError, UsageError, unknown
+from transept.export.onnx import Axis, Format, Run, check_formats, onnx_runner, write_graphs
+from transept.export.openvino import openvino_runner
+from transept.inference.compile import compile, own_compiled
 from transept.inference.fuse import fuse
 from transept.inference.packed import PackedLinear
 from transept.models.registry import build_model, build_skeleton, find_model
 
-Mode = Literal["eager", "fused", "compiled", "fused-compiled"]
+Form = Literal["eager", "fused", "compiled", "onnxruntime", "openvino"]
+_OF_PEERS = ("eager", "compiled")
+_FOREIGN: Mapping[str, tuple[Format, Callable[[Path, str], Run]]] = {
+    "onnxruntime": ("onnx", lambda path, dtype: onnx_runner(path)),
+    "openvino": ("openvino", openvino_runner),
+}
+"""Other runtimes, and the format of the file that each runs."""
 Report = Callable[[str], None]
 
 _WARM_UP = 2
@@ -40,7 +50,7 @@ class Timing:
     model: str
     source: str
     """`transept`, or `timm` for a peer."""
-    mode: Mode
+    form: Form
     training: bool
     """A step, forward and backward; else inference."""
     img_size: tuple[int, int]
@@ -52,7 +62,7 @@ class Timing:
     images_per_second: float
     """By the median."""
     peak_memory: int
-    """Bytes: the model's own and the most that a call has allocated at once."""
+    """Bytes: the model's own and the most that a call has allocated at once. Of other runtimes the file's alone."""
     own_memory: int
     """Bytes of parameters, buffers and packed weights."""
     macs: int
@@ -78,7 +88,7 @@ def bench(
     peers: Sequence[str] | None = None,
     sizes: Sequence[int | tuple[int, int]] = (),
     batches: Sequence[int] = (1,),
-    modes: Sequence[str] = ("eager", "fused"),
+    forms: Sequence[str] = ("eager", "fused"),
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     training: bool = False,
@@ -88,23 +98,27 @@ def bench(
     """Time the named models with random weights, in turns with each other and with a matrix product.
 
     Args:
-        peers: names of timm models to run beside, in eager mode and compiled where `modes` has that; timm's own form of
+        peers: names of timm models to run beside, in eager mode and compiled where `forms` has that; timm's own form of
             each named model is added. None: no peers.
         sizes: image sizes; empty: each model's native one.
-        modes: "eager", "fused" (`transept.fuse`), "compiled" (`torch.compile`), "fused-compiled".
+        forms: "eager", "fused" (`transept.fuse`), "compiled" (`transept.compile`; of a peer and of a training step
+            `torch.compile`, a peer's weights frozen), and the exported model in "onnxruntime" (always float32) and
+            "openvino".
         training: time training steps (forward, backward) instead of inference.
         repetitions: timed calls of each model, after two to warm up.
         report: called with a line about each timing.
 
     Raises:
-        UsageError: an unknown model or mode, a size that a model does not take, a number that cannot be, or a device
+        UsageError: an unknown model or form, a size that a model does not take, a number that cannot be, or a device
             that is not there.
     """
-    for mode in modes:
-        if mode not in get_args(Mode):
-            raise unknown("mode", mode, get_args(Mode))
-        if training and mode.startswith("fused"):
-            raise UsageError(f"mode {mode!r} is for inference; a training step is 'eager' or 'compiled'")
+    for form in forms:
+        if form not in get_args(Form):
+            raise unknown("form", form, get_args(Form))
+        if training and form not in _OF_PEERS:
+            raise UsageError(f"form {form!r} is for inference; a training step is 'eager' or 'compiled'")
+        if form in _FOREIGN:
+            check_formats([_FOREIGN[form][0]])
     for what, values in (("batch", batches), ("repetitions", [repetitions]), ("size", [s for s in sizes if s])):
         for value in values:
             if min(value if isinstance(value, tuple) else (value,)) < 1:
@@ -113,7 +127,7 @@ def bench(
     timings: list[Timing] = []
     rates: list[float] = []
     for size in sizes or (None,):
-        models = _models(names, peers, size, modes)
+        models = _models(names, peers, size, forms)
         for batch in batches:
             group, rate = _race(models, batch, place, dtype, training, repetitions)
             timings += group
@@ -127,7 +141,7 @@ def describe(timing: Timing) -> str:
     """One line."""
     height, width = timing.img_size
     return (
-        f"{timing.model} ({timing.source}, {timing.mode}) {height} x {width}, batch {timing.batch}:"
+        f"{timing.model} ({timing.source}, {timing.form}) {height} x {width}, batch {timing.batch}:"
         f" {1e3 * timing.p50:.1f} ms, {timing.images_per_second:.1f} images/s,"
         f" {timing.peak_memory / 2**20:.0f} MiB, {timing.share:.0%} of a matrix product"
     )
@@ -148,6 +162,8 @@ def growth(timings: Sequence[Timing], cost: Callable[[Timing], float] = lambda t
 
 def own_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers, and of the weights that `fuse` has packed beside them."""
+    if isinstance(model, _Exported):
+        return model.size
     packed = sum(m.weight.nbytes for m in model.modules() if isinstance(m, PackedLinear) and m.is_packed)
     return packed + sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
 
@@ -156,28 +172,28 @@ def own_bytes(model: nn.Module) -> int:
 class _Entry:
     name: str
     source: str
-    mode: Mode
+    form: Form
     make: Callable[[], nn.Module]
     img_size: tuple[int, int]
     macs: int
 
 
 def _models(
-    names: Sequence[str], peers: Sequence[str] | None, size: int | tuple[int, int] | None, modes: Sequence[str]
+    names: Sequence[str], peers: Sequence[str] | None, size: int | tuple[int, int] | None, forms: Sequence[str]
 ) -> list[_Entry]:
     entries: list[_Entry] = []
 
-    def add(name: str, source: str, make: Callable[[], nn.Module], skeleton: nn.Module, modes: Sequence[str]) -> None:
+    def add(name: str, source: str, make: Callable[[], nn.Module], skeleton: nn.Module, forms: Sequence[str]) -> None:
         cost = count(skeleton, size)
-        entries.extend(_Entry(name, source, mode, make, cost.img_size, cost.macs) for mode in modes)  # pyright: ignore[reportArgumentType]
+        entries.extend(_Entry(name, source, form, make, cost.img_size, cost.macs) for form in forms)  # pyright: ignore[reportArgumentType]
 
     options: dict[str, Any] = {} if size is None else {"img_size": size}
     full_names = [find_model(name)[0] for name in names]
     for name in full_names:
-        add(name, "transept", lambda name=name: build_model(name, **options), build_skeleton(name, **options), modes)
+        add(name, "transept", lambda name=name: build_model(name, **options), build_skeleton(name, **options), forms)
     if peers is None:
         return entries
-    plain = [mode for mode in modes if not mode.startswith("fused")] or ["eager"]
+    plain = [form for form in forms if form in _OF_PEERS] or ["eager"]
     for name in dict.fromkeys([*filter(_timm_has, full_names), *peers]):
         if not _timm_has(name):
             raise unknown("timm model", name, timm.list_models())
@@ -208,15 +224,18 @@ def _race(
     calls: list[Callable[[], object]] = [lambda: square @ square]
     memory = []
     for entry in entries:
-        model = _in_mode(entry, device, dtype, training)
-        images = torch.randn(batch, 3, *entry.img_size, device=device, dtype=dtype)
+        model = _in_form(entry, device, dtype, training, batch)
+        # What is ours to call, and what other runtimes run, takes float32 whatever it computes in.
+        takes = torch.float32 if entry.form in _FOREIGN or _by_transept(entry, training) else dtype
+        images = torch.randn(batch, 3, *entry.img_size, device=device, dtype=takes)
         call = _step(model, images) if training else _inference(model, images)
         try:
             call()
         except ValueError as error:
             raise TranseptError(f"{entry.name}: {error}") from error
         resident = own_bytes(model)
-        memory.append((resident, resident + _peak_memory(call, device)))
+        allocated = 0 if entry.form in _FOREIGN else _peak_memory(call, device)
+        memory.append((resident, resident + allocated))
         calls.append(call)
     times = [[] for _ in calls]
     for turn in range(_WARM_UP + repetitions):
@@ -232,7 +251,7 @@ def _race(
             Timing(
                 model=entry.name,
                 source=entry.source,
-                mode=entry.mode,
+                form=entry.form,
                 training=training,
                 img_size=entry.img_size,
                 batch=batch,
@@ -249,13 +268,42 @@ def _race(
     return timings, rate
 
 
-def _in_mode(entry: _Entry, device: torch.device, dtype: torch.dtype, training: bool) -> nn.Module:
-    model = entry.make().train(training).to(device, dtype)
-    if entry.mode.startswith("fused"):
-        model = fuse(model)
-    if entry.mode.endswith("compiled"):
-        model.compile()
+def _in_form(entry: _Entry, device: torch.device, dtype: torch.dtype, training: bool, batch: int) -> nn.Module:
+    model = entry.make().train(training)
+    name = str(dtype).removeprefix("torch.")
+    if entry.form in _FOREIGN:
+        return _Exported(model, entry, name)
+    if _by_transept(entry, training):
+        return compile(model.to(device), name, batch, entry.img_size)  # pyright: ignore[reportArgumentType]
+    model = model.to(device, dtype)
+    if entry.form == "fused":
+        return fuse(model)
+    if entry.form == "compiled":
+        model._compiled_call_impl = own_compiled(model, dynamic=False, frozen=not training)
     return model
+
+
+def _by_transept(entry: _Entry, training: bool) -> bool:
+    return entry.form == "compiled" and entry.source == "transept" and not training
+
+
+class _Exported(nn.Module):
+    """A model in another runtime, on the CPU."""
+
+    def __init__(self, model: nn.Module, entry: _Entry, dtype: str) -> None:
+        super().__init__()
+        kind, runner = _FOREIGN[entry.form]
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = {"images": torch.zeros(2, 3, *entry.img_size)}
+            outputs, dynamic = [Axis("logits", "batch")], {0: Dim("batch", min=1)}
+            exported = write_graphs(
+                model.eval(), inputs, outputs, Path(folder), [kind], {}, lambda kind, run: {}, dynamic=dynamic
+            )
+            self.size = sum(file.stat().st_size for file in Path(folder).iterdir())
+            self.run = runner(exported.files[kind], dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.run([images])[0]
 
 
 def _inference(model: nn.Module, images: Tensor) -> Callable[[], object]:

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from transept.bench.figure import draw_benchmark
-from transept.bench.timing import Benchmark, Mode, bench
+from transept.bench.timing import Benchmark, Form, bench
 from transept.cli.shared.tables import print_json, print_table
 from transept.errors import UsageError
 from transept.files import write_atomically
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[], metavar="N", help="sides (default: the model's)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="default 1 8")
     parser.add_argument(
-        "--mode", default="eager,fused", help=f"some of {','.join(get_args(Mode))}, by commas (default eager,fused)"
+        "--form", default="eager,fused", help=f"some of {','.join(get_args(Form))}, by commas (default eager,fused)"
     )
     parser.add_argument("--device", default="cpu", help="default cpu")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32")
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    modes = args.mode.split(",")
-    if args.train and args.mode == "eager,fused":
-        modes = ["eager"]
+    forms = args.form.split(",")
+    if args.train and args.form == "eager,fused":
+        forms = ["eager"]
     if args.picture is not None and args.picture.suffix not in _PICTURES:
         raise UsageError(f"--picture {args.picture}: give a file ending in {', '.join(_PICTURES)}")
     for file in (args.out, args.picture):
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         peers=args.peers,
         sizes=args.sizes,
         batches=args.batch,
-        modes=modes,
+        forms=forms,
         device=args.device,
         dtype=_DTYPES[args.dtype],
         training=args.train,
@@ -93,7 +93,7 @@ def _print(result: Benchmark) -> None:
     for timing in result.timings:
         table.add_row(
             timing.model,
-            f"{timing.source} {timing.mode}" + " step" * timing.training,
+            f"{timing.source} {timing.form}" + " step" * timing.training,
             f"{timing.img_size[0]} x {timing.img_size[1]}",
             str(timing.batch),
             f"{1e3 * timing.p50:.1f} ms",

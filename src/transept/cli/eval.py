@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from transept.cli.shared.features import add_feature_arguments, eval_features
+from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.tables import plain_skipped, print_json, print_table, table_for_people
 from transept.cli.shared.tasks import (
     add_options,
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in _SKIPS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
     add_feature_arguments(parser)
+    add_form(parser)
     add_options(parser, but=("top",))
 
 
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.k is not None:
         raise UsageError("--k counts the neighbours of --knn; give that, too")
-    task = load_task(args.model)
+    task = formed(args, load_task(args.model), dtype="float32")
     options = options_of(args, task, but=("top",))
     inference = inference_of(task, options) if options else None
     data = data_options(args, task)

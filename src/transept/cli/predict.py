@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.tables import plain_skipped, print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
 from transept.data.images import BadImageError, Skipped, find_images, read_image
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="a classifier's sheet (default predictions.png), else a folder (default predictions)"
     )
     parser.add_argument("--no-sheet", action="store_true", help="draw no sheet (classifiers)")
+    add_form(parser)
     add_options(parser, but=("top",))
 
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UsageError(f"--top {args.top} must be at least 1")
     paths = find_images(args.images)
-    task = load_task(args.model)
+    task = formed(args, load_task(args.model))
     options = {**task.shown_defaults, **options_of(args, task, but=("top",))}
     if args.no_sheet and task.is_dense:
         raise UsageError(f"--no-sheet is for classifiers, and {args.model!r} is a {task.kind}")

@@ -10,6 +10,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
+from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.tables import print_json
 from transept.cli.shared.tasks import load_task
 from transept.errors import TranseptWarning, UsageError
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-megapixels", type=float, default=limits.megapixels, help="of a picture (default %(default)g)"
     )
+    add_form(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,7 +52,9 @@ def run(args: argparse.Namespace) -> None:
             signal.signal(ending, signal.default_int_handler)
     with (
         suppress(KeyboardInterrupt),
-        serving(task, _title(args.model), host=args.host, port=args.port, limits=limits) as url,
+        serving(
+            formed(args, task), _title(args.model), host=args.host, port=args.port, limits=limits, explained=task
+        ) as url,
     ):
         if args.json:
             print_json({"model": args.model, "url": url})

@@ -13,6 +13,7 @@ from transept.data.resizing import Size
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, Axis, Exported, Format, Run, write_graphs
 from transept.inference.compile import BFLOAT16_LIMIT, Precision, best_precision
+from transept.inference.package import weights_digest
 from transept.models.backbone import Backbone
 from transept.models.registry import family_of
 
@@ -71,7 +72,9 @@ def write_batch_graphs(
         # Neither side equals the other or the native one, lest the graph be for where they do.
         example = torch.zeros(2, batches[0].shape[1], *(side + n * step for side, n in zip(first, (3, 4), strict=True)))
         dynamic |= {2: step * Dim("rows", min=1), 3: step * Dim("columns", min=1)}
-    metadata = {**metadata, "img_size": list(first), "size_step": step, "channels": example.shape[1]}
+    metadata = {**metadata, "img_size": list(first), "size_step": step, "in_chans": example.shape[1]}
+    if "package" in formats:
+        metadata["weights"] = weights_digest(model)
     axes = [Axis(name, "batch") for name in outputs]
     return write_graphs(
         model, {"images": example}, axes, folder, formats, metadata, compare, dynamic=dynamic, dtype=precision

@@ -205,18 +205,25 @@ def _compile_parts(model: nn.Module, images: Tensor, *, dynamic: bool) -> None:
     """Compile every part; the network is called once, so that what cannot be compiled fails here."""
     for part in parts(model):
         # A head on regions is given another number of them each time.
-        part._compiled_call_impl = _compiled(part, dynamic or part is not model)
-    torch._dynamo.maybe_mark_dynamic(images, 0) if dynamic else None
+        part._compiled_call_impl = own_compiled(part, dynamic=dynamic or part is not model)
+    if dynamic:
+        torch._dynamo.maybe_mark_dynamic(images, 0)
     model(images)
 
 
-def _compiled(module: nn.Module, dynamic: bool) -> Callable[..., Any]:
-    # Dynamo counts recompilations by code object, and all modules share `_call_impl`.
+def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Callable[..., Any]:
+    """What calls `module` compiled; frozen, its weights are constants, and no gradients are recorded.
+
+    Dynamo counts recompilations by code object, and all modules share theirs: this one is the module's own.
+    """
+
     def call(*inputs: Any) -> Any:
         return module._call_impl(*inputs)
 
     own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-    compiled = torch.compile(own, options=_OPTIONS, dynamic=None if dynamic else False)
+    compiled = torch.compile(own, options=_OPTIONS if frozen else None, dynamic=None if dynamic else False)
+    if not frozen:
+        return compiled
 
     def run(*inputs: Any) -> Any:
         with torch.inference_mode():  # weights are frozen where no gradients are recorded

@@ -5,6 +5,7 @@ The code itself checks nothing: an image of another layout, type or size gives w
 processor a crash. So what a package needs is read and compared before it is loaded.
 """
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transept.errors import TranseptError, UsageError
 from transept.inference.processor import architecture, instructions, missing
@@ -55,12 +56,12 @@ class Package:
         height, width = images.shape[2:]
         step = about["size_step"]
         fits = not (height % step or width % step) if step else [height, width] == list(about["img_size"])
-        if images.shape[1] != about["channels"] or not fits:
+        if images.shape[1] != about["in_chans"] or not fits:
             sizes = (
                 f"sides that are multiples of {step}" if step else f"{about['img_size'][0]} x {about['img_size'][1]}"
             )
             raise UsageError(
-                f"{self.path.name} takes {about['channels']} channels of {sizes}, and these images have"
+                f"{self.path.name} takes {about['in_chans']} channels of {sizes}, and these images have"
                 f" {images.shape[1]} of {height} x {width}; export one for this size with --img-size"
             )
 
@@ -101,7 +102,7 @@ def read_about(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             name = next(each for each in archive.namelist() if each.endswith("/" + _EXTRA))
             about = json.loads(archive.read(name))
-        wanted = {"machine": str, "instructions": list, "torch": str, "img_size": list, "channels": int, "dtype": str}
+        wanted = {"machine": str, "instructions": list, "torch": str, "img_size": list, "in_chans": int, "dtype": str}
         if any(not isinstance(about.get(key), kind) for key, kind in wanted.items()) or path.suffix != ENDING:
             raise ValueError(name)
     except OSError as error:
@@ -117,6 +118,15 @@ def read_about(path: Path) -> dict[str, Any]:
 def machine_facts() -> dict[str, Any]:
     """What a package made here needs of the machine that runs it."""
     return {"machine": architecture(), "instructions": sorted(instructions()), "torch": str(torch.__version__)}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The same for the same weights, whatever form they are kept in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def add_about(path: Path, about: dict[str, Any]) -> None:

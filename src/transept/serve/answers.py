@@ -54,8 +54,10 @@ class Answerer:
     of is turned into errors for the whole process.
     """
 
-    def __init__(self, task: Task, limits: Limits | None = None) -> None:
+    def __init__(self, task: Task, limits: Limits | None = None, explained: Task | None = None) -> None:
+        """`explained`: the task as it was trained, where `task` is a faster form, which does not show its attention."""
         self.task = task.eval()
+        self._explained = explained or task
         self.limits = limits or Limits()
         self._lock = threading.Lock()
 
@@ -96,7 +98,7 @@ class Answerer:
         if not self.task.explains:
             raise UsageError(f"this model is a {self.task.kind}; attention is drawn of classifiers")
         with self._lock:
-            explained = Explanation(self.task, self._read(path))
+            explained = Explanation(self._explained, self._read(path))
             rows = explained.overview() if kind == OVERVIEW else explained.rows_of(kind)
             return _drawn(lambda file: explained.draw(rows, file))
 

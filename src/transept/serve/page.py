@@ -47,6 +47,7 @@ def serving(
     host: str = "127.0.0.1",
     port: int | None = None,
     limits: Limits | None = None,
+    explained: Task | None = None,
 ) -> Iterator[str]:
     """A server of the page while the body of the `with` runs; gives the page's address.
 
@@ -59,13 +60,14 @@ def serving(
         host: the address to listen at; the default is reached from this machine alone.
         port: None: the first free one from 7860 on.
         limits: of files that are taken.
+        explained: the task as it was trained, where `task` is a faster form of it.
 
     Raises:
         TranseptError: the address or port cannot be had.
     """
     _check_address(host, port)
     with tempfile.TemporaryDirectory(prefix="transept-serve-") as folder, _environment(folder):
-        answerer = Answerer(task, limits)
+        answerer = Answerer(task, limits, explained)
         examples = Path(folder, "examples")
         examples.mkdir()
         files = write_examples(task, examples)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from transept.cli.shared.forms import formed
 from transept.cli.shared.tables import plain_skipped, print_json
 from transept.cli.shared.tasks import best_device, named_data
 from transept.data.classification.transforms import transforms_for
@@ -41,7 +42,7 @@ def eval_features(args: argparse.Namespace) -> None:
     options = named_data(args, task)
     splits = task.load_data(replace(options, skip_bad_images=args.skip_bad_images or options.skip_bad_images))
     device, started = best_device(), time.monotonic()
-    task.to(device).eval()
+    task = formed(args, task.to(device).eval(), dtype="float32")
     halves = [
         _features(
             task, make_loader(TransformedSet(half, transforms_for(task)), args.batch_size or 64, workers=args.workers)

@@ -1,0 +1,113 @@
+"""The form in which a task computes: as it is, fused, compiled, or from a package.
+
+Forms cost time to make. "auto" therefore begins with the task as it is, and goes over to the next form once it has
+computed for as long as that takes to make: few pictures are answered at once, and many never take twice as long as
+they would have in the form that is best for them.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+from torch import Tensor
+
+from transept.errors import TranseptError, TranseptWarning, unknown
+from transept.inference.compile import Precision, best_precision, compile, in_precision
+from transept.inference.fuse import fuse
+from transept.inference.package import ENDING, load_package, weights_digest
+from transept.inference.processor import fast_bfloat16, instructions
+from transept.tasks.task import Task
+
+FormName = Literal["auto", "eager", "fused", "compiled"]
+T = TypeVar("T", bound=Task)
+
+FUSE_SECONDS = 5.0
+COMPILE_SECONDS = 90.0
+"""About what fusing and compiling take."""
+
+
+def in_form(task: T, form: str, dtype: Precision = "auto", report: Callable[[str], None] = lambda sentence: None) -> T:
+    """The task in a form: a second task on the same weights, which predicts and evaluates as the first does.
+
+    Args:
+        form: "eager", "fused", "compiled" (at the first call, for images of its size), "auto", or a package that was
+            exported from the task.
+        dtype: of the layers where they are fused or compiled.
+        report: is told which form was taken, and why.
+
+    Raises:
+        UsageError: an unknown form.
+        TranseptError: the package cannot be loaded here, or is not the task's.
+    """
+    changed = copy.copy(task)
+    if form.endswith(ENDING):
+        package = load_package(form)
+        if package.about.get("weights") != weights_digest(task):
+            raise TranseptError(f"{form!r} was not made of these weights; export it again with --format package")
+        changed._compiled_call_impl = package
+        report(f"package in {package.about['dtype']}")
+        return changed
+    if form not in get_args(FormName):
+        raise unknown("form", form, get_args(FormName), f"known: {', '.join(get_args(FormName))}, or a file {ENDING}")
+    if form == "fused":
+        return _fused(task, dtype, report)
+    steps = {"eager": [], "compiled": [_Step(0.0, _compiled)], "auto": _worthwhile(task)}[form]
+    if steps:
+        changed._compiled_call_impl = _Growing(changed, dtype, steps, report)
+    return changed
+
+
+class _Step(NamedTuple):
+    after: float
+    """Seconds of computing."""
+    make: Callable[[Any, Precision, Callable[[str], None], Tensor], Any]
+
+
+class _Growing:
+    """Calls a task, and makes it into the next form when it has computed for long enough."""
+
+    def __init__(self, task: Task, dtype: Precision, steps: list[_Step], report: Callable[[str], None]) -> None:
+        self.task = task
+        self.source = copy.copy(task)
+        self.dtype: Precision = dtype
+        self.steps = list(steps)
+        self.report = report
+        self.seconds = 0.0
+
+    def __call__(self, images: Tensor) -> Any:
+        if self.steps and self.seconds >= self.steps[0].after:
+            made = self.steps.pop(0).make(self.source, self.dtype, self.report, images)
+            vars(self.task).update(vars(made))
+            return self.task(images)
+        started = perf_counter()
+        outputs = self.task._call_impl(images)
+        self.seconds += perf_counter() - started
+        return outputs
+
+
+def _worthwhile(task: Task) -> list[_Step]:
+    """The forms that "auto" goes through on this machine."""
+    if next(task.parameters()).device.type != "cpu":
+        return []
+    steps = [_Step(FUSE_SECONDS, lambda source, dtype, report, images: _fused(source, dtype, report))]
+    # Without wide vectors Inductor's code is no faster than the libraries' kernels.
+    if fast_bfloat16() or "avx512_f" in instructions():
+        steps.append(_Step(COMPILE_SECONDS, _compiled))
+    return steps
+
+
+def _fused(task: T, dtype: Precision, report: Callable[[str], None]) -> T:
+    precision, reason = best_precision(dtype, next(task.parameters()).device)
+    report(f"fused in {precision}: {reason}")
+    return in_precision(fuse(task), precision)
+
+
+def _compiled(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor) -> T:
+    made = compile(task, dtype, img_size=images.shape[-2:])
+    form: Any = made.form
+    if form.name != "compiled":
+        warnings.warn(f"the model runs {form}", TranseptWarning, stacklevel=2)
+    report(str(form))
+    return made
