@@ -18,12 +18,12 @@ RESULTS = Path(__file__).parent / "results"
 WITH_PEER = ("xcit_nano_12_p16_224", "xcit_small_12_p16_224", "cait_xxs24_224", "cait_s24_224")
 WITHOUT = ("cat_tiny", "cat_small", "crossformer_tiny", "crossformer_small", "cabvit_h_l1", "cabvit_h_l2")
 FORMS = (
-    "xcit_small_12_p16_224",
+    "xcit_nano_12_p16_224",
     "cait_xxs24_224",
     "crossformer_tiny",
     "cat_tiny",
     "cabvit_h_l1",
-    "xcit_nano_12_p16_224",
+    "xcit_small_12_p16_224",
 )
 # The CabViT paper's comparison, at batch 1.
 LATENCY = ("efficientformer_l3", "nextvit_small")

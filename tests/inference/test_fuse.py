@@ -17,7 +17,7 @@ from tests.golden.recorded import GOLDEN, RECORDED, arrange, build, largest_diff
 from tests.helpers import FAMILIES, image, narrow, tiny
 from transept.errors import TranseptError, UsageError
 from transept.inference.fused import FusedCrossPatch, FusedLocalPatchInteraction
-from transept.inference.packed import pack
+from transept.inference.packed import pack, quicker
 
 NAMES = (*FAMILIES, "cabvit_p_l0_cross", "crossformer_pp_small", "xcit_tiny_12_p16_224")
 DENSE = ("cat_small_dense_160x224", "crossformer_small_dense_legacy_160x224")
@@ -135,7 +135,7 @@ def test_packed_weights_follow_the_plain_ones():
 
     def runs_packed() -> bool:
         with torch.profiler.profile() as profiled:
-            assert error(layer(x), plain()) < 1e-6
+            assert error(layer.multiply(x, packed=True), plain()) < 1e-6
         return any("mkldnn" in event.name for event in profiled.events())
 
     assert runs_packed()
@@ -148,8 +148,31 @@ def test_packed_weights_follow_the_plain_ones():
     assert error(copy.deepcopy(layer)(x), plain()) < 1e-6
     assert error(pickle.loads(pickle.dumps(layer))(x), plain()) < 1e-6
     assert layer(x[:0]).shape == (0, 500, 32)
+
+
+@torch.no_grad()
+def test_both_ways_of_a_product_are_tried_once():
+    layer = pack(nn.Linear(64, 96), activate=True)
+    x = torch.randn(40, 100, 64)
+    expected = gelu(linear(x, layer.weight, layer.bias))
+
+    def products() -> list[str]:
+        with torch.profiler.profile() as profiled:
+            assert error(layer(x), expected) < 1e-6
+        return [
+            event.name for event in profiled.events() if event.name in ("aten::linear", "mkldnn::_linear_pointwise")
+        ]
+
+    first = products()
+    assert first.count("aten::linear") >= 3
+    assert first.count("mkldnn::_linear_pointwise") >= 3
+    (way,) = products()
+    assert products() == [way]
+    assert layer.is_packed == (way == "mkldnn::_linear_pointwise"), "weights are held twice for nothing"
+    assert not quicker(("a kind",), lambda: None, lambda: sum(range(100_000)))
+    assert quicker(("another",), lambda: sum(range(100_000)), lambda: None)
     assert error(layer(x[:1]), gelu(linear(x[:1], layer.weight, layer.bias))) < 1e-6, "too small to be worth it"
-    assert error(layer(x.mT.contiguous().mT), plain()) < 1e-6
+    assert error(layer(x.mT.contiguous().mT), expected) < 1e-6
     with torch.enable_grad():
         inputs = x.clone().requires_grad_()
         layer(inputs).sum().backward()

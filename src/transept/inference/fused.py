@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
-from transept.inference.packed import GeluConv2d, PackedLinear, pack, runs_on_cpu
+from transept.inference.packed import GeluConv2d, PackedLinear, pack, quicker, runs_on_cpu
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.models.cait import TalkingHeadsAttention, talking_heads
@@ -66,12 +66,18 @@ class FusedTalkingHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
         qkv = stack_heads(self.qkv(x), self.num_heads)
         if runs_on_cpu(qkv) and not torch.is_grad_enabled():
-            return self.proj(self.in_parts(qkv))
+            kind = "talking heads", *qkv.shape, qkv.dtype
+            if quicker(kind, lambda: self.at_once(qkv), lambda: self.in_parts(qkv)):
+                return self.proj(self.in_parts(qkv))
+        return self.proj(self.at_once(qkv))
+
+    def at_once(self, qkv: Tensor) -> Tensor:
+        """The values that the heads gather, `b n (m d)`, of `3 b m n d`."""
         out, _ = talking_heads(qkv, self.before, self.after, self.after_bias)
-        return self.proj(merge_heads(out))
+        return merge_heads(out)
 
     def in_parts(self, qkv: Tensor) -> Tensor:
-        """The values that the heads gather, `b n (m d)`, of `3 b m n d`."""
+        """As `at_once`, a few images after the other."""
         q, k, v = qkv.unbind()
         b, m, n, d = q.shape
         out = q.new_empty(b, n, m, d)

@@ -1,27 +1,50 @@
 """Linear layers whose weights lie in memory as the CPU's matrix product wants them.
 
 oneDNN reads a weight in blocks of its own. `torch.nn.functional.linear` hands it, or another library, the plain matrix
-at every call. Packed once, products take 0.75 to 0.95 of their time, and GELU is done while the outputs are still in
-the cache. Inductor's frozen graphs contain the same operator.
+at every call. Packed once, products take 0.5 to 1.2 of their time, by processor, precision and shape, and GELU is done
+while the outputs are still in the cache. So both are tried on the first input of a shape, and the quicker one stays.
+Inductor's frozen graphs contain the same operator.
 """
 
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
+from transept.inference.processor import fast_bfloat16
+
 _WORTH_PACKING = 5_000_000
 """Multiply-accumulates, a tenth of a millisecond: each call of oneDNN costs 15 microseconds more than a plain one."""
+_TRIES = 3
+_measured: dict[tuple, bool] = {}
+"""Kinds of work, and whether the second way of doing it was quicker when both were tried in this process."""
+
+
+def quicker(kind: tuple, first: Callable[[], object], second: Callable[[], object]) -> bool:
+    """Whether the second way takes less time than the first; each kind of work is measured once, in turns."""
+    kind = (*kind, torch.get_num_threads())
+    if kind not in _measured:
+        seconds: list[list[float]] = [[], []]
+        for way in (0, 1) * _TRIES:
+            started = perf_counter()
+            (first, second)[way]()
+            seconds[way].append(perf_counter() - started)
+        _measured[kind] = min(seconds[1]) < min(seconds[0])
+    return _measured[kind]
 
 
 def runs_on_cpu(x: Tensor) -> bool:
-    """Whether what is done to `x` is done now (not captured in a graph), on the CPU, in float32, without gradients."""
+    """Whether what is done to `x` is done now (not captured in a graph), on the CPU, without gradients, in float32 or
+    the bfloat16 that this processor multiplies."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and type(x) is Tensor  # not a stand-in
-        and x.dtype == torch.float32
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and fast_bfloat16() is not None))
         and x.device.type == "cpu"
         and not x.requires_grad
         and not torch.is_autocast_enabled("cpu")
@@ -31,8 +54,8 @@ def runs_on_cpu(x: Tensor) -> bool:
 class PackedLinear(nn.Linear):
     """`linear`, or GELU of it.
 
-    The plain weight stays: it is saved, moved and cast, and is what runs on other devices, in other dtypes than
-    float32, under autograd, and in captured graphs. On the CPU the packed one is made at the first call.
+    The plain weight stays: it is saved, moved and cast, and is what runs on other devices, in other dtypes, under
+    autograd, in captured graphs, and where it is quicker. On the CPU the packed one is made at the first call.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, activate: bool = False) -> None:
@@ -44,7 +67,11 @@ class PackedLinear(nn.Linear):
         self._packed: tuple[tuple[int, int], Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # ... c -> ... d
-        if not self._packs(input):
+        return self.multiply(input, packed=self._packs(input) and self._is_quicker_packed(input))
+
+    def multiply(self, input: Tensor, *, packed: bool) -> Tensor:
+        """The one way or the other."""
+        if not packed:
             out = linear(input, self.weight, self.bias)
             return gelu(out) if self.activate else out
         activation = "gelu" if self.activate else "none"
@@ -68,11 +95,19 @@ class PackedLinear(nn.Linear):
             runs_on_cpu(input)
             and input.numel() * self.out_features >= _WORTH_PACKING
             and type(weight) is nn.Parameter
-            and weight.dtype == torch.float32
+            and weight.dtype == input.dtype
             and weight.device.type == "cpu"
             and not (weight.requires_grad or weight.is_inference())
             and torch.backends.mkldnn.is_available()
         )
+
+    def _is_quicker_packed(self, input: Tensor) -> bool:
+        rows = input.numel() // self.in_features
+        kind = "linear", rows.bit_length(), self.in_features, self.out_features, self.activate, input.dtype
+        packed = quicker(kind, *(partial(self.multiply, input, packed=way) for way in (False, True)))
+        if not packed:
+            self._packed = None
+        return packed
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and files leave out what is packed: oneDNN's layouts can be neither copied nor written."""
@@ -92,7 +127,16 @@ class GeluConv2d(nn.Conv2d):
         if not (plain and runs_on_cpu(input) and torch.backends.mkldnn.is_available() and not weight.requires_grad):
             return gelu(super().forward(input))
         shape = self.padding, self.stride, self.dilation, self.groups
-        return torch.ops.mkldnn._convolution_pointwise(input, weight, bias, *shape, "gelu", [], "none")
+
+        def apart() -> Tensor:
+            return gelu(super(GeluConv2d, self).forward(input))
+
+        def joint() -> Tensor:
+            return torch.ops.mkldnn._convolution_pointwise(input, weight, bias, *shape, "gelu", [], "none")
+
+        layout = input.is_contiguous(memory_format=torch.channels_last)
+        kind = "conv", input.numel().bit_length(), *weight.shape, *self.stride, self.groups, layout, input.dtype
+        return joint() if quicker(kind, apart, joint) else apart()
 
 
 def pack(layer: nn.Linear, *, activate: bool = False) -> PackedLinear:
