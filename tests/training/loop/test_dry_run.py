@@ -14,9 +14,10 @@ from torch import nn
 
 from transept.cli.main import main
 from transept.errors import UsageError
+from transept.inference.processor import fast_bfloat16
 from transept.training.loop.dry_run import kept_bytes
 from transept.training.loop.loggers import make_loggers
-from transept.training.loop.run import train
+from transept.training.loop.run import plan, train
 from transept.training.options.pages import read_recipe
 from transept.training.options.parsing import parse_recipe
 
@@ -79,6 +80,14 @@ def test_a_first_batch_of_scenes(recipe: str, options: str, tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
     drawn = np.asarray(Image.open(tmp_path / "run.first-batch.png").convert("RGB")).astype(int)
     assert (drawn.max(axis=-1) - drawn.min(axis=-1) > 100).any(), "marks are in colours"
+
+
+def test_the_precision_that_the_machine_does_best(tmp_path: Path):
+    recipe = parse_recipe(read_recipe("digits"), [*DIGITS, "--precision", "auto"])
+    assert recipe.precision == "auto"
+    settled, _ = plan(recipe, tmp_path / "batch.png")
+    fast = torch.cuda.is_available() or fast_bfloat16() is not None
+    assert settled.precision == ("bf16-mixed" if fast else "32-true")
 
 
 @pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")

@@ -213,7 +213,7 @@ def test_recipes_are_read_back_as_they_are_kept():
         ("--batch-size=-4", "batch_size=-4 must be greater than 0"),
         ("--val_fraction 1.5", "val_fraction=1.5 is not in .0, 1."),
         ("--optimizer.lr much", "^optimizer.lr=much; give a number$"),
-        ("--precision 8-bit", "^precision=8-bit; give one of 32-true, bf16-mixed, 16-mixed$"),
+        ("--precision 8-bit", "^precision=8-bit; give one of auto, 32-true, bf16-mixed, 16-mixed$"),
         ("stray", "unexpected 'stray'"),
     ],
 )

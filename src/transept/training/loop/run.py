@@ -1,14 +1,17 @@
 """One training run, from its recipe to its result."""
 
 import copy
+import dataclasses
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from transept.checks import shown
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.files import reserve
+from transept.inference.compile import best_precision
 from transept.models.registry import build_skeleton
 from transept.tasks.run_folder import SAMPLES, STATE
 from transept.training.jobs.job import Job, Score
@@ -34,7 +37,7 @@ from transept.training.processes.world import World, launch, must_launch, wanted
 from transept.weights.load import check_source
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Result:
     """The report of a finished run."""
 
@@ -90,7 +93,7 @@ def _ready(recipe: Recipe) -> tuple[Recipe, World]:
     """The recipe for its batch size, and the processes that follow it. What this machine cannot do is refused."""
     if recipe.data is None:
         raise UsageError("data=null: the recipe names none; give --data FOLDER")
-    recipe = _scaled(recipe)
+    recipe = _in_precision(_scaled(recipe))
     world = wanted_world(recipe)
     if world.size > 1 and not JOBS[recipe.task].distributed:
         raise UsageError(f"task={recipe.task} trains in one process, and {world.size} were started")
@@ -188,6 +191,14 @@ def _scaled(recipe: Recipe) -> Recipe:
             stacklevel=4,
         )
     return scaled
+
+
+def _in_precision(recipe: Recipe) -> Recipe:
+    """With what "auto" is on this machine, so that a run that goes on elsewhere keeps it."""
+    if recipe.precision != "auto":
+        return recipe
+    dtype, _ = best_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return dataclasses.replace(recipe, precision="bf16-mixed" if dtype == "bfloat16" else "32-true")
 
 
 def _steps(recipe: Recipe, parts: int) -> int:

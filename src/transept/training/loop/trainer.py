@@ -20,6 +20,7 @@ def make_trainer(
 ) -> lightning.Trainer:
     """A trainer that shows, checks and saves nothing by itself: `callbacks` do."""
     recipe, world = job.recipe, job.world
+    assert recipe.precision != "auto"  # settled before the run began
     return lightning.Trainer(
         max_epochs=recipe.schedule.evaluations,
         limit_train_batches=steps_per_epoch * recipe.accumulate,

@@ -50,7 +50,9 @@ class Recipe(DataOptions):
     ema: EMAOptions = field(default_factory=EMAOptions)
     sync_batchnorm: bool = False
     """Statistics of batch norms over all processes."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """auto: bf16-mixed where this machine multiplies bfloat16 faster than float32, else 32-true; the run's own
+    config.yaml has what it was."""
     hardware: HardwareOptions = field(default_factory=HardwareOptions)
     checkpoint_seconds: float = 600.0
     """Between two saved states inside an epoch: what a crash costs at most. Each epoch ends with one, too."""
