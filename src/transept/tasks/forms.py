@@ -1,8 +1,8 @@
 """The form in which a task computes: as it is, fused, compiled, or from a package.
 
-Forms cost time to make. "auto" therefore begins with the task as it is, and goes over to the next form once it has
-computed for as long as that takes to make: few pictures are answered at once, and many never take twice as long as
-they would have in the form that is best for them.
+Forms cost time to make. "auto" therefore begins with the task as it is, and goes over to the next form once that would
+have saved as much as it takes to make: few pictures are answered at once, and many take little longer than they would
+have in the form that is best for them.
 """
 
 import copy
@@ -17,15 +17,18 @@ from transept.errors import TranseptError, TranseptWarning, unknown
 from transept.inference.compile import Precision, best_precision, compile, in_precision
 from transept.inference.fuse import fuse
 from transept.inference.package import ENDING, load_package, weights_digest
-from transept.inference.processor import fast_bfloat16, instructions
+from transept.inference.processor import instructions
 from transept.tasks.task import Task
 
 FormName = Literal["auto", "eager", "fused", "compiled"]
 T = TypeVar("T", bound=Task)
 
-FUSE_SECONDS = 5.0
-COMPILE_SECONDS = 90.0
-"""About what fusing and compiling take."""
+FUSE_SECONDS = 15.0
+"""Of computing, after which fusing pays: it takes a second or two, and saves about a tenth."""
+_COMPILING = 60.0
+"""Seconds that the compiler takes."""
+_SAVED = {"bfloat16": 0.7, "avx512_f": 0.3, "": 0.1}
+"""The share of the time that a compiled form saves: in bfloat16, with wide vectors, and without."""
 
 
 def in_form(task: T, form: str, dtype: Precision = "auto", report: Callable[[str], None] = lambda sentence: None) -> T:
@@ -53,7 +56,7 @@ def in_form(task: T, form: str, dtype: Precision = "auto", report: Callable[[str
         raise unknown("form", form, get_args(FormName), f"known: {', '.join(get_args(FormName))}, or a file {ENDING}")
     if form == "fused":
         return _fused(task, dtype, report)
-    steps = {"eager": [], "compiled": [_Step(0.0, _compiled)], "auto": _worthwhile(task)}[form]
+    steps = {"eager": [], "compiled": [_Step(0.0, _compiled)], "auto": _worthwhile(task, dtype)}[form]
     if steps:
         changed._compiled_call_impl = _Growing(changed, dtype, steps, report)
     return changed
@@ -87,15 +90,14 @@ class _Growing:
         return outputs
 
 
-def _worthwhile(task: Task) -> list[_Step]:
+def _worthwhile(task: Task, dtype: Precision) -> list[_Step]:
     """The forms that "auto" goes through on this machine."""
     if next(task.parameters()).device.type != "cpu":
         return []
     steps = [_Step(FUSE_SECONDS, lambda source, dtype, report, images: _fused(source, dtype, report))]
-    # Without wide vectors Inductor's code is no faster than the libraries' kernels.
-    if fast_bfloat16() or "avx512_f" in instructions():
-        steps.append(_Step(COMPILE_SECONDS, _compiled))
-    return steps
+    precision, _ = best_precision(dtype, next(task.parameters()).device)
+    saved = _SAVED.get(precision) or _SAVED["avx512_f" if "avx512_f" in instructions() else ""]
+    return [*steps, _Step(_COMPILING / saved, _compiled)]
 
 
 def _fused(task: T, dtype: Precision, report: Callable[[str], None]) -> T:
