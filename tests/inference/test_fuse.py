@@ -153,7 +153,7 @@ def test_packed_weights_follow_the_plain_ones():
 @torch.no_grad()
 def test_both_ways_of_a_product_are_tried_once():
     layer = pack(nn.Linear(64, 96), activate=True)
-    x = torch.randn(40, 100, 64)
+    x = torch.randn(40, 100, 64)  # 25 million multiply-accumulates
     expected = gelu(linear(x, layer.weight, layer.bias))
 
     def products() -> list[str]:

@@ -42,7 +42,8 @@ class FusedLocalPatchInteraction(KeepsBias):
 
     def shift(self, grid: tuple[int, int]) -> Tensor:
         """The sum that bias and norm add on a grid, `1 (h w) c`."""
-        return self.keep(grid, list(self.parameters()), lambda: self.compute_shift(grid))
+        parameters = self.weight, self.shift_weight, self.bias
+        return self.keep(grid, parameters, lambda: self.compute_shift(grid))
 
     def compute_shift(self, grid: tuple[int, int]) -> Tensor:
         ones = self.weight.new_ones(1, len(self.bias), *grid).contiguous(memory_format=torch.channels_last)

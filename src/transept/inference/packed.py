@@ -7,7 +7,6 @@ Inductor's frozen graphs contain the same operator.
 """
 
 from collections.abc import Callable
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -17,8 +16,8 @@ from torch.nn.functional import gelu, linear
 
 from transept.inference.processor import fast_bfloat16
 
-_WORTH_PACKING = 5_000_000
-"""Multiply-accumulates, a tenth of a millisecond: each call of oneDNN costs 15 microseconds more than a plain one."""
+_WORTH_PACKING = 20_000_000
+"""Multiply-accumulates, about half a millisecond: in less, the choice costs as much as it can save."""
 _TRIES = 3
 _CLEARLY = 0.95
 """Measured alone, with everything in the cache, what is only as quick loses in a whole model."""
@@ -28,15 +27,16 @@ _measured: dict[tuple, bool] = {}
 
 def quicker(kind: tuple, first: Callable[[], object], second: Callable[[], object]) -> bool:
     """Whether the second way takes clearly less time than the first; each kind of work is measured once, in turns."""
-    kind = (*kind, torch.get_num_threads())
-    if kind not in _measured:
+    kind = (torch.get_num_threads(), kind)
+    known = _measured.get(kind)
+    if known is None:
         seconds: list[list[float]] = [[], []]
         for way in (0, 1) * _TRIES:
             started = perf_counter()
             (first, second)[way]()
             seconds[way].append(perf_counter() - started)
-        _measured[kind] = min(seconds[1]) < _CLEARLY * min(seconds[0])
-    return _measured[kind]
+        known = _measured[kind] = min(seconds[1]) < _CLEARLY * min(seconds[0])
+    return known
 
 
 def runs_on_cpu(x: Tensor) -> bool:
@@ -94,8 +94,10 @@ class PackedLinear(nn.Linear):
     def _packs(self, input: Tensor) -> bool:
         weight = self.weight
         return (
-            runs_on_cpu(input)
+            type(input) is Tensor
+            and not torch.compiler.is_compiling()
             and input.numel() * self.out_features >= _WORTH_PACKING
+            and runs_on_cpu(input)
             and type(weight) is nn.Parameter
             and weight.dtype == input.dtype
             and weight.device.type == "cpu"
@@ -106,7 +108,7 @@ class PackedLinear(nn.Linear):
     def _is_quicker_packed(self, input: Tensor) -> bool:
         rows = input.numel() // self.in_features
         kind = "linear", rows.bit_length(), self.in_features, self.out_features, self.activate, input.dtype
-        packed = quicker(kind, *(partial(self.multiply, input, packed=way) for way in (False, True)))
+        packed = quicker(kind, lambda: self.multiply(input, packed=False), lambda: self.multiply(input, packed=True))
         if not packed:
             self._packed = None
         return packed
