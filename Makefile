@@ -12,7 +12,7 @@ check: $(UV)  ## lint, format, types, and which room may import which
 	$(RUN) pyright
 	$(RUN) lint-imports
 
-test: $(UV)  ## the suite without its slow part: ten to twenty minutes on two cores
+test: $(UV)  ## the suite without its slow part: twelve minutes on two cores of 2017
 	$(RUN) pytest -n 2 --dist worksteal
 	$(RUN) pytest -n 2 --dist loadfile README.md docs
 	$(MAKE) shapes
