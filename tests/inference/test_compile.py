@@ -1,6 +1,7 @@
 """`transept.compile`: the same answers as eager in every form, and a word on which form it took."""
 
 import copy
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 import transept
+from tests.golden import weights
+from tests.golden.recorded import GOLDEN, arrange, build, largest_difference
 from tests.helpers import SMALL, image, lively
 from transept.errors import TranseptError, UsageError
 from transept.inference.compile import BFLOAT16_LIMIT, best_precision, in_precision, sample_images, spread_error
@@ -42,6 +45,20 @@ def test_any_number_of_images():
     with pytest.raises(UsageError, match="a fused or compiled model is for inference"):
         compiled.train()
     assert model(image()).requires_grad, "the model was changed"
+
+
+@pytest.mark.slow  # the compiler takes a minute
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "cabvit_h_l1"])
+@torch.inference_mode()
+def test_outputs_equal_the_official_model(name: str, dtype: str):
+    golden = json.loads(next(path for path in GOLDEN if path.stem == name).read_text())
+    images = torch.from_numpy(weights.image_for(golden["input"]["seed"], golden["input"]["shape"]))
+    compiled = transept.compile(build(golden), dtype, batch=len(images), img_size=images.shape[-2:])
+    assert compiled.form.name == "compiled"
+    logits, recorded = compiled(images), golden["outputs"]["logits"]
+    limit = 2e-5 if dtype == "float32" else BFLOAT16_LIMIT
+    assert largest_difference(arrange(logits, recorded["shape"]), recorded) < limit * recorded["std"]
 
 
 @pytest.mark.usefixtures("no_compiler")
