@@ -12,7 +12,7 @@ from torch.export import Dim
 from transept.data.resizing import Size
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, Axis, Exported, Format, Run, write_graphs
-from transept.inference.compile import BFLOAT16_LIMIT, Precision, best_precision
+from transept.inference.compile import BFLOAT16_LIMIT, Precision, at_size, best_precision
 from transept.inference.package import weights_digest
 from transept.models.backbone import Backbone
 from transept.models.registry import family_of
@@ -110,10 +110,7 @@ def check_sizes(native: Size, step: int | None) -> list[Size]:
 
 @torch.no_grad()
 def _run(model: nn.Module, images: Tensor) -> list[Tensor]:
-    try:
-        outputs = model(images)
-    except ValueError as error:
-        raise UsageError(f"img_size={images.shape[-2]} x {images.shape[-1]}: {error}") from error
+    outputs = at_size(model, images)
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 

@@ -9,6 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,17 +104,21 @@ def write_graphs(
         metadata["dtype"] = dtype
     reserve(folder, len(chosen) * sum(p.numel() * p.element_size() for p in module.parameters()))
     shapes = tuple(dynamic for _ in inputs)
+
     # The graph must not rely on the memory layout of one machine's fused attention.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
+    @cache  # packages alone have no need of it
+    def program() -> ExportedProgram:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            return torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
+
     errors: dict[Format, dict[str, float]] = {}
 
     def write_onnx(path: Path) -> None:
-        _write_onnx(program, path, list(inputs), outputs, metadata)
+        _write_onnx(program(), path, list(inputs), outputs, metadata)
         errors["onnx"] = compare("onnx", onnx_runner(path))
 
     def write_pt2(path: Path) -> None:
-        torch.export.save(program, path, extra_files={_EXTRA_FILE: json.dumps(metadata)})
+        torch.export.save(program(), path, extra_files={_EXTRA_FILE: json.dumps(metadata)})
         errors["pt2"] = compare("pt2", pt2_runner(path))
 
     def write_compiled(path: Path) -> None:
@@ -123,8 +128,10 @@ def write_graphs(
 
     def write_graph(path: Path) -> None:
         with tempfile.TemporaryDirectory() as name:
-            source = Path(name, FILES["onnx"])
-            _write_onnx(program, source, list(inputs), outputs, metadata)
+            source = path.with_name(FILES["onnx"])
+            if "onnx" not in chosen:
+                source = Path(name, FILES["onnx"])
+                _write_onnx(program(), source, list(inputs), outputs, metadata)
             write_openvino(source, path, json.dumps(metadata, ensure_ascii=False), METADATA)
         errors["openvino"] = compare("openvino", openvino_runner(path, dtype))
 

@@ -22,13 +22,6 @@ def write_openvino(onnx_file: Path, path: Path, metadata: str, key: str) -> None
 
     model = openvino.convert_model(onnx_file)
     model.set_rt_info(metadata, key)
-    save(model, path)
-
-
-def save(model: Any, path: Path) -> None:
-    """Write `path` and its weights under the same name with the ending .bin."""
-    import openvino  # an extra
-
     openvino.save_model(model, path, compress_to_fp16=False)
 
 

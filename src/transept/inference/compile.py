@@ -92,7 +92,7 @@ def compile(
     size = backbones[0].config.img_size if img_size is None else native_size(img_size)
     images = sample_images(backbones[0], size, batch or 2).to(next(model.parameters()).device)
     with torch.inference_mode():
-        expected = tree_leaves(_try(fused.float(), images))
+        expected = tree_leaves(at_size(fused.float(), images))
     chosen, reason = best_precision(dtype, images.device)
     for precision in dict.fromkeys((chosen, "float32")):
         made = in_precision(copy.deepcopy(fused), precision)
@@ -107,7 +107,7 @@ def compile(
                 made = in_precision(copy.deepcopy(fused), precision)
         with torch.inference_mode():
             error = spread_error(expected, tree_leaves(made(images)))
-        if dtype == "auto" and precision == "bfloat16" and error > BFLOAT16_LIMIT:
+        if dtype == "auto" and precision == "bfloat16" and not error <= BFLOAT16_LIMIT:
             reason = f"bfloat16 differs by {error:.2g} of the spread, where {BFLOAT16_LIMIT:g} is allowed"
             continue
         made.form = Form(  # pyright: ignore[reportArgumentType] - a note, not a submodule
@@ -153,8 +153,8 @@ def spread_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     for a, b in zip(expected, actual, strict=True):
         spread = a.float().std() if a.numel() > 1 else a.float().abs().max()
         difference = (a.float() - b.float()).abs().max() if a.shape == b.shape else torch.tensor(torch.inf)
-        errors.append(float(difference / spread.clamp_min(1e-12)))
-    return max(errors)
+        errors.append((difference / spread.clamp_min(1e-12)).cpu())
+    return float(torch.stack(errors).max())  # of a NaN too, which Python's `max` may pass over
 
 
 class _CastInputs:
@@ -232,7 +232,8 @@ def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Ca
     return run
 
 
-def _try(model: nn.Module, images: Tensor) -> Any:
+def at_size(model: nn.Module, images: Tensor) -> Any:
+    """The model's outputs; what it says of a size that it does not take becomes a `UsageError`."""
     try:
         return model(images)
     except ValueError as error:

@@ -94,13 +94,13 @@ def _worthwhile(task: Task, dtype: Precision) -> list[_Step]:
     """The forms that "auto" goes through on this machine."""
     if next(task.parameters()).device.type != "cpu":
         return []
-    steps = [_Step(FUSE_SECONDS, lambda source, dtype, report, images: _fused(source, dtype, report))]
+    steps = [_Step(FUSE_SECONDS, _fused)]
     precision, _ = best_precision(dtype, next(task.parameters()).device)
     saved = _SAVED.get(precision) or _SAVED["avx512_f" if "avx512_f" in instructions() else ""]
     return [*steps, _Step(_COMPILING / saved, _compiled)]
 
 
-def _fused(task: T, dtype: Precision, report: Callable[[str], None]) -> T:
+def _fused(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor | None = None) -> T:
     precision, reason = best_precision(dtype, next(task.parameters()).device)
     report(f"fused in {precision}: {reason}")
     return in_precision(fuse(task), precision)
