@@ -15,6 +15,7 @@ from transept.cli.main import main
 from transept.data.classification.transforms import Preprocessing, eval_transform
 from transept.explain.explanation import _seen
 from transept.tasks.classify import Classifier
+from transept.tasks.pretrain import FeatureExtractor
 
 PAGE = Path(__file__).parents[2] / "docs" / "explain.md"
 
@@ -74,6 +75,21 @@ def test_kind_token_block_and_head(folder: Path, capsys, tmp_path: Path):
     assert main([*argv, "--block", "-3", "--head", "1"]) == 0
     assert len(json.loads(capsys.readouterr().out)["maps"]) == 3
     assert (tmp_path / "b.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_backbone_without_classes(folder: Path, capsys, tmp_path: Path):
+    """What DINO leaves behind: attention, and nothing that asks for a class."""
+    torch.manual_seed(0)
+    model = transept.create_model("xcit_nano_12_p8_224", img_size=64, num_classes=0, depth=1, embed_dim=32, num_heads=2)
+    FeatureExtractor(model, Preprocessing(img_size=(64, 64))).save(tmp_path / "d.safetensors")
+    argv = ["explain", str(tmp_path / "d.safetensors"), str(folder / "picture.png"), "--out", str(tmp_path / "d.png")]
+    assert main([*argv, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [found["kind"] for found in report["maps"]] == ["class", "cross-covariance"]
+    assert report["predictions"] == []
+    with Image.open(tmp_path / "d.png") as sheet:
+        assert len(sheet.convert("RGB").getcolors(sheet.width * sheet.height) or []) > 1000
+    assert "it has class, cross-covariance" in fails(capsys, [*argv, "--kind", "grad-cam"], 2)
 
 
 def test_what_is_drawn_is_what_the_model_sees():

@@ -1,4 +1,4 @@
-"""Draw where a classifier looks in a picture: the attention of its family, rollout and Grad-CAM.
+"""Draw where a model looks in a picture: the attention of its family, rollout, and of a classifier Grad-CAM.
 
 Without --kind, a layer of each kind; with it, the layers of this kind, head by head. Kinds of which each token has its
 own map show one token's: that in the middle of the picture, or at --token.
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     task = load(args.model)
     if not task.explains:
         raise UsageError(
-            f"{args.model!r} is a {task.kind}, and explain draws classifiers; in Python, "
+            f"{args.model!r} is a {task.kind}, and explain draws classifiers and pretrained backbones; in Python, "
             "transept.attention_maps(task, images) gives the maps of its backbone"
         )
     explained = Explanation(task, picture, args.token)

@@ -1,4 +1,4 @@
-"""A picture explained: which maps of a classifier to show, and how a sheet arranges them."""
+"""A picture explained: which maps of a model to show, and how a sheet arranges them."""
 
 import math
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ def title_of(kind: str) -> str:
 
 
 class Explanation:
-    """A picture as a classifier sees it, and the maps of it that were asked for.
+    """A picture as a model sees it, and the maps of it that were asked for.
 
     Args:
-        task: the classifier.
+        task: a classifier, or a feature extractor, whose picture has no classes.
         picture: RGB, of any size.
         token: the pixel (x, y) of the picture whose token's maps are wanted; None: the middle of what the model sees.
 
@@ -52,7 +52,7 @@ class Explanation:
 
     def __init__(self, task: Task, picture: Image.Image, token: Sequence[int] | None = None) -> None:
         self.task = task
-        (self.best,) = task.predict([picture], task.inference(top=3))
+        (self.best,) = task.predict([picture], task.inference(top=3)) if task.classes else (None,)
         self.image = eval_transform(task.preprocessing)(picture)[None].to(next(task.parameters()).device)
         self.shown: list[AttentionMap] = []
         left, top, right, bottom = box = _seen(picture, task.preprocessing)
@@ -77,15 +77,19 @@ class Explanation:
 
     @property
     def named(self) -> list[tuple[str, float]]:
-        """The three most probable classes and their probabilities."""
-        return [(item.label, item.score) for item in self.task.items(self.best)]
+        """The three most probable classes and their probabilities; none where the model knows no classes."""
+        return [] if self.best is None else [(item.label, item.score) for item in self.task.items(self.best)]
 
     @property
     def marked(self) -> bool:
         return any(has_token_maps(self.task, shown.kind) for shown in self.shown)
 
     def overview(self) -> list[Row]:
-        """One layer of each kind, the deepest with a fine enough map; then what explains the whole model."""
+        """One layer of each kind, the deepest with a fine enough map; then what explains the whole model.
+
+        Raises:
+            UsageError: the family shows no attention, and without classes there is no Grad-CAM.
+        """
         rows, last = [], []
         for kind in attention_kinds(self.task):
             if kind in (ROLLOUT, GRAD_CAM):
@@ -94,7 +98,9 @@ class Explanation:
             layers = self._layers(kind, None)
             fine = [layer for layer in layers if min(layer[0].grid) >= _FINE]
             rows.append(self._row(fine[-1] if fine else max(reversed(layers), key=lambda layer: layer[0].grid)))
-        return [*rows, Row("Through the whole model", last)]
+        if not rows and not last:
+            raise UsageError("the model's family shows no attention, and a model without classes has no Grad-CAM")
+        return [*rows, Row("Through the whole model", last)] if last else rows
 
     def rows_of(self, kind: str, blocks: Sequence[int] | None = None, head: int | None = None) -> list[Row]:
         """The layers of a kind, the last six where they are not chosen, with their heads.
@@ -152,7 +158,7 @@ class Explanation:
     def _grad_cam(self, blocks: Sequence[int] | None) -> list[Row]:
         maps = [
             attention_maps(self.task, self.image, GRAD_CAM, blocks=blocks, target=label)
-            for label in self.best.labels.tolist()
+            for label in ([None] if self.best is None else self.best.labels.tolist())
         ]
         rows = []
         for layer in zip(*maps, strict=True):

@@ -51,6 +51,7 @@ class FeatureExtractor(ModelTask):
     checkpoints = "self-supervised"
     creator = "create_model(name, num_classes=0, "
     options: ClassVar[Mapping[str, Option]] = {"batch_size": Option(help="pictures at once", type=int)}
+    explains = True
 
     def __init__(self, model: Backbone, preprocessing: Preprocessing) -> None:
         super().__init__()

@@ -136,7 +136,7 @@ class Task(nn.Module, ABC):
     is_dense: ClassVar[bool] = False
     """Its answers have places in the picture, and `draw` shows them there."""
     explains: ClassVar[bool] = False
-    """It gives one vector of logits for a picture, whose causes `transept explain` draws."""
+    """It sees a picture as one image of its own size, and `transept explain` draws where it looks."""
     has_int8: ClassVar[bool] = False
     """`transept export --int8` can write it."""
 
