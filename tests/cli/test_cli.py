@@ -80,7 +80,7 @@ def test_wrong_calls(capsys, tmp_path: Path):
     assert "which recipe" in fails(capsys, ["train"], 2)
     assert "give --data" in fails(capsys, ["train", "quick", "--out", str(tmp_path / "r")], 2)
     assert "is no run folder" in fails(capsys, ["train", "--resume", str(tmp_path)], 1)
-    assert "give no recipe" in fails(capsys, ["train", "digits", "--resume", str(tmp_path)], 2)
+    assert "give none of them" in fails(capsys, ["train", "digits", "--resume", str(tmp_path)], 2)
     assert "there is no data" in fails(
         capsys, ["train", "quick", "--data", str(tmp_path / "x"), "--out", str(tmp_path)], 1
     )

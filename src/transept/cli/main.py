@@ -38,9 +38,25 @@ class Parser(argparse.ArgumentParser):
         """`parse_args`, but for the verb's `rest`."""
         if self.rest is None:
             return self.parse_args(words)
-        args, rest = self.parse_known_args(words)
-        setattr(args, self.rest, rest)
+        own, rest = self._apart(words)
+        args, more = self.parse_known_args(own)
+        setattr(args, self.rest, more + rest)
         return args
+
+    def _apart(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """This parser's own words, and options that it does not know, each with the word behind it.
+
+        argparse would take the value of such an option for a positional argument.
+        """
+        own, rest = [], []
+        remaining = iter(words)
+        for word in remaining:
+            name, equals, _ = word.partition("=")
+            if name.startswith("--") and name not in self._option_string_actions:
+                rest += [word] if equals else [word, *([value] if (value := next(remaining, None)) else [])]
+            else:
+                own.append(word)
+        return own, rest
 
     def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise UsageError(f"{message}; see '{self.prog} --help'")

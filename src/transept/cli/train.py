@@ -12,8 +12,9 @@ from transept.cli.main import Parser
 from transept.cli.shared.tables import print_json
 from transept.errors import TranseptError, UsageError, rank_of_environment
 from transept.tasks.run_folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
+from transept.training.options.continuing import continued
 from transept.training.options.pages import read_recipe, recipe_names, recipe_overview
-from transept.training.options.parsing import option_types, pairs, parse_recipe
+from transept.training.options.parsing import option_types, parse_recipe
 from transept.training.options.recipe import Recipe, plain
 
 
@@ -26,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
         "wds:TRAIN,VAL",
     )
     parser.add_argument("--out", type=Path, help="run folder to create (default: runs/RECIPE)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run, also with more --schedule.epochs")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave unreadable files out instead of stopping")
     parser.add_argument(
         "--skip-bad-annotations", action="store_true", help="detectors: leave out annotations that cannot be used"
@@ -100,16 +101,12 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    hardware = all(name.startswith("hardware.") for name in pairs(args.options))
-    if args.recipe or args.data or args.out or args.dry_run or not hardware:
-        raise UsageError(
-            "--resume RUN takes the run's own recipe and folder; give no recipe, data, folder or options, "
-            "but for those of hardware"
-        )
+    if args.recipe or args.data or args.out or args.dry_run:
+        raise UsageError("--resume RUN takes the run's own recipe, data and folder; give none of them")
     config = args.resume / CONFIG
     if not config.is_file():
         raise TranseptError(f"{str(args.resume)!r} is no run folder: it has no {CONFIG}")
-    recipe = parse_recipe(read_recipe(str(config)), args.options)
+    recipe = continued(read_recipe(str(config)), args.options)
     if args.accept_changed_data:
         recipe = dataclasses.replace(recipe, accept_changed_data=True)
     _train(recipe, args.resume, args, resume=True)
@@ -133,6 +130,11 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
         "next:",
         *_next(recipe, folder),
     ]
+    if result.epochs < recipe.schedule.evaluations:
+        patience = recipe.schedule.patience
+        lines.insert(
+            1, f"stopped after {result.epochs} of {recipe.schedule.evaluations} epochs: none better in {patience}"
+        )
     if result.skipped and recipe.task in ("classify", "pretrain"):  # a segmenter's data names them when it is loaded
         lines.insert(1, f"{result.skipped} unreadable files were left out")
     print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)

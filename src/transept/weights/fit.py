@@ -47,8 +47,12 @@ _COUNTER = Reason.COUNTER, "a counter of training steps, which evaluation does n
 _PROJECTION = Reason.BESIDE_BACKBONE, "the projection of self-supervised training, which only that needs"
 
 
-def load_contents(model: nn.Module, contents: Contents, source: str, strict: bool = True) -> LoadReport:
+def load_contents(
+    model: nn.Module, contents: Contents, source: str, strict: bool = True, *, other_classes: bool = False
+) -> LoadReport:
     """Load what a file holds into `model`: converted, fitted, checked, and only then written.
+
+    With `other_classes`, what tells classes apart keeps its values even where as many are in the file.
 
     Raises:
         TranseptError: the file's tensors do not fit; the model is unchanged.
@@ -69,8 +73,8 @@ def load_contents(model: nn.Module, contents: Contents, source: str, strict: boo
             inside, others = others, {}
         inside, inner_dialect = _officially(inside, family.name, "")
         dialect = inner_dialect if dialect == OFFICIAL else dialect
-        inside = _fit_backbone(inside, backbone, family, dropped)
-        others = _fit_classes(others, model, dropped)
+        inside = _fit_backbone(inside, backbone, family, dropped, other_classes)
+        others = _fit_classes(others, model, dropped, other_classes)
         entries = {**{prefix + name: entry for name, entry in inside.items()}, **others}
     return _write(model, entries, dropped, contents, source, dialect, strict)
 
@@ -108,7 +112,9 @@ def _drop(entries: Entries, name: str, why: _Why, dropped: list[KeyReport]) -> N
     dropped.append(KeyReport(entries.pop(name).file, "", ("dropped",), words, reason))
 
 
-def _fit_backbone(entries: Entries, model: Backbone, family: Family, dropped: list[KeyReport]) -> Entries:
+def _fit_backbone(
+    entries: Entries, model: Backbone, family: Family, dropped: list[KeyReport], other_classes: bool
+) -> Entries:
     state = model.state_dict()
     entries = dict(entries)
     for name in [name for name in entries if name not in state]:
@@ -122,10 +128,13 @@ def _fit_backbone(entries: Entries, model: Backbone, family: Family, dropped: li
                 why = Reason.OTHER_HEADS, f"for {file_heads} heads; the model has {heads}"
                 _drop(entries, name, why, dropped)
     for name in ("head.weight", "head.bias"):
-        if name in entries and name in state and entries[name].tensor.shape[:1] != state[name].shape[:1]:
-            file_classes, classes = entries[name].tensor.shape[0], state[name].shape[0]
-            why = Reason.OTHER_CLASSES, f"for {file_classes} classes; the model has {classes}"
-            _drop(entries, name, why, dropped)
+        if name not in entries or name not in state:
+            continue
+        file_classes, classes = entries[name].tensor.shape[0], state[name].shape[0]
+        if file_classes != classes or other_classes:
+            what = f"for {file_classes} classes; the model has {classes}"
+            what = what if file_classes != classes else "for classes of other names"
+            _drop(entries, name, (Reason.OTHER_CLASSES, what), dropped)
     entries = converter_of(family.name).fit(entries, model)
     return _fit_channels(entries, state)
 
@@ -157,14 +166,20 @@ def _fit_channels(entries: Entries, state: Mapping[str, torch.Tensor]) -> Entrie
     return out
 
 
-def _fit_classes(entries: Entries, model: nn.Module, dropped: list[KeyReport]) -> Entries:
+def reads_classes(name: str) -> bool:
+    """Whether a parameter of a detector or segmenter is of a layer whose first axis counts classes."""
+    return any_match(_CLASS_LAYERS, name)
+
+
+def _fit_classes(entries: Entries, model: nn.Module, dropped: list[KeyReport], other_classes: bool) -> Entries:
     state, out = model.state_dict(), dict(entries)
     for name, entry in entries.items():
-        if name not in state or not any_match(_CLASS_LAYERS, name):
+        if name not in state or not reads_classes(name):
             continue
         shape, wanted = entry.tensor.shape, state[name].shape
-        if shape[1:] == wanted[1:] and shape[0] != wanted[0]:
-            _drop(out, name, (Reason.OTHER_CLASSES, "for another number of classes"), dropped)
+        if shape[1:] == wanted[1:] and (shape[0] != wanted[0] or other_classes):
+            what = "for another number of classes" if shape[0] != wanted[0] else "for classes of other names"
+            _drop(out, name, (Reason.OTHER_CLASSES, what), dropped)
     return out
 
 
@@ -233,7 +248,7 @@ def _harmless(name: str, entries: Entries, dropped: list[KeyReport], model: nn.M
     backbone, inner = (whole, name.removeprefix(BACKBONE)) if isinstance(whole, Backbone) else (model, name)
     reasons = {key.reason for key in dropped}
     is_classifier = any_match(("head.{}",), inner)
-    if Reason.OTHER_CLASSES in reasons and (is_classifier or any_match(_CLASS_LAYERS, name)):
+    if Reason.OTHER_CLASSES in reasons and (is_classifier or reads_classes(name)):
         return Reason.OTHER_CLASSES, "the file is for other classes: starts fresh"
     if is_classifier:
         return Reason.NO_CLASSIFIER, "the file has no classifier: starts fresh"

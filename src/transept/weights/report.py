@@ -1,5 +1,6 @@
 """The fate of every name when a checkpoint was loaded."""
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -119,6 +120,15 @@ class LoadReport:
         ]
         return facts | {"wrappers": list(self.wrappers), "skipped": list(self.skipped), "keys": keys}
 
+    @property
+    def summary(self) -> str:
+        """A line: how much was taken, what starts fresh, what was left."""
+        parts = [f"{len(self.taken)} tensors taken from {self.source!r}"]
+        for done, what in (("missing", "of the model start fresh"), ("dropped", "of the file are left")):
+            reasons = Counter(key.why.partition(":")[0] for key in self.keys if done in key.actions and _matters(key))
+            parts += [f"{count} {what} ({why})" for why, count in reasons.items()]
+        return ", ".join(parts)
+
     def __str__(self) -> str:
         """A few lines: where the weights came from, and everything that was not simply taken, by reason."""
         where = self.format
@@ -140,3 +150,8 @@ class LoadReport:
             lines += [f"{len(names)} {action} ({why}): {listed(names)}" for why, names in reasons.items()]
         lines += [f"not read: {', '.join(self.skipped)}"] if self.skipped else []
         return "\n  ".join(lines)
+
+
+def _matters(key: KeyReport) -> bool:
+    """What was left for other classes is said of those that start fresh in its place."""
+    return key.fresh if "missing" in key.actions else key.reason is Reason.BESIDE_BACKBONE

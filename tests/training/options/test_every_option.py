@@ -48,6 +48,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "epochs": 0,
     "erasing": -0.1,
     "evaluate_every": 0,
+    "patience": 0,
     "flip": 2,
     "flip_vertical": 2,
     "freeze": -1,

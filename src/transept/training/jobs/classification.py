@@ -16,7 +16,7 @@ from transept.training.jobs.distillation import Teacher, distillation_loss
 from transept.training.jobs.job import Job, Meter, Score
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
-from transept.weights.load import create_model, load_weights
+from transept.weights.load import create_model
 
 
 class ClassifyJob(Job):
@@ -42,8 +42,6 @@ class ClassifyJob(Job):
             drop_path_rate=options.drop_path_rate,
             **options.options,
         )
-        if load and options.weights is not None:
-            load_weights(model, options.weights)
         preprocessing = Preprocessing(img_size=model.config.img_size, crop_pct=classify.crop_pct)
         classes = self.splits.classes
         mix, distill = classify.mix, classify.distill
@@ -60,7 +58,10 @@ class ClassifyJob(Job):
             )
         if distill.kind != "none":
             self.teacher = Teacher(distill, len(classes), preprocessing)
-        return Classifier(model, classes, preprocessing, label_smoothing=classify.label_smoothing)
+        classifier = Classifier(model, classes, preprocessing, label_smoothing=classify.label_smoothing)
+        if load:
+            self.start(classifier)
+        return classifier
 
     def step(self, task: Classifier, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixes pictures and labels; student and teacher see the same pictures."""

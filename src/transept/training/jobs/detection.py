@@ -52,13 +52,11 @@ class DetectJob(Job):
             raise TranseptError(f"the validation pictures of {recipe.data!r} have no objects; AP needs some")
 
     def build(self, *, load: bool) -> nn.Module:
-        """`model.weights` are the backbone's: a classifier's, or any file that holds the backbone."""
         model, options = self.recipe.model, self.recipe.detect
         detector = create_detector(
             options.method,
             backbone=model.name,
             num_classes=len(self.splits.classes),
-            backbone_weights=model.weights if load else None,
             classes=self.splits.classes,
             preprocessing=options.preprocessing,
             width=options.width,
@@ -70,6 +68,8 @@ class DetectJob(Job):
         if options.rois is not None:
             assert isinstance(detector.stages, TwoStage)
             detector.stages = detector.stages.learning_from(options.rois)
+        if load:
+            self.start(detector)
         return detector
 
     def datasets(self, task: Detector) -> tuple[JointlyTransformedSet, JointlyTransformedSet]:

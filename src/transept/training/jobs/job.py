@@ -18,7 +18,8 @@ from transept.data.loading import (
     TransformedSet,
     make_loader,
 )
-from transept.tasks.task import as_picture
+from transept.tasks.start import start_from
+from transept.tasks.task import Task, as_picture
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
 
@@ -92,6 +93,13 @@ class Job(ABC):
         self.recipe = recipe
         self.world = world
         self.skipped: Sequence[Skipped] = ()
+        self.notes: list[str] = []
+        """What a user is told before training begins, a sentence each."""
+
+    def start(self, task: Task) -> None:
+        """Load the recipe's starting weights, if it names any, and note what was taken of them."""
+        if (weights := self.recipe.model.weights) is not None:
+            self.notes.append(f"model.weights: {start_from(task, weights).summary}")
 
     @property
     def part_size(self) -> int:

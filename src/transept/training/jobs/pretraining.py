@@ -12,11 +12,11 @@ from transept.data.loading import Draw, TransformedSet, make_loader
 from transept.metrics.knn import KNNMeter
 from transept.metrics.loss import LossMeter
 from transept.models.registry import find_model
-from transept.tasks.pretrain import Pretrainer
+from transept.tasks.pretrain import FeatureExtractor, Pretrainer
 from transept.training.jobs.job import Job, Meter, Score
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
-from transept.weights.load import create_model, load_weights
+from transept.weights.load import create_model
 
 
 class PretrainJob(Job):
@@ -46,9 +46,10 @@ class PretrainJob(Job):
     def build(self, *, load: bool) -> nn.Module:
         recipe = self.recipe
         student, teacher = self._backbone(recipe.model.drop_path_rate), self._backbone(0.0)
-        if load and recipe.model.weights is not None:
-            load_weights(student, recipe.model.weights)
-        return Pretrainer(student, teacher, Preprocessing(img_size=student.config.img_size), recipe.pretrain)
+        preprocessing = Preprocessing(img_size=student.config.img_size)
+        if load:
+            self.start(FeatureExtractor(student, preprocessing))
+        return Pretrainer(student, teacher, preprocessing, recipe.pretrain)
 
     def _backbone(self, drop_path_rate: float) -> Any:
         model = self.recipe.model

@@ -38,13 +38,11 @@ class SegmentJob(Job):
         self.skipped = self.splits.skipped
 
     def build(self, *, load: bool) -> nn.Module:
-        """`model.weights` are the backbone's: a classifier's, or any file that holds the backbone."""
         model, options = self.recipe.model, self.recipe.segment
         segmenter = create_segmenter(
             options.method,
             backbone=model.name,
             num_classes=len(self.splits.classes),
-            backbone_weights=model.weights if load else None,
             classes=self.splits.classes,
             palette=self.splits.palette,
             preprocessing=options.preprocessing,
@@ -56,6 +54,8 @@ class SegmentJob(Job):
         for head in (segmenter.decode_head, segmenter.auxiliary_head):
             if isinstance(head, SegmentationHead):  # not drawn anew: other random numbers stay what they were
                 head.conv_seg.weight.data.mul_(options.classifier_std / CLASSIFIER_STD)
+        if load:
+            self.start(segmenter)
         return segmenter
 
     def datasets(self, task: Segmenter) -> tuple[JointlyTransformedSet, JointlyTransformedSet]:

@@ -112,6 +112,24 @@ class TaskModule(lightning.LightningModule):
             t_in_epochs=False,
         )
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """timm's schedules keep their length in the state, and the recipe may have made it longer."""
+        if self.recipe.schedule.decay == "cosine":
+            checkpoint["lr_schedulers"] = [{} for _ in checkpoint["lr_schedulers"]]
+
+    def on_train_start(self) -> None:
+        """A run that goes on and has become longer learns at the longer schedule's rate from its first step on."""
+        if not self.global_step:
+            return
+        scheduler: Any = self.lr_schedulers()
+        if isinstance(scheduler, CosineLRScheduler):
+            self.lr_scheduler_step(scheduler, None)
+            return
+        factors = (factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas)
+        groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True)
+        for group, base, factor in groups:
+            group["lr"] = base * factor
+
     def lr_scheduler_step(self, scheduler: CosineLRScheduler | LambdaLR, metric: object) -> None:  # pyright: ignore
         if isinstance(scheduler, CosineLRScheduler):
             step = self.global_step

@@ -80,6 +80,7 @@ class Recorder(Callback):
             self.module.train_meter.add(self.resumed_meter)
         if self.handle_signals is not None:  # Lightning's own handler ends the run without saving it
             self.handle_signals()
+        self._stop_out_of_patience(trainer)  # a run that stopped so and is resumed has nothing to go on with
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -156,6 +157,13 @@ class Recorder(Callback):
             logger.log_metrics(self.rows[-1], step=trainer.global_step)
         if self.bar:
             self.bar.show_epoch(trainer, self.rows[-1])
+        self._stop_out_of_patience(trainer)
+
+    def _stop_out_of_patience(self, trainer: lightning.Trainer) -> None:
+        """All processes have the same rows, so they agree."""
+        patience = self.recipe.schedule.patience
+        if patience is not None and self.rows and len(self.rows) - self.best["epoch"] >= patience:
+            trainer.should_stop = True
 
     def _whole_task(self) -> Any:
         if self.shell is None:

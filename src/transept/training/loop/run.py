@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transept.tasks.run_folder import SAMPLES, STATE
 from transept.training.jobs.job import Job, Score
 from transept.training.jobs.table import JOBS
 from transept.training.loop.averaging import Averaging
+from transept.training.loop.continuing import RecipeRecord, check_same_recipe
 from transept.training.loop.dry_run import Plan, draw_batch, make_plan
 from transept.training.loop.failures import clear_errors
 from transept.training.loop.fingerprint import DataRecord, check_same_data, fingerprint
@@ -48,6 +50,8 @@ class Result:
     """The one of them that decided."""
     epoch: int
     """The epoch that reached it, from 1."""
+    epochs: int
+    """All that are finished."""
     seconds: float
     """Training time, data checks and imports not counted."""
     skipped: int
@@ -55,7 +59,8 @@ class Result:
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
-    """Train as the recipe says, in a run folder; with `resume`, go on from its last checkpoint.
+    """Train as the recipe says, in a run folder; with `resume`, go on from its last checkpoint, also beyond the end
+    that the run had: learning rates are then those of the longer schedule from where the run stands.
 
     The folder gets config.yaml, metrics.csv, curves.png, best.safetensors, last.safetensors, last.ckpt (for
     resuming) and a few held-out pictures in samples/. Training depends on the recipe alone: an interrupted and
@@ -136,6 +141,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result
     state, file = read_state(folder) if resume else (None, None)
     job, task = _prepare(recipe, wanted_world(recipe), load=not resume)
     if state is not None:
+        check_same_recipe(recipe, state)
         check_same_data(fingerprint(job.splits), state, str(recipe.data), accept=recipe.accept_changed_data)
     if job.world.rank:
         return _fit(folder, job, task, state, file, None)
@@ -144,9 +150,12 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result
     numbers = 8 + 3 + (3 if recipe.ema.decay else 0)
     reserve(folder, 4 * numbers * sum(p.numel() for p in task.parameters()) + 2**20)
     with claim(folder, resume=resume):
+        write_config(recipe, folder)  # also of a run that goes on: it may have become longer
         if not resume:
-            write_config(recipe, folder)
             job.write_samples(folder / SAMPLES)
+        if progress:
+            for note in job.notes:
+                print(f"transept: {note}", file=sys.stderr)
         return _fit(folder, job, task, state, file, ProgressBar(job.score) if progress else None)
 
 
@@ -164,7 +173,8 @@ def _fit(
     fit_to_hardware(recipe, world, task, job.backbones(task))
     module = MODULES.get(recipe.task, TaskModule)(task, job, recipe, steps_per_epoch=steps)
     averaging = [Averaging(recipe.ema, folder, recipe.accumulate)] if recipe.ema.decay else []
-    callbacks = [*averaging, recorder, DataRecord(fingerprint(job.splits)), *([bar] if bar else [])]
+    records = [DataRecord(fingerprint(job.splits)), RecipeRecord(recipe)]
+    callbacks = [*averaging, recorder, *records, *([bar] if bar else [])]
     states = StateFiles(overwrite=file is not None and file.name != STATE)
     with quiet_lightning():
         trainer = make_trainer(job, folder, callbacks, states, steps_per_epoch=steps)
@@ -176,7 +186,8 @@ def _fit(
 def _result(folder: Path, job: Job, recorder: Recorder) -> Result:
     best = recorder.best
     metrics = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
-    return Result(folder, metrics, job.score, int(best["epoch"]), recorder.seconds, len(job.skipped))
+    epochs = len(recorder.rows)
+    return Result(folder, metrics, job.score, int(best["epoch"]), epochs, recorder.seconds, len(job.skipped))
 
 
 def _scaled(recipe: Recipe) -> Recipe:

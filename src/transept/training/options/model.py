@@ -18,7 +18,8 @@ class ModelOptions:
     img_size: int | None = None
     """Side of the square input in pixels; default: the model's own."""
     weights: str | None = None
-    """Weights to start from: a path, an URL or NAME.TAG; default: none, train from scratch."""
+    """Weights to start from: a path, an URL or NAME.TAG; default: none, train from scratch. Of a detector or segmenter
+    of the same method neck and heads are taken, too."""
     drop_path_rate: float = 0.0
     """Stochastic depth."""
     freeze: int | list[str] = 0

@@ -47,10 +47,12 @@ class ScheduleOptions:
     """The first step's share of the learning rate, where `poly` or `step` warms up."""
     evaluate_every: int | None = None
     """Iterations between evaluations; default: a tenth of all."""
+    patience: int | None = None
+    """Stop when the validation score has not become better for so many evaluations; default: never."""
 
     def __post_init__(self) -> None:
         check_positive(epochs=self.epochs, power=self.power, iterations=self.iterations)
-        check_positive(evaluate_every=self.evaluate_every)
+        check_positive(evaluate_every=self.evaluate_every, patience=self.patience)
         check_not_negative(warmup_epochs=self.warmup_epochs, warmup_iterations=self.warmup_iterations)
         check_not_negative(warmup_lr=self.warmup_lr, min_lr=self.min_lr)
         check_within("(0, 1]", gamma=self.gamma)

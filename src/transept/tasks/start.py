@@ -1,0 +1,61 @@
+"""The weights that a training run begins with: a whole system's, heads included, or a backbone's."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from os import PathLike
+
+from torch import Tensor
+
+from transept.tasks.saving import METADATA_KEY
+from transept.tasks.task import Task
+from transept.weights.catalogue.records import set_preprocessing
+from transept.weights.convert.systems import PARTS
+from transept.weights.files.reading import Contents, read_checkpoint
+from transept.weights.fit import load_contents, reads_classes
+from transept.weights.load import find_file
+from transept.weights.report import LoadReport
+
+
+def start_from(task: Task, source: str | PathLike[str]) -> LoadReport:
+    """Load what `task` can begin with: all of a system of the same parts, otherwise the backbone alone.
+
+    Layers that tell classes apart are taken where the file's classes are the task's: by name where the file names them
+    (`Task.save`), otherwise by number. Elsewhere they start fresh.
+
+    Args:
+        task: freshly built; it is changed in place.
+        source: what `transept.load_weights` takes.
+
+    Raises:
+        TranseptError: the file cannot be read, or does not fit. The task is then unchanged.
+    """
+    path, published = find_file(str(source))
+    contents = read_checkpoint(path)
+    classes = _classes_of(contents)
+    model = task.stored if _has_its_parts(task, contents.tensors) else task.backbone
+    other = classes is not None and classes != list(task.classes)
+    report = load_contents(model, contents, str(source), other_classes=other)
+    if published:
+        set_preprocessing(task.backbone, published)
+    return report
+
+
+def _has_its_parts(task: Task, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether neck and heads are those of the task, but for the layers that tell classes apart."""
+    ours, theirs = (
+        {
+            name: tensor.shape
+            for name, tensor in state.items()
+            if name.startswith(PARTS) and not reads_classes(name) and not name.endswith("num_batches_tracked")
+        }
+        for state in (task.state_dict(), tensors)
+    )
+    return ours == theirs
+
+
+def _classes_of(contents: Contents) -> Sequence[str] | None:
+    """The names of the classes, where the file says them."""
+    with suppress(KeyError, TypeError, ValueError):
+        return json.loads(contents.metadata[METADATA_KEY])["classes"]
+    return None
