@@ -1,4 +1,4 @@
-"""Packages and OpenVINO's files: what they hold, what they compute, and what they refuse."""
+"""Packages: what they hold, what they compute, and what they refuse."""
 
 import json
 import subprocess
@@ -13,8 +13,6 @@ import transept
 from tests.helpers import SMALL, image, lively
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import TranseptError, UsageError
-from transept.export.logits import export_logits
-from transept.export.onnx import METADATA
 from transept.inference.compile import BFLOAT16_LIMIT, spread_error
 from transept.inference.package import machine_facts, read_about
 from transept.tasks.classify import Classifier
@@ -100,20 +98,6 @@ def test_packages_that_are_not_for_this_machine(tmp_path: Path):
     for path, sentence in sentences.items():
         with pytest.raises(TranseptError, match=sentence):
             transept.load_package(path)
-
-
-def test_openvino(classifier: Classifier, tmp_path: Path):
-    openvino = pytest.importorskip("openvino")
-    exported = export_logits(classifier, tmp_path, formats=["openvino"], dtype="float32")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
-    assert exported.errors["openvino"]["logits"] < 1e-4
-    core = openvino.Core()
-    graph = core.read_model(exported.files["openvino"])
-    assert json.loads(graph.get_rt_info(METADATA).value)["classes"] == ["a", "b", "c"]
-    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    images = image(5, 32, 32)
-    (logits,) = compiled([images.numpy()]).values()
-    assert spread_error([classifier(images).detach()], [torch.from_numpy(logits)]) < 1e-4
 
 
 def test_what_detectors_refuse(tmp_path: Path):

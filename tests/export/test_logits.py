@@ -23,24 +23,6 @@ pytest.importorskip("onnxscript")
 
 
 @torch.no_grad()
-def test_a_classifier_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    classifier = a_classifier()
-    classifier.save(tmp_path / "best.safetensors")
-    words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path), "--format", "onnx"]
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    assert "logits" in out
-    assert "Takes any number of pictures at once, all of 64 x 64 and of no other size." in out
-    for batch in (1, 5):
-        images = torch.randn(batch, 3, 64, 64)
-        (logits,) = onnx_runner(tmp_path / "model.onnx")([images])
-        torch.testing.assert_close(logits, classifier(images), rtol=0, atol=1e-4)
-    (tmp_path / "file").touch()
-    assert main(["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path / "file")]) == 1
-    assert "is a file; give a folder" in capsys.readouterr().err
-
-
-@torch.no_grad()
 def test_a_classifier_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Sizes that neither the trace nor the command's own check has seen, beside eager."""
     classifier = a_classifier()

@@ -1,0 +1,126 @@
+"""Files of a classifier for other runtimes, all of one command: ONNX, OpenVINO, and ONNX in 8 bits."""
+
+import json
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from tests.export.small import a_classifier
+from tests.helpers import fails
+from transept.cli.main import main
+from transept.errors import TranseptError, UsageError
+from transept.export.int8 import INT8_FILE, compare_top1, export_int8
+from transept.export.onnx import METADATA, onnx_runner
+from transept.inference.compile import spread_error
+from transept.tasks.classify import Classifier
+from transept.tasks.segment import create_segmenter
+
+pytest.importorskip("onnxruntime")
+openvino = pytest.importorskip("openvino")
+
+
+class ByCommand(NamedTuple):
+    """A classifier, the folder of its files, and what the command reports."""
+
+    classifier: Classifier
+    folder: Path
+    report: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory: pytest.TempPathFactory) -> ByCommand:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        coarse = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((64, 64)).save(folder / "pictures" / f"{i}.png")
+    torch.manual_seed(0)
+    classifier = a_classifier()
+    classifier.save(folder / "best.safetensors")
+    words = ["--format", "onnx", "openvino", "--dtype", "float32", "--int8", "--calibration", str(folder / "pictures")]
+    with redirect_stdout(StringIO()) as out:
+        assert main(["export", str(folder / "best.safetensors"), "--out", str(folder / "out"), *words, "--json"]) == 0
+    assert {path.name for path in (folder / "out").iterdir()} == {"model.onnx", "model.bin", "model.xml", INT8_FILE}
+    return ByCommand(classifier, folder / "out", json.loads(out.getvalue()))
+
+
+@torch.no_grad()
+def test_onnx_takes_any_number_of_pictures(by_command: ByCommand):
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, 64, 64)
+        (logits,) = onnx_runner(by_command.folder / "model.onnx")([images])
+        torch.testing.assert_close(logits, by_command.classifier(images), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_openvino(by_command: ByCommand):
+    assert by_command.report["errors"]["openvino"]["logits"] < 1e-4
+    core = openvino.Core()
+    graph = core.read_model(by_command.folder / "model.xml")
+    assert json.loads(graph.get_rt_info(METADATA).value)["classes"] == ["a", "b", "c"]
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    images = torch.randn(5, 3, 64, 64)
+    (logits,) = compiled([images.numpy()]).values()
+    assert spread_error([by_command.classifier(images)], [torch.from_numpy(logits)]) < 1e-4
+
+
+def test_8_bits(by_command: ByCommand):
+    """Smaller, near the float ones, and quantised only where there are weights."""
+    folder, report = by_command.folder, by_command.report["int8"]
+    assert report["file"] == str(folder / INT8_FILE)
+    assert report["bytes"]["int8"] == (folder / INT8_FILE).stat().st_size
+    assert 0 < report["rms_error"] < 0.2
+    assert report["latency_ratio"] > 0
+    assert "top1" not in report  # a file of weights knows no validation pictures
+    model = onnx.load(folder / INT8_FILE)
+    (about,) = (entry.value for entry in model.metadata_props if entry.key == METADATA)
+    assert (json.loads(about)["precision"], json.loads(about)["classes"]) == ("int8", ["a", "b", "c"])
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    weights = {
+        node.output[0]: stored.get(node.input[0]) for node in model.graph.node if node.op_type == "DequantizeLinear"
+    }
+    kinds = [
+        [weights.get(name) for name in node.input[:2]] + [name in stored for name in node.input[:2]]
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm", "Conv")
+    ]
+    assert sum(onnx.TensorProto.INT8 in kind for kind in kinds) == report["layers"] >= 10
+    assert [None, None, False, False] in kinds, "products of activations are left as they are"
+    assert not any(True in kind for kind in kinds), "a layer kept its float weights"
+
+    images = torch.randn(6, 3, 64, 64)
+    best, float_best = (onnx_runner(folder / name)([images])[0].argmax(dim=1) for name in (INT8_FILE, "model.onnx"))
+    labels = torch.cat((best[:4], (best[4:] + 1) % 3))
+    compared = compare_top1(folder, by_command.classifier, [(images[:4], labels[:4]), (images[4:], labels[4:])])
+    assert compared.images == 6
+    assert compared.top1[1] == pytest.approx(4 / 6)
+    assert compared.top1[0] == pytest.approx(float((float_best == labels).float().mean()))
+
+
+def test_calls_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(TranseptError, match="export the classifier to ONNX first"):
+        export_int8(a_classifier(), tmp_path, [Image.new("RGB", (64, 64))])
+    with pytest.raises(UsageError, match="calibration needs pictures"):
+        export_int8(a_classifier(), tmp_path, [])
+    segmenter = create_segmenter("semantic_fpn", backbone="xcit_nano_12_p16", width=16, num_classes=5, depth=1)
+    with pytest.raises(UsageError, match="8-bit files are made of classifiers, and this is a segmenter"):
+        export_int8(segmenter, tmp_path, [])  # pyright: ignore[reportArgumentType]
+    a_classifier().save(tmp_path / "best.safetensors")
+    words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path)]
+    for wrong, sentence in (
+        (["--int8", "--format", "onnx"], "give --calibration FOLDER"),
+        (["--calibration", "x"], "--calibration is for --int8"),
+        (["--int8", "--format", "pt2"], "--int8 is made of model.onnx"),
+        (["--int8", "--backbone"], "--int8 is for classifiers at their own size"),
+    ):
+        assert sentence in fails(capsys, [*words, *wrong], 2)
+    (tmp_path / "file").touch()
+    assert "is a file; give a folder" in fails(capsys, [*words[:2], "--out", str(tmp_path / "file")], 1)
