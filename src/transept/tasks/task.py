@@ -166,8 +166,10 @@ class Task(nn.Module, ABC):
 
     @property
     def reading(self) -> Reading:
-        """How files become its pictures: as in training. Where training had no wish, the bands of a file are the channels
-        of a model that does not take RGB."""
+        """How files become its pictures: as in training.
+
+        Where training had no wish, the bands of a file are the channels of a model that does not take RGB.
+        """
         if self._reading == PLAIN and self.in_chans != 3:
             return Reading(bands=tuple(range(self.in_chans)), exact=True)
         return self._reading
@@ -207,7 +209,7 @@ class Task(nn.Module, ABC):
             return self.reading
         if options.bands is not None and (options.bands == "all" or len(options.bands) != self.in_chans):
             raise UsageError(
-                f"bands={shown(options.bands)}: this {self.kind} takes {self.in_chans}; give their numbers"
+                f"bands={shown(options.bands)}: this {self.kind} takes {self.in_chans} bands; give so many numbers"
             )
         return options.reading
 
