@@ -60,7 +60,7 @@ def read_image(
     name: str | Path = "",
     upright: bool = True,
     reduce: Callable[[int, int], float] | None = None,
-    reading: Reading = PLAIN,
+    reading: Reading | None = None,
 ) -> Any:
     """The picture in a file as 8-bit RGB: turned upright by its EXIF tag, first frame of an animation.
 
@@ -75,13 +75,15 @@ def read_image(
         reduce: told the width and height of the result, says how many times smaller a JPEG may be decoded; the largest
             of 8, 4, 2 and 1 that is no more is taken, and rounded up the sides are that many times smaller. The decoder
             then leaves out the finest of the cosines. Other formats keep their size.
-        reading: which bands are read, and what values are black and white. Bands in another number than three give
-            bytes `c H W` (`tv_tensors.Image`) in the place of a picture.
+        reading: which bands are read, and what values are black and white; None: as the file says. Bands in another
+            number than three give bytes `c H W` (`tv_tensors.Image`) in the place of a picture.
 
     Raises:
         BadImageError: no such file, empty, truncated, of no known format, so large that decoding it is an attack
             (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels), or with values that `reading` does not tell how to read.
     """
+
+    reading = reading or PLAIN
 
     def read(file: BinaryIO) -> Picture:
         if not reading.bands and (plain := _plain(file, upright, reduce)) is not None:
