@@ -1,6 +1,7 @@
 """Files of more than 8 bits, of other bands than colours and of several pages, as their own libraries write them."""
 
 import struct
+import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -282,7 +283,17 @@ def test_depth_and_frames_of_dicom(tmp_path: Path):
     assert np.array_equal(read_image(path, reading=Reading(bands=(1,))).numpy()[0], RAMP[::-1])
 
 
-# Damage
+# Damage, and what is not installed
+
+
+def test_extras_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bands = np.zeros((12, 8, 9), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig="separate")
+    save_dicom(tmp_path / "a.dcm", bands[0])
+    for package in ("rasterio", "pydicom"):
+        monkeypatch.setitem(sys.modules, package, None)
+    refused(tmp_path / "a.tif", r"12 x 16 bits, which only rasterio reads: pip install 'transept\[geo\]'", bands=(0,))
+    refused(tmp_path / "a.dcm", r"reading it needs pydicom: pip install 'transept\[medical\]'")
 
 
 def test_broken_files(tmp_path: Path):
