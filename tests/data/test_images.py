@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from transept.data.images import BadImageError, find_images, read_image
-from transept.errors import TranseptError
+from transept.errors import TranseptError, TranseptWarning
 
 RED = (200, 30, 40)
 
@@ -138,3 +138,13 @@ def test_find_images(photo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         find_images([tmp_path / "none"])
     with pytest.raises(TranseptError, match="no file matches"):
         find_images([str(tmp_path / "*.webp")])
+
+
+def test_pictures_that_are_not_read_are_counted(photo, tmp_path: Path):
+    for name in ("b.jxl", "c.heic", "d.heic", "notes.txt"):
+        (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(TranseptError, match="holds no pictures but 2 .heic, 1 .jxl, which are not read"):
+        find_images([tmp_path])
+    photo.save(tmp_path / "a.png")
+    with pytest.warns(TranseptWarning, match="2 .heic, 1 .jxl, which are not read; save them as PNG"):
+        assert find_images([tmp_path]) == [tmp_path / "a.png"]

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from transept.cli.shared.tables import print_json, print_table
-from transept.data.images import read_image
 from transept.errors import UsageError
 from transept.explain.attention import AttentionMap
 from transept.explain.explanation import Explanation
@@ -40,14 +39,13 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: give a name that ends in .png, .jpg, .pdf, .svg or .webp")
     if args.kind is None and (args.block is not None or args.head is not None):
         raise UsageError("--block and --head choose among the layers of one kind; give --kind, too")
-    picture = read_image(args.image)
     task = load(args.model)
     if not task.explains:
         raise UsageError(
             f"{args.model!r} is a {task.kind}, and explain draws classifiers and pretrained backbones; in Python, "
             "transept.attention_maps(task, images) gives the maps of its backbone"
         )
-    explained = Explanation(task, picture, args.token)
+    explained = Explanation(task, task.read(args.image), args.token)
     rows = explained.rows_of(args.kind, args.block, args.head) if args.kind else explained.overview()
     explained.draw(rows, args.out)
     if args.json:

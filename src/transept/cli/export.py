@@ -12,16 +12,15 @@ import warnings
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.table import Table
 
 from transept.cli.shared.tables import print_json, print_table
 from transept.data.classification.sets import Splits
 from transept.data.classification.transforms import transforms_for
-from transept.data.images import find_images, read_image
+from transept.data.images import Picture, find_images, read_image
 from transept.data.loading import TransformedSet, make_loader
+from transept.data.measure import spread
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.backbone import export_backbone
 from transept.export.batches import TOLERANCE
@@ -90,8 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     formats = check_formats(args.format)
     _check_options(args)
-    picture = None if args.image is None else read_image(args.image)
     task = None if args.backbone and names_model(args.model) else load(args.model)
+    picture = None if args.image is None else task.read(args.image) if task else read_image(args.image)
     folder = task.run if task else None
     out = args.out or (folder / _FOLDER if folder else Path(_FOLDER, _name(args.model)))
     if out.exists() and not out.is_dir():
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     if args.int8 and task and not task.has_int8:
         raise UsageError(f"--int8 is for classifiers, and {args.model!r} is a {task.kind}")
     splits = task.load_data(DataOptions.of_run(task.run)) if args.int8 and task and task.run else None
-    calibration = _calibration(args.calibration, splits) if args.int8 else []
+    calibration = _calibration(args.calibration, task, splits) if args.int8 else []
     size = None if args.img_size is None else (args.img_size[0], args.img_size[1])
     options: dict[str, Any] = dict(
         img_size=size, formats=formats, picture=picture, dynamic_size=args.dynamic_size, dtype=args.dtype
@@ -163,24 +162,20 @@ def _pyramid(source: str, task: Task | None) -> Backbone:
     return model.eval()
 
 
-def _calibration(source: str | None, splits: Splits | None) -> list[Image.Image]:
+def _calibration(source: str | None, task: Task | None, splits: Splits | None) -> list[Picture]:
     """Pictures spread evenly over a folder, or over the training pictures of a run."""
-    if source is not None:
+    if source is not None and task is not None:
         files = find_images([source])
-        return [read_image(files[i]) for i in _spread(len(files))]
+        return [task.read(files[i]) for i in spread(len(files), CALIBRATION_PICTURES)]
     if splits is None:
         raise UsageError("--int8 reads the ranges of activations off pictures; give --calibration FOLDER")
-    return [splits.train[i][0] for i in _spread(len(splits.train))]
+    return [splits.train[i][0] for i in spread(len(splits.train), CALIBRATION_PICTURES)]
 
 
-def _spread(length: int) -> list[int]:
-    return np.linspace(0, length - 1, min(CALIBRATION_PICTURES, length)).round().astype(int).tolist()
-
-
-def _int8(task: Any, out: Path, calibration: list[Image.Image], splits: Splits | None) -> dict[str, Any]:
+def _int8(task: Any, out: Path, calibration: list[Picture], splits: Splits | None) -> dict[str, Any]:
     """Write the file and say how it compares, on the run's validation pictures where it has any."""
     quantised = export_int8(task, out, calibration)
-    transform = transforms_for(task)
+    transform: Any = transforms_for(task)
     image = transform(calibration[0])[None]
     facts: dict[str, Any] = {
         "file": str(quantised.file),

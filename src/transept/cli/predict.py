@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image
-
 from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.tables import plain_skipped, print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
-from transept.data.images import BadImageError, Skipped, find_images, read_image
+from transept.data.images import BadImageError, Skipped, as_shown, find_images
 from transept.errors import TranseptError, UsageError
+from transept.tasks.task import Picture, Task
 
 _TOP = 3
 
@@ -45,11 +44,11 @@ def run(args: argparse.Namespace) -> None:
     inference = inference_of(task, options | ({"top": args.top} if "top" in task.options else {}))
     results = task.results(args.out, inputs=paths, no_sheet=args.no_sheet)
     skipped: list[Skipped] = []
-    readable = _read(paths, skipped)
+    readable = _read(task, paths, skipped)
     while batch := list(islice(readable, task.pictures_at_once(inference))):
         answers = task.predict([picture for _, picture in batch], inference)
         for (path, picture), answer in zip(batch, answers, strict=True):
-            results.add(path, picture, answer)
+            results.add(path, as_shown(picture), answer)
     if not results.rows:
         raise TranseptError(f"none of the {len(paths)} files is a readable picture")
     written = results.finish()
@@ -63,10 +62,10 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{written}")
 
 
-def _read(paths: list[Path], skipped: list[Skipped]) -> Iterator[tuple[Path, Image.Image]]:
+def _read(task: Task, paths: list[Path], skipped: list[Skipped]) -> Iterator[tuple[Path, Picture]]:
     for path in paths:
         try:
-            yield path, read_image(path)
+            yield path, task.read(path)
         except BadImageError as error:
             skipped.append(Skipped(error.path, error.reason))
             print(f"transept: skipped {str(error.path)!r}: {error.reason}", file=sys.stderr)

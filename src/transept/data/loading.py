@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -119,16 +118,15 @@ def _collated(samples: list[Any] | TranseptError, collate: Callable[[list[Any]],
 class TransformedSet(_Samples):
     """Pictures through a transform; takes plain indices, or `Draw`s that fix its randomness."""
 
-    def __init__(
-        self, images: ImageSet, transform: Callable[[Image.Image], Tensor], *, fast_decode: bool = False
-    ) -> None:
+    def __init__(self, images: ImageSet, transform: Callable[[Any], Tensor], *, fast_decode: bool = False) -> None:
         """`fast_decode`: for a `Draw`, JPEG files of a set that is not kept in memory are decoded no larger than the
         random crop, the transform's first step, needs. The result differs a little from that of the whole picture.
         """
         self.images = images
         self.transform = transform
         first = next(iter(getattr(transform, "transforms", ())), None)
-        self.fast_decode = fast_decode and isinstance(first, RandomResizedCrop) and not images.small
+        whole = images.small or images.reading.bands  # no decoder makes bands smaller
+        self.fast_decode = fast_decode and isinstance(first, RandomResizedCrop) and not whole
 
     def __len__(self) -> int:
         return len(self.images)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from transept.data.images import Picture, as_bytes
 from transept.ops.interpolation import Size
 
 
@@ -107,8 +107,8 @@ def three_views(image: Tensor) -> Tensor:
 
 
 def squashed(
-    picture: Image.Image, size: Size, mean: Sequence[float], std: Sequence[float], *, antialias: bool = True
+    picture: Picture, size: Size, mean: Sequence[float], std: Sequence[float], *, antialias: bool = True
 ) -> Tensor:
-    """A picture resized to `size` without regard to its proportions, and normalised: `3 H W`."""
-    pixels = F.to_image(picture.convert("RGB"))
+    """A picture resized to `size` without regard to its proportions, and normalised: `c H W`."""
+    pixels = tv_tensors.Image(as_bytes(picture, len(mean)))
     return Normalise(tuple(mean), tuple(std))(resize_jointly(pixels, size, antialias=antialias)).as_subclass(Tensor)

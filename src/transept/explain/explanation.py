@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from transept.data.classification.transforms import Preprocessing, eval_transform
+from transept.data.images import as_shown
 from transept.errors import UsageError
 from transept.explain.attention import (
     GRAD_CAM,
@@ -18,7 +19,7 @@ from transept.explain.attention import (
     has_token_maps,
 )
 from transept.explain.page import Panel, Row, draw_attention
-from transept.tasks.task import Task
+from transept.tasks.task import Picture, Task, as_picture
 
 _ROWS, _COLUMNS = 6, 8
 _FINE = 8
@@ -43,20 +44,22 @@ class Explanation:
 
     Args:
         task: a classifier, or a feature extractor, whose picture has no classes.
-        picture: RGB, of any size.
+        picture: RGB, or bytes `c H W`, of any size.
         token: the pixel (x, y) of the picture whose token's maps are wanted; None: the middle of what the model sees.
 
     Raises:
         UsageError: the token lies outside of what the model sees.
     """
 
-    def __init__(self, task: Task, picture: Image.Image, token: Sequence[int] | None = None) -> None:
+    def __init__(self, task: Task, picture: Picture, token: Sequence[int] | None = None) -> None:
         self.task = task
         (self.best,) = task.predict([picture], task.inference(top=3)) if task.classes else (None,)
-        self.image = eval_transform(task.preprocessing)(picture)[None].to(next(task.parameters()).device)
+        image = eval_transform(task.preprocessing)(as_picture(picture, task.in_chans))
+        self.image = image[None].to(next(task.parameters()).device)
         self.shown: list[AttentionMap] = []
-        left, top, right, bottom = box = _seen(picture, task.preprocessing)
-        self.view = picture.resize(
+        shown = as_shown(picture)
+        left, top, right, bottom = box = _seen(shown, task.preprocessing)
+        self.view = shown.resize(
             (max(round(right - left), 1), max(round(bottom - top), 1)), Image.Resampling.BICUBIC, box
         )
         x, y = ((left + right) / 2, (top + bottom) / 2) if token is None else (token[0] + 0.5, token[1] + 0.5)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from PIL import Image
-
-from transept.data.images import sample_picture
+from transept.data.channels import repeated
+from transept.data.images import Picture, sample_picture
 from transept.data.resizing import Size, squashed, three_views
 from transept.errors import UsageError
 from transept.export.batches import check_sizes, dynamic_step, write_batch_graphs
@@ -21,7 +20,7 @@ def export_backbone(
     *,
     img_size: Size | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    picture: Image.Image | None = None,
+    picture: Picture | None = None,
     dynamic_size: bool = False,
     dtype: Precision = "auto",
 ) -> Exported:
@@ -55,8 +54,10 @@ def export_backbone(
         raise UsageError(f"img_size={size[0]} x {size[1]}: give a positive height and width")
     step = dynamic_step(model, size) if dynamic_size else None
     config = model.pretrained_cfg
-    picture = picture or sample_picture()
-    batches = [three_views(squashed(picture, each, config["mean"], config["std"])) for each in check_sizes(size, step)]
+    channels = config["input_size"][0]
+    picture = sample_picture(channels) if picture is None else picture
+    mean, std = (repeated(config[name], channels) for name in ("mean", "std"))
+    batches = [three_views(squashed(picture, each, mean, std)) for each in check_sizes(size, step)]
     names = [f"map_{stride}" for stride in model.feature_info.reduction()]
     metadata = {
         "task": "features",

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from transept.data.detection.transforms import DetectionPreprocessing
-from transept.data.images import sample_picture
+from transept.data.images import Picture, as_bytes, sample_picture
 from transept.data.resizing import Normalise, Size, fit_within, pad_to, resize_jointly
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import DEFAULT_FORMATS, FILES, Axis, Exported, Format, Run, write_graphs
@@ -46,6 +44,9 @@ class _Detector(Protocol):
     classes: list[str]
     preprocessing: DetectionPreprocessing
     has_masks: bool
+
+    @property
+    def read_as(self) -> dict[str, Any]: ...
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]: ...
@@ -92,10 +93,10 @@ class ExportedDetector(nn.Module):
         return tuple(part for part in detections if part is not None)
 
 
-def prepare(picture: Image.Image, preprocessing: DetectionPreprocessing, img_size: Size) -> DetectorInputs:
+def prepare(picture: Picture, preprocessing: DetectionPreprocessing, img_size: Size) -> DetectorInputs:
     """A picture, resized to the preprocessing's scale and to fit `img_size` (height, width), normalised and padded."""
-    pixels = tv_tensors.Image(v2.functional.pil_to_tensor(picture.convert("RGB")))
-    original = (picture.height, picture.width)
+    pixels = tv_tensors.Image(as_bytes(picture, len(preprocessing.mean)))
+    original = (pixels.shape[-2], pixels.shape[-1])
     size = fit_within(original, preprocessing.scale)
     if any(side > limit for side, limit in zip(size, img_size, strict=True)):
         factor = min(limit / side for side, limit in zip(original, img_size, strict=True))
@@ -121,7 +122,7 @@ def export_detector(
     *,
     img_size: Size | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    picture: Image.Image | None = None,
+    picture: Picture | None = None,
     dtype: Precision = "auto",
 ) -> Exported:
     """Write files of the formats to `folder`, in float32, once they agree with eager on a picture.
@@ -153,7 +154,8 @@ def export_detector(
     img_size = img_size or default_size(detector.preprocessing)
     _check_size(img_size, detector.preprocessing.multiple_of)
     whole = ExportedDetector(copy.deepcopy(detector).cpu().float().eval())
-    inputs = prepare(picture or sample_picture(), detector.preprocessing, img_size)
+    picture = sample_picture(len(detector.preprocessing.mean)) if picture is None else picture
+    inputs = prepare(picture, detector.preprocessing, img_size)
     most = detector.max_detections
     with torch.no_grad():
         expected = Detections(*whole(*inputs))
@@ -174,6 +176,7 @@ def export_detector(
         "classes": detector.classes,
         "img_size": list(img_size),
         **dataclasses.asdict(detector.preprocessing),
+        **detector.read_as,
     }
     outputs = [Axis(name, "detections") for name in whole.outputs]
     return write_graphs(whole, inputs._asdict(), outputs, Path(folder), formats, metadata, compare)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from transept.data.classification.transforms import Preprocessing, eval_transform
+from transept.data.images import Picture
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, METADATA, check_formats, onnx_runner
 from transept.files import write_together
@@ -65,7 +65,7 @@ class Comparison(NamedTuple):
     images: int
 
 
-def export_int8(task: _Classifier, folder: str | PathLike[str], pictures: Sequence[Image.Image]) -> Quantised:
+def export_int8(task: _Classifier, folder: str | PathLike[str], pictures: Sequence[Picture]) -> Quantised:
     """Write `model.int8.onnx` beside the `model.onnx` that `export_logits` wrote to `folder`, with its metadata.
 
     Args:

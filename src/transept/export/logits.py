@@ -6,10 +6,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
 from torch import Tensor, nn
 
-from transept.data.images import sample_picture
+from transept.data.images import Picture, sample_picture
 from transept.data.resizing import Size, three_views
 from transept.errors import UsageError
 from transept.export.batches import check_sizes, dynamic_step, write_batch_graphs
@@ -26,11 +25,14 @@ class _Task(Protocol):
     preprocessing: Any
 
     @property
+    def read_as(self) -> dict[str, Any]: ...
+
+    @property
     def backbone(self) -> Backbone: ...
 
     def graph_size(self, img_size: Size | None) -> Size: ...
 
-    def prepare(self, picture: Image.Image, img_size: Size) -> Tensor: ...
+    def prepare(self, picture: Picture, img_size: Size) -> Tensor: ...
 
 
 def export_logits(
@@ -39,7 +41,7 @@ def export_logits(
     *,
     img_size: Size | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    picture: Image.Image | None = None,
+    picture: Picture | None = None,
     dynamic_size: bool = False,
     dtype: Precision = "auto",
 ) -> Exported:
@@ -70,13 +72,14 @@ def export_logits(
     if min(size) < 1:
         raise UsageError(f"img_size={size[0]} x {size[1]}: give a positive height and width")
     step = dynamic_step(task.backbone, size) if dynamic_size else None
-    picture = picture or sample_picture()
+    picture = sample_picture(len(task.preprocessing.mean)) if picture is None else picture
     batches = [three_views(task.prepare(picture, each)) for each in check_sizes(size, step)]
     metadata = {
         "task": task.name,
         "architecture": task.backbone.pretrained_cfg["architecture"],
         "classes": task.classes,
         **dataclasses.asdict(task.preprocessing),
+        **task.read_as,
     }
     assert isinstance(task, nn.Module)
     return write_batch_graphs(task, batches, ["logits"], Path(folder), formats, metadata, step=step, dtype=dtype)

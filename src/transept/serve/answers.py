@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
-from transept.data.images import BadImageError, read_image, stored_form
+from transept.data.images import BadImageError, as_shown, read_image, size_of, stored_form
 from transept.errors import UsageError
 from transept.explain.explanation import Explanation
-from transept.tasks.task import Item, Task
+from transept.tasks.task import Item, Picture, Task
 
 OVERVIEW = "overview"
 """The kind of explanation that shows a layer of each kind."""
@@ -81,7 +83,7 @@ class Answerer:
             (prediction,) = task.predict([seen], inference)
             items = task.items(prediction)
             seconds = time.perf_counter() - start
-            drawing = _drawn(lambda file: task.draw(seen, prediction, file)) if task.is_dense else None
+            drawing = _drawn(lambda file: task.draw(as_shown(seen), prediction, file)) if task.is_dense else None
             return Answer([_as_sent(item, picture, seen) for item in items], drawing, seconds)
 
     def explain(self, path: Path, kind: str = OVERVIEW) -> Image.Image:
@@ -102,7 +104,7 @@ class Answerer:
             rows = explained.overview() if kind == OVERVIEW else explained.rows_of(kind)
             return _drawn(lambda file: explained.draw(rows, file))
 
-    def _read(self, path: Path) -> Image.Image:
+    def _read(self, path: Path) -> Picture:
         name = Path(path.name)  # its folder is the server's affair
         try:
             if path.stat().st_size > self.limits.megabytes * 1e6:
@@ -113,28 +115,31 @@ class Answerer:
                 raise BadImageError(name, f"has {size}; at most {self.limits.megapixels:g} are taken, scale it down")
             if max(width, height) > _SLENDER * min(width, height):
                 raise BadImageError(name, f"has {width} x {height} pixels; at most {_SLENDER} : 1 is taken, crop it")
-            return read_image(path)
+            return self.task.read(path, name=name)
         except BadImageError as error:
             raise BadImageError(name, error.reason) from error
         except OSError as error:
             raise BadImageError(name, f"cannot be read ({error.strerror or error})") from error
 
 
-def _as_sent(item: Item, picture: Image.Image, seen: Image.Image) -> Item:
+def _as_sent(item: Item, picture: Picture, seen: Picture) -> Item:
     """The box in pixels of the picture, where the model saw it scaled down."""
     if item.box is None:
         return item
-    across, down = picture.width / seen.width, picture.height / seen.height
+    across, down = (whole / part for whole, part in zip(size_of(picture), size_of(seen), strict=True))
     x1, y1, x2, y2 = item.box
     return item._replace(box=(x1 * across, y1 * down, x2 * across, y2 * down))
 
 
-def _scaled_down(picture: Image.Image) -> Image.Image:
-    ratio = sqrt(_DENSE_PIXELS / (picture.width * picture.height))
+def _scaled_down(picture: Picture) -> Picture:
+    width, height = size_of(picture)
+    ratio = sqrt(_DENSE_PIXELS / (width * height))
     if ratio >= 1:
         return picture
-    size = max(round(picture.width * ratio), 1), max(round(picture.height * ratio), 1)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    size = max(round(width * ratio), 1), max(round(height * ratio), 1)
+    if isinstance(picture, Image.Image):
+        return picture.resize(size, Image.Resampling.BICUBIC)
+    return resize(picture, [size[1], size[0]], InterpolationMode.BICUBIC)
 
 
 def _drawn(draw: Callable[[Path], object]) -> Image.Image:

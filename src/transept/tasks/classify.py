@@ -14,6 +14,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from transept.data.channels import fit_channels
 from transept.data.classification.sets import Splits, load_splits
 from transept.data.classification.transforms import Preprocessing, eval_transform, preprocessing_of
 from transept.data.loading import TransformedSet, make_loader
@@ -95,7 +96,7 @@ class Classifier(ModelTask):
             raise ValueError(f"the model has {model.num_classes} classes, and {len(classes)} names were given")
         self.model = model
         self.classes = list(classes)
-        self.preprocessing = preprocessing
+        self.preprocessing = fit_channels(preprocessing, self.in_chans)
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor) -> Tensor:
@@ -138,7 +139,10 @@ class Classifier(ModelTask):
         try:
             predictions = []
             for start in range(0, len(pictures), inference.batch_size):
-                images = [transform(as_picture(each)) for each in pictures[start : start + inference.batch_size]]
+                images = [
+                    transform(as_picture(each, self.in_chans))
+                    for each in pictures[start : start + inference.batch_size]
+                ]
                 batch = self.decode(self(torch.stack(images).to(device)), inference.top)
                 predictions += [Classification(labels, scores) for labels, scores in zip(*batch, strict=True)]
             return predictions
@@ -165,7 +169,10 @@ class Classifier(ModelTask):
 
     def load_data(self, options: DataOptions, halves: Halves = "both") -> Splits:
         return load_splits(
-            str(options.data), val_fraction=options.val_fraction, skip_bad_images=options.skip_bad_images
+            str(options.data),
+            val_fraction=options.val_fraction,
+            skip_bad_images=options.skip_bad_images,
+            reading=self.reading_of(options),
         )
 
     def evaluate(
@@ -216,7 +223,7 @@ class Classifier(ModelTask):
         """Height and width of an exported graph's images."""
         return img_size or self.preprocessing.img_size
 
-    def prepare(self, picture: Image.Image, img_size: tuple[int, int]) -> Tensor:
+    def prepare(self, picture: Picture, img_size: tuple[int, int]) -> Tensor:
         """A picture as an exported graph takes it: `3 H W`."""
         return eval_transform(dataclasses.replace(self.preprocessing, img_size=img_size))(picture)
 

@@ -3,11 +3,12 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 
-from transept.checks import check_positive, check_within, shown
+from transept.checks import check_not_negative, check_positive, check_within, shown
+from transept.data.reading import WantedReading
 from transept.errors import TranseptError, UsageError
 from transept.tasks.run_folder import CONFIG
 
@@ -20,6 +21,8 @@ _KINDS = {
     "skip_bad_annotations": bool,
     "reduce_zero_label": bool | None,
     "scenes": list,
+    "pixel_range": list | str | None,
+    "bands": list | str | None,
 }
 
 
@@ -44,10 +47,28 @@ class DataOptions:
     Only segmenters read it."""
     scenes: tuple[int, int] = (2000, 200)
     """Training and validation pictures of `digits-scenes`; only detectors read it."""
+    pixel_range: tuple[float, float] | Literal["auto"] | None = None
+    """The values of files of more than 8 bits that are black and white, e.g. [0, 4095] of 12-bit cameras; auto: between
+    the percentiles 0.1 and 99.9 of the training pictures, of each band where `bands` are chosen; default: as the files
+    say. Bytes stay as they are."""
+    bands: tuple[int, ...] | Literal["all"] | None = None
+    """The bands of a file that are read, counted from 0 through all of its pages, e.g. [3, 0, 1]; all: as many as the
+    first training picture has; default: red, green and blue as a person sees them."""
 
     def __post_init__(self) -> None:
         check_within("(0, 1)", val_fraction=self.val_fraction)
         check_positive(scenes=self.scenes)
+        if isinstance(self.pixel_range, tuple) and not self.pixel_range[0] < self.pixel_range[1]:
+            raise UsageError(f"pixel_range={shown(self.pixel_range)}; give [low, high] with low < high, or auto")
+        if isinstance(self.bands, tuple):
+            check_not_negative(bands=self.bands)
+            if not self.bands:
+                raise UsageError("bands=[] leaves nothing to read; give numbers from 0 on, or all")
+
+    @property
+    def reading(self) -> WantedReading:
+        """How files become pictures."""
+        return WantedReading(pixel_range=self.pixel_range, bands=self.bands)
 
     @property
     def data_options(self) -> "DataOptions":
@@ -83,4 +104,7 @@ def _fields(page: dict[str, Any]) -> dict[str, Any]:
     if "scenes" in values:
         train, val = values["scenes"]
         values["scenes"] = (train, val)
+    for name in ("pixel_range", "bands"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
     return values

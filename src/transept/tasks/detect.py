@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from transept.data.channels import fit_channels
 from transept.data.detection.coco_classes import COCO_CLASSES
 from transept.data.detection.sets import DetectionSplits, load_detection_splits
 from transept.data.detection.transforms import DetectionPreprocessing
@@ -86,8 +87,8 @@ class Detector(DenseTask):
         self.width = width
         self.anchor_scale = anchor_scale
         self.classes = list(classes)
-        self.preprocessing = preprocessing or DetectionPreprocessing()
         self.backbone = backbone
+        self.preprocessing = fit_channels(preprocessing or DetectionPreprocessing(), self.in_chans)
         self.neck, heads, self.stages, self.has_masks = METHODS[method](levels.channels(), len(classes), width)
         if anchor_scale != 1:
             self.stages = self.stages.with_anchors(anchor_scale)
@@ -201,6 +202,7 @@ class Detector(DenseTask):
             masks=self.has_masks,
             skip_bad_annotations=options.skip_bad_annotations,
             scenes=options.scenes,
+            reading=self.reading_of(options),
         )
 
     def evaluate(

@@ -10,10 +10,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from transept.data.detection.transforms import DetectionPreprocessing, collate_detections, detection_eval_transform
+from transept.data.images import as_bytes
 from transept.errors import UsageError, unknown
 from transept.heads.instances import Detections, Size
 from transept.ops.boxes import nms_by_label
-from transept.tasks.task import as_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,10 @@ def detect_pictures(
     try:
         detections: list[Detections] = []
         for start in range(0, len(pictures), inference.batch_size):
-            images = [as_bytes(picture).cpu() for picture in pictures[start : start + inference.batch_size]]
+            images = [
+                as_bytes(picture, len(detector.preprocessing.mean)).cpu()
+                for picture in pictures[start : start + inference.batch_size]
+            ]
             views = [_detect(detector, images, scale, mirror) for scale, mirror in _views(inference)]
             for image, seen in zip(images, zip(*views, strict=True), strict=True):
                 objects = seen[0] if len(seen) == 1 else merge_detections(seen, inference.iou_threshold)

@@ -80,6 +80,7 @@ def load_features(source: str | PathLike[str]) -> FeatureExtractor:
         raise TranseptError(f"{str(source)!r} is a {task.kind}; --knn and --linear are for classifiers")
     features = FeatureExtractor(task.backbone, task.preprocessing).eval()
     features.run = task.run
+    features.reading = task.reading
     return features
 
 

@@ -22,8 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from transept.checks import check_not_negative, check_positive, check_share
+from transept.data.channels import fit_channels
 from transept.data.classification.sets import Splits, load_splits
 from transept.data.classification.transforms import Preprocessing, eval_transform, preprocessing_of
+from transept.data.reading import PLAIN, Reading
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import Exported
 from transept.models.backbone import Backbone
@@ -57,7 +59,7 @@ class FeatureExtractor(ModelTask):
         super().__init__()
         self.model = model
         self.classes = []
-        self.preprocessing = preprocessing
+        self.preprocessing = fit_channels(preprocessing, self.in_chans)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `b 3 H W` to what a classifier would read, `b c`."""
@@ -79,7 +81,10 @@ class FeatureExtractor(ModelTask):
         self.eval()
         try:
             starts = range(0, len(pictures), size)
-            batches = [torch.stack([transform(as_picture(each)) for each in pictures[i : i + size]]) for i in starts]
+            batches = [
+                torch.stack([transform(as_picture(each, self.in_chans)) for each in pictures[i : i + size]])
+                for i in starts
+            ]
             return [features for batch in batches for features in self(batch.to(device))]
         finally:
             self.train(training)
@@ -95,7 +100,10 @@ class FeatureExtractor(ModelTask):
 
     def load_data(self, options: DataOptions, halves: Halves = "both") -> Splits:
         return load_splits(
-            str(options.data), val_fraction=options.val_fraction, skip_bad_images=options.skip_bad_images
+            str(options.data),
+            val_fraction=options.val_fraction,
+            skip_bad_images=options.skip_bad_images,
+            reading=self.reading_of(options),
         )
 
     def evaluate(self, data: DataOptions, inference: Any = None, **options: Any) -> Evaluation:
@@ -180,6 +188,8 @@ class Pretrainer(nn.Module):
     """
 
     global_crops = 2
+    reading: Reading = PLAIN
+    """How files become pictures; goes with the weights, too."""
 
     def __init__(
         self,
@@ -268,7 +278,9 @@ class Pretrainer(nn.Module):
     @property
     def features(self) -> FeatureExtractor:
         """The teacher without its projection: better than the student all through training (Section 5.1)."""
-        return FeatureExtractor(self.teacher.backbone, self.preprocessing)
+        features = FeatureExtractor(self.teacher.backbone, self.preprocessing)
+        features.reading = self.reading
+        return features
 
     def save(self, path: Path) -> None:
         """The teacher's backbone, as `FeatureExtractor` does."""

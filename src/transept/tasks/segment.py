@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 
+from transept.data.channels import fit_channels
+from transept.data.images import as_bytes
 from transept.data.labels import Color, drawing_palette
 from transept.data.resizing import squashed
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
@@ -32,7 +34,7 @@ from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.saving import rebuild, tuples
 from transept.tasks.segment_methods import METHODS, check_parts
 from transept.tasks.segment_results import SegmenterResults, evaluate_segmenter
-from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, as_bytes
+from transept.tasks.task import Evaluation, Halves, Item, Option, Picture
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The ratios of multi-scale testing, as published."""
@@ -137,9 +139,9 @@ class Segmenter(DenseTask):
         self.width = width
         self.classes = list(classes)
         self.palette = [(r, g, b) for r, g, b in palette] if palette is not None else drawing_palette(len(classes))
-        self.preprocessing = preprocessing or SegmentationPreprocessing()
         levels = backbone.feature_info
         self.backbone = backbone
+        self.preprocessing = fit_channels(preprocessing or SegmentationPreprocessing(), self.in_chans)
         self.neck, self.decode_head, self.auxiliary_head = METHODS[method](
             levels.channels(), levels.reduction(), len(classes), width
         )
@@ -203,7 +205,7 @@ class Segmenter(DenseTask):
         Logits are resized to the picture before the softmax, as in the official tests.
         """
         inference = inference or SegmentationInference()
-        image = as_bytes(picture).to(next(self.parameters()).device)
+        image = as_bytes(picture, self.in_chans).to(next(self.parameters()).device)
         training = self.training
         self.eval()
         try:
@@ -266,6 +268,7 @@ class Segmenter(DenseTask):
             reduce_zero_label=options.reduce_zero_label,
             val_fraction=options.val_fraction,
             skip_bad_images=options.skip_bad_images,
+            reading=self.reading_of(options),
         )
 
     def evaluate(
@@ -311,7 +314,7 @@ class Segmenter(DenseTask):
         side = min(self.preprocessing.scale)
         return side, side
 
-    def prepare(self, picture: Image.Image, img_size: tuple[int, int]) -> Tensor:
+    def prepare(self, picture: Picture, img_size: tuple[int, int]) -> Tensor:
         """A picture as an exported graph takes it: `3 H W`."""
         how = self.preprocessing
         return squashed(picture, img_size, how.mean, how.std, antialias=how.antialias)

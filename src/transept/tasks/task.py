@@ -5,20 +5,23 @@ more than stands here. A further task is one file with a `Task`, and one line in
 """
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
+from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
-from transept.data.images import Skipped
-from transept.errors import TranseptError, UsageError
+from transept.checks import shown
+from transept.data.images import DARK, Picture, Skipped, as_array, as_bytes, is_unstated, read_image
+from transept.data.reading import PLAIN, Reading, WantedReading
+from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
@@ -27,8 +30,6 @@ from transept.tasks.saving import METADATA_KEY, describe, save_task
 from transept.weights.catalogue.records import Checkpoint
 from transept.weights.files.reading import read_checkpoint
 
-Picture = Image.Image | Tensor
-"""RGB, or bytes `3 H W`."""
 Halves = Literal["both", "val"]
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 """The formats of drawings."""
@@ -148,11 +149,69 @@ class Task(nn.Module, ABC):
     preprocessing: Any
     run: Path | None = None
     """The run folder that it was loaded from."""
+    _reading: Reading = PLAIN
+    _warns_of_dark: bool = True
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """The backbone's: its name and the channels and native size of its images."""
         return self.backbone.pretrained_cfg
+
+    @property
+    def in_chans(self) -> int:
+        """The channels of its pictures."""
+        return self.pretrained_cfg["input_size"][0]
+
+    # Pictures
+
+    @property
+    def reading(self) -> Reading:
+        """How files become its pictures: as in training.
+
+        Where training had no wish, the bands of a file are the channels of a model that does not take RGB.
+        """
+        if self._reading == PLAIN and self.in_chans != 3:
+            return Reading(bands=tuple(range(self.in_chans)), exact=True)
+        return self._reading
+
+    @reading.setter
+    def reading(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def read(self, source: str | Path | BinaryIO, *, name: str | Path = "") -> Picture:
+        """The picture in a file, as the task was trained to read it; see `read_image`.
+
+        Warns, once, of a picture that will look black because nobody says how many of its 16 bits are used.
+
+        Raises:
+            BadImageError: as `read_image`.
+        """
+        picture = read_image(source, name=name, reading=self.reading)
+        may_be = self._warns_of_dark and not self.reading.pixel_range and _is_dark(picture)
+        if may_be and is_unstated(source, name=name, reading=self.reading):
+            self._warns_of_dark = False
+            warnings.warn(
+                f"{str(name or source)!r} has 16 bits and uses less than an eighth of them, so that it looks black; "
+                "where it has fewer bits, train with pixel_range, e.g. pixel_range=[0, 4095]",
+                TranseptWarning,
+                stacklevel=2,
+            )
+        return picture
+
+    @property
+    def read_as(self) -> dict[str, Any]:
+        """The reading for descriptions; empty where files become pictures as a person sees them."""
+        return {} if self.reading == PLAIN else {"reading": self.reading.as_dict()}
+
+    def reading_of(self, options: DataOptions) -> Reading | WantedReading:
+        """How the files of a set become pictures: as in training, or as the options say where training had no wish."""
+        if self.reading != PLAIN:
+            return self.reading
+        if options.bands is not None and (options.bands == "all" or len(options.bands) != self.in_chans):
+            raise UsageError(
+                f"bands={shown(options.bands)}: this {self.kind} takes {self.in_chans} bands; give so many numbers"
+            )
+        return options.reading
 
     # Answers
 
@@ -270,7 +329,7 @@ class Task(nn.Module, ABC):
         Raises:
             TranseptError: it cannot be written; what was there is as it was.
         """
-        save_task(path, self.name, self.stored, describe(self.backbone) | self.description())
+        save_task(path, self.name, self.stored, describe(self.backbone) | self.description() | self.read_as)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -306,6 +365,10 @@ class ModelTask(Task):
         return self.model
 
 
+def _is_dark(picture: Picture) -> bool:
+    return bool(as_array(picture).max(initial=0) < 256 * DARK)
+
+
 _Task = TypeVar("_Task", bound=Task)
 
 
@@ -329,6 +392,7 @@ def read_task(path: Path, kinds: Sequence[type[_Task]]) -> _Task:
             raise TranseptError(f"{str(path)!r} holds a model that was trained to {name}, not to {names}")
         kind = next(each for each in kinds if each.name == name)
         task = kind.build(description)
+        task.reading = Reading.of(description["reading"]) if "reading" in description else PLAIN
         # Our own names are whole: what other code's wrappers put before all of theirs is part of them.
         task.stored.load_state_dict({contents.prefix + key: value for key, value in contents.tensors.items()})
         return task.eval()
@@ -340,28 +404,15 @@ def read_task(path: Path, kinds: Sequence[type[_Task]]) -> _Task:
         ) from error
 
 
-def as_picture(picture: Picture) -> Image.Image:
-    """Bytes `3 H W` as a picture.
+def as_picture(picture: Picture, channels: int = 3) -> Any:
+    """Bytes `3 H W` as a picture; of other channels the bytes themselves.
 
     Raises:
-        TranseptError: a tensor that is no picture.
+        TranseptError: it has other channels, or is no picture.
     """
-    if isinstance(picture, Image.Image):
-        return picture
-    return v2.to_pil_image(as_bytes(picture))
-
-
-def as_bytes(picture: Picture) -> Tensor:
-    """A picture as bytes `3 H W`, RGB.
-
-    Raises:
-        TranseptError: a tensor that is no picture.
-    """
-    image = picture if isinstance(picture, Tensor) else v2.pil_to_tensor(picture.convert("RGB"))
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        kind = str(image.dtype).removeprefix("torch.")
-        raise TranseptError(f"the picture is {tuple(image.shape)} of {kind}; give 3 x H x W bytes")
-    return image.as_subclass(Tensor)
+    if channels != 3:
+        return tv_tensors.Image(as_bytes(picture, channels))
+    return picture if isinstance(picture, Image.Image) else v2.to_pil_image(as_bytes(picture))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from transept.data.images import find_images, read_image
+from transept.data.images import find_images
 from transept.errors import UsageError, unknown
 from transept.tasks.data_options import DataOptions
 from transept.tasks.load import load
@@ -41,7 +41,7 @@ def predict(task: Task | Source, pictures: Source | Picture | Sequence[Source | 
     size = task.pictures_at_once(inference)
     images = _pictures(pictures)
     for start in range(0, len(images), size):
-        chunk = [read_image(each) if isinstance(each, Path) else each for each in images[start : start + size]]
+        chunk = [task.read(each) if isinstance(each, Path) else each for each in images[start : start + size]]
         answers += task.predict(chunk, inference)
     return answers
 

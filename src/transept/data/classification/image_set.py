@@ -3,13 +3,16 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
 from PIL import Image
 
-from transept.data.images import KEEP_BYTES, read_image
+from transept.data.images import KEEP_BYTES, BadImageError, Picture, read_image
+from transept.data.measure import Source, spread
+from transept.data.reading import PLAIN, Reading
 
 _SMALL_BYTES = 512 * 2**20
 _SMALL_COUNT = 4000
@@ -42,8 +45,8 @@ class Paths(Sequence[Path]):
         return self._text, self._ends.astype("<i8").tobytes()
 
 
-class ImageSet(Sequence[tuple[Image.Image, int]]):
-    """RGB pictures with class numbers.
+class ImageSet(Sequence[tuple[Picture, int]]):
+    """RGB pictures, or bytes `c H W` of other bands, with class numbers.
 
     Of small sets (up to 512 MB of files), decoded pictures are kept while they fit into a gigabyte. Large ones are read
     anew each time.
@@ -66,17 +69,19 @@ class ImageSet(Sequence[tuple[Image.Image, int]]):
         """Tells other contents under the same names apart, where files have no sizes."""
         self.skips_bad_images = False
         """Whether a training picture that turns out to be unreadable is to be replaced by the next one."""
-        self._kept: dict[int, Image.Image] = {}
+        self.reading: Reading = PLAIN
+        """How the files become pictures."""
+        self._kept: dict[int, Picture] = {}
         self._room = KEEP_BYTES
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> tuple[Picture, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         picture = self._kept.get(index)
         if picture is None:
             picture = self.read(index)
-            size = picture.width * picture.height * 3
+            size = _bytes(picture)
             if self.small and size <= self._room:
                 self._room -= size
                 self._kept[index] = picture
@@ -91,9 +96,17 @@ class ImageSet(Sequence[tuple[Image.Image, int]]):
         """The file of a picture, or its bytes."""
         return self.paths[index]
 
-    def read(self, index: int, reduce: Callable[[int, int], float] | None = None) -> Image.Image:
+    def read(self, index: int, reduce: Callable[[int, int], float] | None = None) -> Picture:
         """The picture from its file; `reduce` as in `read_image`."""
-        return read_image(self.source(index), name=self.paths[index], reduce=reduce)
+        return read_image(self.source(index), name=self.paths[index], reduce=reduce, reading=self.reading)
+
+    def some_files(self, indices: Sequence[int] | None = None) -> list[Source]:
+        """Those to measure the set by, or at these places; one that is missing says so when it is read."""
+        files: list[Source] = []
+        for i in spread(len(self)) if indices is None else indices:
+            with suppress(BadImageError):
+                files.append((self.source(i), self.paths[i]))
+        return files
 
     def description(self) -> Iterator[bytes]:
         """Names, sizes and classes of all files, from which their fingerprint is made."""
@@ -112,6 +125,10 @@ class ImageSet(Sequence[tuple[Image.Image, int]]):
         subset.places = None if self.places is None else self.places[rows]
         subset._kept = {}
         return subset
+
+
+def _bytes(picture: Picture) -> int:
+    return 3 * picture.width * picture.height if isinstance(picture, Image.Image) else picture.numel()
 
 
 class ArraySet(ImageSet):

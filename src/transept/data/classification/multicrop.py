@@ -6,6 +6,8 @@ run sees what an uninterrupted one does.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
+from typing import Any
 
 import torch
 from PIL import Image, ImageFilter
@@ -13,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from transept.checks import check_not_negative, check_positive, check_range, check_share, check_within, shown
+from transept.data.channels import without_color
 from transept.data.classification.transforms import Preprocessing, to_normalised
 from transept.errors import UsageError
 
@@ -57,6 +60,9 @@ class MultiCrop:
 def multicrop_transform(preprocessing: Preprocessing, crops: MultiCrop) -> Callable[[Image.Image], list[Tensor]]:
     """RGB picture to normalised floats: two global crops `3 H W` of the model's size, then the local ones."""
 
+    if len(preprocessing.mean) != 3:
+        crops = without_color(crops, len(preprocessing.mean), color_jitter=(0.0, 0.0, 0.0, 0.0))
+
     def view(size: tuple[int, int], scale: tuple[float, float], blur: float, solarize: float = 0.0) -> v2.Compose:
         steps: list[Callable] = []
         if crops.rotation:
@@ -83,5 +89,8 @@ def multicrop_transform(preprocessing: Preprocessing, crops: MultiCrop) -> Calla
     return lambda picture: [view(picture) for view in views]
 
 
-def _blur(picture: Image.Image) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(*_RADII))))
+def _blur(picture: Any) -> Any:
+    radius = float(torch.empty(()).uniform_(*_RADII))
+    if isinstance(picture, Image.Image):
+        return picture.filter(ImageFilter.GaussianBlur(radius))
+    return v2.functional.gaussian_blur(picture, [2 * ceil(3 * radius) + 1] * 2, [radius])

@@ -15,6 +15,8 @@ from transept.data.classification.tables import load_hub_halves
 from transept.data.hub import HUB, is_table
 from transept.data.images import BadImageError, Skipped
 from transept.data.index import File, list_files
+from transept.data.measure import complete, refuse_reading
+from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.errors import TranseptError
 from transept.words import listed
 
@@ -33,7 +35,12 @@ class Splits:
 
 
 def load_splits(
-    data: str, *, val_fraction: float = 0.2, skip_bad_images: bool = False, labelled: bool = True
+    data: str,
+    *,
+    val_fraction: float = 0.2,
+    skip_bad_images: bool = False,
+    labelled: bool = True,
+    reading: Reading | WantedReading = PLAIN,
 ) -> Splits:
     """The data set behind a name or folder.
 
@@ -51,6 +58,7 @@ def load_splits(
             beforehand, only empty files are found here; an unreadable training picture is then replaced by the next
             one when it is met.
         labelled: False takes a folder without class subfolders, or with one, as pictures of a single class.
+        reading: how files become pictures; a part may be left to the training pictures to say.
 
     Raises:
         TranseptError: no such data, a class without pictures, fewer than two classes, classes that differ between
@@ -58,6 +66,7 @@ def load_splits(
     """
     root = Path(data).expanduser()
     if data == "digits":
+        refuse_reading(reading, data)
         return _digits()
     if is_table(data):
         classes, halves = load_hub_halves(data)
@@ -70,6 +79,9 @@ def load_splits(
             f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class, "
             f"or a name that begins with {HUB} or {SHARDS}"
         )
+    reading = complete(reading, halves[0].some_files())
+    for half in halves:
+        half.reading = reading
     unreadable = [_unreadable(half) for half in halves]
     skipped = [skip for half in unreadable for skip in half.values()]
     if skipped and not skip_bad_images:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchvision.transforms import ToTensor, v2
 
 from transept.checks import check_not_negative, check_positive, check_range, check_share, check_within
+from transept.data.channels import without_color
 from transept.errors import UsageError
 
 _RANDAUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*"
@@ -69,7 +70,7 @@ class Augmentation:
 class Undecoded:
     """A picture that is still to be decoded."""
 
-    read: Callable[[Callable[[int, int], float]], Image.Image]
+    read: Callable[[Callable[[int, int], float]], Any]
     """Decodes it, given the `reduce` of `read_image`."""
 
 
@@ -112,9 +113,9 @@ class Preprocessing:
     resized for itself, as always where height and width differ. "fit" (detection and segmentation): scaled in
     proportion until a side meets its limit, and not cropped."""
     interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    """The mean of pixels in 0..1, as `std` is their deviation."""
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    """The mean of each channel's pixels in 0..1, as `std` is their deviation."""
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, with lists for tuples."""
@@ -125,6 +126,8 @@ class Preprocessing:
 
 def eval_transform(preprocessing: Preprocessing) -> v2.Compose:
     """Resize to `img_size / crop_pct`, crop the centre, scale to 0..1, normalise: RGB picture to `3 H W` floats.
+
+    Other channels come as bytes `c H W`.
 
     The steps and their rounding are those of the official evaluations, so the tensor equals theirs to the bit.
 
@@ -195,6 +198,8 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
     """A random variation of the picture, then as `eval_transform`. Draws from torch, numpy and Python."""
+    if len(preprocessing.mean) != 3:
+        augmentation = without_color(augmentation, len(preprocessing.mean), randaugment=None, color_jitter=0.0)
     steps: list[Callable[..., Any]] = []
     mode = v2.InterpolationMode(preprocessing.interpolation)
     if augmentation.rotation or augmentation.translation:
@@ -227,9 +232,13 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
 
 
 def to_normalised(preprocessing: Preprocessing) -> list[Callable[..., Any]]:
-    """The last steps of every transform: RGB picture to normalised floats `3 H W`."""
+    """The last steps of every transform: RGB picture, or bytes `c H W`, to normalised floats."""
     return [
         # Divides by 255 as the official evaluations do; v2.ToDtype multiplies by the inverse, which rounds otherwise.
-        ToTensor(),
+        _to_floats,
         v2.Normalize(list(preprocessing.mean), list(preprocessing.std)),
     ]
+
+
+def _to_floats(picture: Image.Image | Tensor) -> Tensor:
+    return picture.as_subclass(Tensor).float() / 255 if isinstance(picture, Tensor) else ToTensor()(picture)

@@ -1,13 +1,12 @@
 """The pictures and annotations of one COCO file as a detection set."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torchvision import tv_tensors
 
 from transept.data.detection.coco_file import (
@@ -22,8 +21,10 @@ from transept.data.detection.coco_file import (
 )
 from transept.data.detection.masks import decode_masks, mask_api
 from transept.data.detection.target import DetectionSet, Target, make_sample
-from transept.data.images import KEEP_BYTES, BadImageError, Skipped, read_image
+from transept.data.images import KEEP_BYTES, BadImageError, Skipped, as_array, read_image
 from transept.data.labels import drawing_palette
+from transept.data.measure import Source, spread
+from transept.data.reading import PLAIN, Reading
 from transept.errors import TranseptError
 from transept.words import listed
 
@@ -81,7 +82,9 @@ class CocoSet(DetectionSet):
         if self.skipped and not skip_bad_annotations:
             raise TranseptError(_summary(self.skipped, file))
         self._small = min_size
-        self._kept: dict[int, Image.Image] = {}
+        self.reading: Reading = PLAIN
+        """How the files become pictures."""
+        self._kept: dict[int, np.ndarray] = {}
         self._room = KEEP_BYTES
         self._select(pictures.values(), drop_empty)
 
@@ -99,7 +102,7 @@ class CocoSet(DetectionSet):
         crowd = np.array([bool(each.get("iscrowd")) for each in annotations], bool)
         area = np.array([area_of(each) for each in annotations], np.float32)
         masks = decode_masks([each["segmentation"] for each in annotations], picture.size) if self.masks else None
-        return make_sample(np.asarray(self._read(index)), boxes, labels, masks, crowd, area, picture.id)
+        return make_sample(self._read(index), boxes, labels, masks, crowd, area, picture.id)
 
     def ground_truth(self) -> dict[str, Any]:
         annotations = []
@@ -111,20 +114,25 @@ class CocoSet(DetectionSet):
             annotations.append(complete)
         return self._ground_truth(annotations)
 
-    def _read(self, index: int) -> Image.Image:
+    def some_files(self, indices: Sequence[int] | None = None) -> list[Source]:
+        """Those to measure the set by, or at these places."""
+        return [(self.paths[i], self.paths[i]) for i in (spread(len(self)) if indices is None else indices)]
+
+    def _read(self, index: int) -> np.ndarray:
+        """Bytes `H W c`."""
         kept = self._kept.get(index)
         if kept is not None:
             return kept
         path, (height, width) = self.paths[index], self.sizes[index]
-        picture = read_image(path)
-        if picture.size != (width, height):  # annotated as it is stored, not as it is seen
-            picture = read_image(path, upright=False)
-        if picture.size != (width, height):
+        picture = as_array(read_image(path, reading=self.reading))
+        if picture.shape[:2] != (height, width):  # annotated as it is stored, not as it is seen
+            picture = as_array(read_image(path, upright=False, reading=self.reading))
+        if picture.shape[:2] != (height, width):
             raise BadImageError(
-                path, f"is {picture.width} x {picture.height}, but {str(self.file)!r} says {width} x {height}"
+                path, f"is {picture.shape[1]} x {picture.shape[0]}, but {str(self.file)!r} says {width} x {height}"
             )
-        if 3 * height * width <= self._room:
-            self._room -= 3 * height * width
+        if picture.nbytes <= self._room:
+            self._room -= picture.nbytes
             self._kept[index] = picture
         return picture
 

@@ -14,6 +14,8 @@ from transept.data.detection.scenes import SCENES, SceneDetection
 from transept.data.detection.target import DetectionSet
 from transept.data.images import Skipped
 from transept.data.labels import Color
+from transept.data.measure import complete, refuse_reading
+from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
 from transept.errors import TranseptError, TranseptWarning
 
@@ -54,6 +56,7 @@ def load_detection_splits(
     min_size: float = 1.0,
     skip_bad_annotations: bool = False,
     scenes: tuple[int, int] = (2000, 200),
+    reading: Reading | WantedReading = PLAIN,
     seed: int = 0,
     scene_options: SceneOptions | None = None,
 ) -> DetectionSplits:
@@ -69,6 +72,7 @@ def load_detection_splits(
         min_size: smallest side of a box to train on, in pixels.
         skip_bad_annotations: leave out what cannot be used; it is in `skipped`.
         scenes: number of training and validation scenes of `digits-scenes`.
+        reading: how the files become pictures; a part may be left to the training pictures to say.
         seed: of `digits-scenes`.
         scene_options: of `digits-scenes`.
 
@@ -77,6 +81,7 @@ def load_detection_splits(
         UsageError: `masks` without pycocotools.
     """
     if data == SCENES:
+        refuse_reading(reading, data)
         length = scenes[0] if halves == "both" else 0
         train = SceneDetection(DigitScenes("train", length, seed=seed, options=scene_options), masks=masks)
         val = SceneDetection(DigitScenes("val", scenes[1], seed=seed, options=scene_options), masks=masks)
@@ -90,6 +95,7 @@ def load_detection_splits(
     _report(val)
     _want_pictures(val)
     if halves == "val":
+        val.reading = complete(reading, val.some_files())
         train: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
         train.classes, train.palette, train.category_ids = val.classes, val.palette, val.category_ids
         return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, val.skipped, {})
@@ -97,6 +103,7 @@ def load_detection_splits(
     train = read(file, folder, content=content, drop_empty=not keep_empty)
     _report(train)
     _want_pictures(train)
+    train.reading = val.reading = complete(reading, train.some_files())
     if (train.category_ids, train.classes) != (val.category_ids, val.classes):
         of_train, of_val = (dict(zip(half.category_ids, half.classes, strict=True)) for half in (train, val))
         odd = min(n for n in of_train.keys() | of_val.keys() if of_train.get(n) != of_val.get(n))

@@ -9,6 +9,7 @@ import torch
 from torchvision import tv_tensors
 
 from transept.data.labels import Color
+from transept.data.reading import PLAIN, Reading
 
 Target = dict[str, Any]
 """The objects on a picture, n of them:
@@ -24,8 +25,10 @@ Target = dict[str, Any]
 
 
 class DetectionSet(Sequence[tuple[tv_tensors.Image, Target]]):
-    """Pictures (8-bit RGB, `3 H W`) with what is on them, a `Target`."""
+    """Pictures (8 bits: RGB, `3 H W`, or other bands `c H W`) with what is on them, a `Target`."""
 
+    reading: Reading = PLAIN
+    """How files become pictures."""
     classes: list[str]
     palette: list[Color]
     """A colour for each class, to draw it with."""

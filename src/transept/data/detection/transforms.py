@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from transept.checks import check_not_negative, check_positive, check_range, check_share
+from transept.data.channels import without_color
 from transept.data.detection.target import Target
 from transept.data.resizing import FitWithin, Normalise, Size, pad_to, picture_size
 from transept.errors import UsageError
@@ -27,9 +28,10 @@ class DetectionPreprocessing:
     """Batches are padded with zeros to multiples of this."""
     antialias: bool = False
     """Whether pictures are smoothed when they shrink; the published systems do not."""
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    """The mean of channels in 0..1, in the order in which the model takes them."""
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    """The mean of channels in 0..1, in the order in which the model takes them. Where `bands` give other channels than
+    three, default: that of the training set, and its deviation."""
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     bgr: bool = False
     """Blue first, as CAT's FCOS was trained (with mean 102.9801, 115.9465, 122.7717 and std 1, each over 255)."""
     per_picture: bool = False
@@ -88,6 +90,8 @@ def detection_train_transform(preprocessing: DetectionPreprocessing, augmentatio
     Crowds are left out, as the published systems do. Boxes are clipped to the crop; one that is then under a pixel
     wide or high goes, with its mask (the published code keeps slivers of less than a pixel).
     """
+    if len(preprocessing.mean) != 3:
+        augmentation = without_color(augmentation, len(preprocessing.mean), color_jitter=0.0)
     long = max(preprocessing.scale)
     scales = [(long, side) for side in augmentation.short_sides] or [preprocessing.scale]
     resize: nn.Module = FitWithin(scales, antialias=preprocessing.antialias)

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,16 @@ import torch
 from torchvision import tv_tensors
 
 from transept.data.hub import HUB, load_hub
-from transept.data.images import EXTENSIONS, KEEP_BYTES, BadImageError, Skipped, read_image, read_mask, stored_form
+from transept.data.images import (
+    EXTENSIONS,
+    KEEP_BYTES,
+    BadImageError,
+    Skipped,
+    as_array,
+    read_image,
+    read_mask,
+    stored_form,
+)
 from transept.data.labels import (
     CLASS_FILES,
     Color,
@@ -24,6 +34,8 @@ from transept.data.labels import (
     read_table,
     table_of_names,
 )
+from transept.data.measure import Source, complete, refuse_reading, spread
+from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DIGITS, DigitScenes, SceneOptions
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.words import listed
@@ -49,8 +61,13 @@ _FLAT = ("images", ("annotations", "masks", "labels"))
 
 
 class SegmentationSet(Sequence[Pair]):
-    """Pictures (8-bit RGB, `3 H W`) with masks (classes, `H W`, 64-bit; `IGNORE_LABEL` where there is none)."""
+    """Pictures (8 bits: RGB, `3 H W`, or other bands `c H W`) with masks (classes, `H W`, 64-bit).
 
+    Pixels of no class are `IGNORE_LABEL`.
+    """
+
+    reading: Reading = PLAIN
+    """How files become pictures."""
     classes: list[str]
     palette: list[Color]
     """A colour for each class."""
@@ -61,7 +78,7 @@ class SegmentationSet(Sequence[Pair]):
         return len(self.paths)
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The picture `H W 3` and its classes `H W`, both 8 bit."""
+        """The picture `H W c` and its classes `H W`, both 8 bit."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Pair:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -103,11 +120,22 @@ class MaskedPictures(SegmentationSet):
         self.classes, self.palette = table.classes, table.palette
         self.paths = list(paths)
         self.masks = list(masks)
+        self.reading: Reading = PLAIN
+        """How the pictures' files become pictures."""
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = KEEP_BYTES
 
     def source(self, index: int) -> _Source:
         return _Source(self.paths[index], self.masks[index], self.paths[index], self.masks[index])
+
+    def some_files(self, indices: Sequence[int] | None = None) -> list[Source]:
+        """Pictures to measure the set by, or at these places; one that is missing says so when it is read."""
+        files: list[Source] = []
+        for i in spread(len(self)) if indices is None else indices:
+            with suppress(BadImageError):
+                source = self.source(i)
+                files.append((_open(source.picture), source.picture_name))
+        return files
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """As in the base class.
@@ -118,7 +146,7 @@ class MaskedPictures(SegmentationSet):
         """
         kept = self._kept.get(index)
         if kept is None:
-            kept = _read_pair(self.source(index), self.table)
+            kept = _read_pair(self.source(index), self.table, self.reading)
             size = kept[0].nbytes + kept[1].nbytes
             if size <= self._room:
                 self._room -= size
@@ -173,6 +201,7 @@ def load_segmentation_splits(
     val_fraction: float = 0.2,
     skip_bad_images: bool = False,
     scenes: tuple[int, int] = (2000, 200),
+    reading: Reading | WantedReading = PLAIN,
     seed: int = 0,
     scene_options: SceneOptions | None = None,
 ) -> SegmentationSplits:
@@ -193,6 +222,7 @@ def load_segmentation_splits(
         val_fraction: held out where the data has no halves.
         skip_bad_images: leave out what is unreadable or does not fit; it is in `skipped`.
         scenes: number of training and validation scenes of `digits-scenes`.
+        reading: how the pictures' files become pictures; a part may be left to the training pictures to say.
         seed: of `digits-scenes`.
         scene_options: of `digits-scenes`.
 
@@ -202,6 +232,7 @@ def load_segmentation_splits(
             counted and the first ones named).
     """
     if data == SCENES:
+        refuse_reading(reading, data)
         length = scenes[0] if halves == "both" else 0
         train = SceneSegmentation(DigitScenes("train", length, seed=seed, options=scene_options))
         val = SceneSegmentation(DigitScenes("val", scenes[1], seed=seed, options=scene_options))
@@ -214,8 +245,10 @@ def load_segmentation_splits(
         sets, skipped = _folder_sets(root, halves, classes, reduce_zero_label, val_fraction)
     else:
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with images/ and annotations/")
+    reading = complete(reading, (sets[0] if len(sets[0]) else sets[1]).some_files())
     pixels = []
     for half in sets:
+        half.reading = reading
         counts, bad = _check(half)
         pixels.append(counts)
         skipped += bad
@@ -235,21 +268,21 @@ def load_segmentation_splits(
     return SegmentationSplits(val.classes, val.palette, train, val, skipped, absent)
 
 
-def _read_pair(source: _Source, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
-    picture = read_image(_open(source.picture), name=source.picture_name)
+def _read_pair(source: _Source, table: LabelTable, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    picture = as_array(read_image(_open(source.picture), name=source.picture_name, reading=reading))
+    height, width = picture.shape[:2]
     mask = read_mask(_open(source.mask), name=source.mask_name)
-    if mask.size != picture.size:
+    if mask.size != (width, height):
         # A mask drawn on the picture as it is stored, before the EXIF tag turns it, is turned with it.
         stored, orientation = stored_form(_open(source.picture), name=source.picture_name)
         if mask.size == stored:
             mask = read_mask(_open(source.mask), name=source.mask_name, orientation=orientation)
-    if mask.size != picture.size:
-        width, height = picture.size
+    if mask.size != (width, height):
         raise BadImageError(
             source.mask_name,
             f"is {mask.width} x {mask.height}, but its picture {str(source.picture_name)!r} is {width} x {height}",
         )
-    return np.asarray(picture), table.encode(mask, source.mask_name)
+    return picture, table.encode(mask, source.mask_name)
 
 
 def _open(source: Path | bytes) -> Path | BinaryIO:
@@ -289,8 +322,11 @@ def _without(pictures: MaskedPictures, bad: set[Path]) -> MaskedPictures:
         return pictures
     if isinstance(pictures, HubSegmentation):
         name = str(pictures.paths[0]).partition("[")[0]
-        return HubSegmentation(pictures.rows.select(keep), pictures.columns, pictures.table, name)
-    return MaskedPictures([pictures.paths[i] for i in keep], [pictures.masks[i] for i in keep], pictures.table)
+        rest: MaskedPictures = HubSegmentation(pictures.rows.select(keep), pictures.columns, pictures.table, name)
+    else:
+        rest = MaskedPictures([pictures.paths[i] for i in keep], [pictures.masks[i] for i in keep], pictures.table)
+    rest.reading = pictures.reading
+    return rest
 
 
 def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list[str]:

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from transept.checks import check_positive, check_range, check_share, shown
+from transept.data.channels import without_color
 from transept.data.resizing import Normalise, Size, fit_within, pad_to, picture_size, resize_jointly
 from transept.errors import UsageError
 from transept.ops.masks import IGNORE_LABEL
@@ -32,8 +33,9 @@ class SegmentationPreprocessing:
     """Sides are then resized up to a multiple of this (CrossFormer: 32)."""
     antialias: bool = False
     """Whether pictures are smoothed when they shrink; the published systems do not."""
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    """Of each channel, in 0..1. Where `bands` give other channels than three, default: those of the training set."""
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
     def __post_init__(self) -> None:
         check_positive(scale=self.scale, multiple_of=self.multiple_of, std=self.std)
@@ -75,12 +77,15 @@ def segmentation_train_transform(
     preprocessing: SegmentationPreprocessing, augmentation: SegmentationAugmentation
 ) -> v2.Compose:
     """Picture `3 H W` (8 bit) and mask `H W` to floats and classes of the crop's size. All randomness is torch's."""
+    if len(preprocessing.mean) != 3:
+        augmentation = without_color(augmentation, len(preprocessing.mean), photometric=0.0)
+    color = [PhotometricDistortion(augmentation.photometric)] if len(preprocessing.mean) == 3 else []
     return v2.Compose(
         [
             RandomScale(preprocessing, augmentation.resize_ratio),
             CategoryCrop(augmentation.crop, augmentation.category_max_ratio),
             v2.RandomHorizontalFlip(augmentation.flip),
-            PhotometricDistortion(augmentation.photometric),
+            *color,
             Normalise(preprocessing.mean, preprocessing.std),
             PadTo(augmentation.crop),
             v2.ToPureTensor(),

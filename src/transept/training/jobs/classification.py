@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import Preprocessing, eval_transform, train_transform
 from transept.data.loading import TransformedSet
-from transept.errors import TranseptError
+from transept.errors import TranseptError, UsageError
 from transept.metrics.accuracy import AccuracyMeter
 from transept.tasks.classify import Classifier
 from transept.training.jobs.distillation import Teacher, distillation_loss
@@ -29,7 +29,10 @@ class ClassifyJob(Job):
     def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
         super().__init__(recipe, world)
         self.splits = load_splits(
-            str(recipe.data), val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images
+            str(recipe.data),
+            val_fraction=recipe.val_fraction,
+            skip_bad_images=recipe.skip_bad_images,
+            reading=recipe.reading,
         )
         self.skipped = self.splits.skipped
 
@@ -38,11 +41,12 @@ class ClassifyJob(Job):
         model = create_model(
             options.name,
             num_classes=len(self.splits.classes),
+            in_chans=self.reading.channels,
             img_size=options.img_size,
             drop_path_rate=options.drop_path_rate,
             **options.options,
         )
-        preprocessing = Preprocessing(img_size=model.config.img_size, crop_pct=classify.crop_pct)
+        preprocessing = self.measured(Preprocessing(img_size=model.config.img_size, crop_pct=classify.crop_pct))
         classes = self.splits.classes
         mix, distill = classify.mix, classify.distill
         self.mixup = self.teacher = None
@@ -57,11 +61,17 @@ class ClassifyJob(Job):
                 num_classes=len(classes),
             )
         if distill.kind != "none":
+            if self.reading.channels != 3:
+                raise UsageError(
+                    f"classify.distill: teachers take red, green and blue, and bands gives {self.reading.channels} "
+                    "channels; leave one of them out"
+                )
             self.teacher = Teacher(distill, len(classes), preprocessing)
-        classifier = Classifier(model, classes, preprocessing, label_smoothing=classify.label_smoothing)
+        task = Classifier(model, classes, preprocessing, label_smoothing=classify.label_smoothing)
+        task.reading = self.reading
         if load:
-            self.start(classifier)
-        return classifier
+            self.start(task)
+        return task
 
     def step(self, task: Classifier, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixes pictures and labels; student and teacher see the same pictures."""
@@ -100,4 +110,4 @@ class ClassifyJob(Job):
         for i in by_class[np.linspace(0, len(by_class) - 1, min(self.num_samples, len(by_class))).round().astype(int)]:
             picture, label = val[int(i)]
             name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in classes[label])
-            picture.save(folder / f"{name}-{val.paths[i].stem}.png")
+            self.write_sample(int(i), picture, folder / f"{name}-{val.paths[i].stem}.png")

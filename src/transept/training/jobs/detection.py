@@ -45,6 +45,7 @@ class DetectJob(Job):
             keep_empty=options.keep_empty,
             skip_bad_annotations=recipe.skip_bad_annotations,
             scenes=recipe.scenes,
+            reading=recipe.reading,
         )
         self.skipped = self.splits.skipped
         self.ground_truth = self.splits.val.ground_truth()
@@ -58,8 +59,9 @@ class DetectJob(Job):
             backbone=model.name,
             num_classes=len(self.splits.classes),
             classes=self.splits.classes,
-            preprocessing=options.preprocessing,
+            preprocessing=self.measured(options.preprocessing),
             width=options.width,
+            in_chans=self.reading.channels,
             anchor_scale=options.anchor_scale,
             img_size=model.img_size,
             drop_path_rate=model.drop_path_rate,
@@ -68,6 +70,7 @@ class DetectJob(Job):
         if options.rois is not None:
             assert isinstance(detector.stages, TwoStage)
             detector.stages = detector.stages.learning_from(options.rois)
+        detector.reading = self.reading
         if load:
             self.start(detector)
         return detector

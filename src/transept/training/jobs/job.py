@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
-import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,10 +18,14 @@ from transept.data.loading import (
     TransformedSet,
     make_loader,
 )
+from transept.data.measure import channel_statistics, spread
+from transept.data.reading import PLAIN, Reading
 from transept.tasks.start import start_from
-from transept.tasks.task import Task, as_picture
+from transept.tasks.task import Picture, Task, as_picture
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
+
+P = TypeVar("P")
 
 
 class Meter(Protocol):
@@ -170,9 +174,33 @@ class Job(ABC):
         """The task's outputs as the validation meter compares them with the targets; some jobs decode them first."""
         return outputs
 
+    @property
+    def reading(self) -> Reading:
+        """How files become pictures, as the training pictures completed it."""
+        return self.splits.train.reading
+
+    def measured(self, preprocessing: P) -> P:
+        """Preprocessing with mean and deviation of the training pictures, where those are not RGB and it has none."""
+        options: Any = preprocessing
+        train, channels = self.splits.train, self.reading.channels
+        if channels == 3 or len(options.mean) == channels:
+            return preprocessing
+        mean, std = channel_statistics(train[i][0] for i in spread(len(train)))
+        return replace(options, mean=mean, std=std)
+
     def write_samples(self, folder: Path) -> None:
         """A few held-out pictures to try the model on, spread over all of them."""
         folder.mkdir(exist_ok=True)
         val = self.splits.val
-        for i in np.linspace(0, len(val) - 1, min(self.num_samples, len(val))).round().astype(int):
-            as_picture(val[int(i)][0]).save(folder / f"{val.paths[i].stem}.png")
+        for i in spread(len(val), self.num_samples):
+            self.write_sample(i, val[i][0], folder / f"{val.paths[i].stem}.png")
+
+    def write_sample(self, index: int, picture: Picture, path: Path) -> None:
+        """A held-out picture, as the model's reading takes it: its own file where that says what 8-bit RGB does not."""
+        val = self.splits.val
+        if self.reading == PLAIN:
+            as_picture(picture).save(path)
+            return
+        ((source, name),) = val.some_files([index])
+        data = source.read() if isinstance(source, BufferedIOBase) else Path(source).read_bytes()
+        path.with_suffix(name.suffix).write_bytes(data)

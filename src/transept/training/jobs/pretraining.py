@@ -37,6 +37,7 @@ class PretrainJob(Job):
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,
             labelled=False,
+            reading=recipe.reading,
         )
         self.skipped = self.splits.skipped
         self.labelled = len(self.splits.classes) > 1
@@ -46,16 +47,25 @@ class PretrainJob(Job):
     def build(self, *, load: bool) -> nn.Module:
         recipe = self.recipe
         student, teacher = self._backbone(recipe.model.drop_path_rate), self._backbone(0.0)
-        preprocessing = Preprocessing(img_size=student.config.img_size)
+        preprocessing = self.measured(Preprocessing(img_size=student.config.img_size))
         if load:
             self.start(FeatureExtractor(student, preprocessing))
-        return Pretrainer(student, teacher, preprocessing, recipe.pretrain)
+        task = Pretrainer(student, teacher, preprocessing, recipe.pretrain)
+        task.reading = self.reading
+        return task
 
     def _backbone(self, drop_path_rate: float) -> Any:
         model = self.recipe.model
         name, family = find_model(model.name)
         options: dict[str, Any] = {**family.any_size, **model.options}  # crops are of sizes of their own
-        return create_model(name, num_classes=0, img_size=model.img_size, drop_path_rate=drop_path_rate, **options)
+        return create_model(
+            name,
+            num_classes=0,
+            in_chans=self.reading.channels,
+            img_size=model.img_size,
+            drop_path_rate=drop_path_rate,
+            **options,
+        )
 
     def datasets(self, task: Pretrainer) -> tuple[TransformedSet, TransformedSet]:
         splits = self.splits

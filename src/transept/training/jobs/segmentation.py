@@ -34,6 +34,7 @@ class SegmentJob(Job):
             reduce_zero_label=recipe.reduce_zero_label,
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,
+            reading=recipe.reading,
         )
         self.skipped = self.splits.skipped
 
@@ -45,8 +46,9 @@ class SegmentJob(Job):
             num_classes=len(self.splits.classes),
             classes=self.splits.classes,
             palette=self.splits.palette,
-            preprocessing=options.preprocessing,
+            preprocessing=self.measured(options.preprocessing),
             width=options.width,
+            in_chans=self.reading.channels,
             img_size=model.img_size,
             drop_path_rate=model.drop_path_rate,
             **model.options,
@@ -54,6 +56,7 @@ class SegmentJob(Job):
         for head in (segmenter.decode_head, segmenter.auxiliary_head):
             if isinstance(head, SegmentationHead):  # not drawn anew: other random numbers stay what they were
                 head.conv_seg.weight.data.mul_(options.classifier_std / CLASSIFIER_STD)
+        segmenter.reading = self.reading
         if load:
             self.start(segmenter)
         return segmenter

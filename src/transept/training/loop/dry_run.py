@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from transept.data.images import as_shown
 from transept.data.labels import drawing_color
 from transept.draw.boxes import add_objects
 from transept.draw.legend import shorten
@@ -157,13 +158,15 @@ def _show(picture: Tensor, axes: Any) -> None:
 
 
 def _as_taken(image: Tensor, preprocessing: Any) -> Tensor:
-    """A normalised picture `3 h w` to 8 bits, red first."""
+    """A normalised picture `c h w` to 8 bits `3 h w`, red first, or its bands as colours."""
     if getattr(preprocessing, "per_picture", False):
         low, high = image.min(), image.max()
-        return ((image - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
-    mean, std = (torch.tensor(getattr(preprocessing, name))[:, None, None] for name in ("mean", "std"))
-    picture = ((image.cpu().float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    return picture.flip(0) if getattr(preprocessing, "bgr", False) else picture
+        picture = ((image - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
+    else:
+        mean, std = (torch.tensor(getattr(preprocessing, name))[:, None, None] for name in ("mean", "std"))
+        picture = ((image.cpu().float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+        picture = picture.flip(0) if getattr(preprocessing, "bgr", False) else picture
+    return pil_to_tensor(as_shown(picture))
 
 
 def _show_objects(picture: Tensor, target: Target, classes: Sequence[str], axes: Any) -> None:
