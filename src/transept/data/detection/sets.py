@@ -85,7 +85,7 @@ def load_detection_splits(
     if not root.is_dir():
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with COCO annotations")
     read = partial(CocoSet, masks=masks, skip_bad_annotations=skip_bad_annotations, min_size=min_size)
-    file, folder, content = _find_half(root, _VAL, "validation")
+    file, folder, content = _find_half(root, _VAL, "validation", masks)
     val = read(file, folder, content=content)
     _report(val)
     _want_pictures(val)
@@ -93,7 +93,7 @@ def load_detection_splits(
         train: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
         train.classes, train.palette, train.category_ids = val.classes, val.palette, val.category_ids
         return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, val.skipped, {})
-    file, folder, content = _find_half(root, _TRAIN, "training")
+    file, folder, content = _find_half(root, _TRAIN, "training", masks)
     train = read(file, folder, content=content, drop_empty=not keep_empty)
     _report(train)
     _want_pictures(train)
@@ -123,14 +123,14 @@ def _want_pictures(half: CocoSet) -> None:
         raise TranseptError(f"{str(half.file)!r} has no pictures that can be used{why}")
 
 
-def _find_half(root: Path, names: Sequence[str], half: str) -> tuple[Path, Path, dict[str, list[Any]]]:
+def _find_half(root: Path, names: Sequence[str], half: str, masks: bool) -> tuple[Path, Path, dict[str, Any]]:
     """The annotation file of a half, the folder in which its pictures are, and the file's content."""
     for name in names:
         file = next((root / form.format(name) for form in _FILES if (root / form.format(name)).is_file()), None)
         if file is None:
             continue
         folders = [root / form.format(name) for form in _FOLDERS]
-        content = read_coco(file)
+        content = read_coco(file, masks=masks)
         names_of_files = [image.get("file_name") for image in islice(_dicts(content["images"]), 20)]
         for folder in folders:
             if any(isinstance(picture, str) and (folder / picture).is_file() for picture in names_of_files):
