@@ -7,8 +7,6 @@ from typing import Any, overload
 
 from transept.data.detection.values import NUMBERS
 
-_FLAGS = frozenset((0, 1))
-
 
 class Annotations(Sequence[dict[str, Any]]):
     """The annotations of a file in their order; each is given as an object of COCO's, of the keys that are used.
@@ -66,18 +64,21 @@ class Annotations(Sequence[dict[str, Any]]):
         box, crowd = get("bbox"), get("iscrowd", 0)
         area: Any = get("area")
         odd: list[str] = []
-        if type(box) is list and len(box) == 4 and NUMBERS.issuperset(map(type, box)) and _extend(self.boxes, box):
-            pass
-        else:
+        try:
+            if type(box) is not list or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
+                raise TypeError
+            self.boxes.extend(box)
+        except (TypeError, OverflowError):  # or an integer of more than 308 digits
+            del self.boxes[4 * number :]
             self.boxes.extend((math.nan,) * 4)
             odd.append("bbox")
-        if type(area) in NUMBERS and 0 <= area < 1e300:
+        if (type(area) is float or type(area) is int) and 0 <= area < 1e300:
             self.areas.append(area)
         else:
             self.areas.append(math.nan)
             if area is not None:
                 odd.append("area")
-        if type(crowd) is int and crowd in _FLAGS:
+        if type(crowd) is int and (crowd == 0 or crowd == 1):
             self.crowds.append(crowd)
         else:
             self.crowds.append(0)
@@ -97,14 +98,6 @@ def plain_segmentation(segmentation: Any) -> Any:
     if not isinstance(segmentation, list):
         return segmentation
     return [polygon.tolist() if isinstance(polygon, array) else polygon for polygon in segmentation]
-
-
-def _extend(boxes: "array[float]", box: list[float]) -> bool:
-    try:
-        boxes.extend(array("d", box))
-    except OverflowError:  # an integer of more than 308 digits
-        return False
-    return True
 
 
 def _compact(segmentation: Any) -> Any:

@@ -45,7 +45,7 @@ class PictureFolder:
         return (same[0], TAILS) if len(same) == 1 else (plain, None)
 
     def is_outside(self, path: Path) -> bool:
-        return not _inside(path, self._top)
+        return path.parent != self.folder and not _inside(path, self._top)
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
