@@ -238,10 +238,11 @@ class CocoSet(DetectionSet):
         for row, problem in boxes.problems():
             problems.setdefault(row, problem)
         if self.masks:
-            for row in np.flatnonzero(of_picture >= 0).tolist():
-                if row not in problems:
+            sides = list(map(tuple, sizes.tolist()))
+            for row, index in enumerate(of_picture.tolist()):
+                if index >= 0 and row not in problems:
                     mask = found.segmentations[row] = plain_mask(found.segmentations[row], taken)
-                    if problem := mask_problem(mask, tuple(sizes[of_picture[row]].tolist())):
+                    if problem := mask_problem(mask, sides[index]):
                         problems[row] = "unusable masks", problem
         # The pictures left out are named already.
         self.reasons["annotations of images left out"] += int((of_picture == -2).sum())

@@ -21,7 +21,7 @@ def plain_mask(segmentation: Any, taken: Counter[str]) -> Any:
                 counts = [plain_integer(run, taken) for run in counts]
             size = [plain_integer(side, taken) for side in segmentation.get("size", ())]
             return segmentation | {"size": size} | ({} if counts is None else {"counts": counts})
-        if isinstance(segmentation, list):
+        if isinstance(segmentation, list) and any(type(each) is not array for each in segmentation):
             return [each if isinstance(each, array) else _plain_polygon(each, taken) for each in segmentation]
     return segmentation
 
@@ -42,7 +42,8 @@ def mask_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
                 return "has a segmentation that is no list of polygons [x1, y1, x2, y2, ...]"
             if len(polygon) < 6 or len(polygon) % 2:
                 return f"has a polygon of {len(polygon)} numbers; it needs pairs, three or more"
-            if not all(map(math.isfinite, polygon)):
+            # The sum is quick, but may overflow.
+            if not math.isfinite(sum(polygon)) and not all(map(math.isfinite, polygon)):
                 return "has a polygon that is not finite"
         return None
     if not isinstance(segmentation, dict) or "counts" not in segmentation:
