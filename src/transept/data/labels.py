@@ -4,7 +4,7 @@ import colorsys
 import csv
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -80,6 +80,28 @@ class LabelTable:
                 path, f"holds the colour {color} in {_pixels(int(counts[0]))}, which the palette lacks; add or mend it"
             )
         return classes
+
+    def of_black_and_white(self, pixels: np.ndarray) -> "LabelTable | None":
+        """The table of masks that hold 0 and 255 alone, where it is plain what 255 means; else None.
+
+        255 is ignored in masks of indices. Where no index but 0 occurs, it is white: the palette's, where it has black
+        and white, or the second of two classes.
+
+        Args:
+            pixels: of each class, 256 of them, as this table reads the masks.
+        """
+        black, white = self.colors.get((0, 0, 0)), self.colors.get((255, 255, 255))
+        if self.others_ignored or 255 in self.values or not pixels[IGNORE_LABEL]:
+            return None
+        # What is called unlabelled is ignored, too, so that its pixels cannot be told from those of 255.
+        first = self.values.get(0)
+        if first is None or pixels[:IGNORE_LABEL].sum() != (0 if first == IGNORE_LABEL else pixels[first]):
+            return None
+        if black is not None and white is not None:
+            return replace(self, values={0: black, 255: white})
+        if not self.colors and self.values == {0: 0, 1: 1}:
+            return replace(self, values={0: 0, 255: 1})
+        return None
 
     @cached_property
     def _of_value(self) -> np.ndarray:

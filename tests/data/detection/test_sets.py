@@ -151,7 +151,8 @@ def test_ground_truth_is_what_coco_tools_read(tmp_path: Path):
     read = coco(copy.deepcopy(truth))
     assert sorted(read.cats) == [3, 17, 90]
     assert [annotation["id"] for annotation in truth["annotations"]] == [1, 2, 3, 4]
-    assert [annotation["area"] for annotation in truth["annotations"]] == [60, 47, 48, 400]
+    assert [annotation["area"] for annotation in truth["annotations"]] == [60, 47, 48, 72]
+    assert truth["annotations"][3]["bbox"] == [0, 20, 6, 12]  # as the target is
     assert (read.annToMask(read.anns[3]) == BLOB).all()
 
 
@@ -566,6 +567,6 @@ def test_each_annotation_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest
     data = make_set(tmp_path, "HALF.json images")
     parsed: list[int] = []
     loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text: parsed.append(len(text)) or loads(text))
+    monkeypatch.setattr(json, "loads", lambda text, **hook: parsed.append(len(text)) or loads(text, **hook))
     load_detection_splits(str(data))
     assert len(parsed) == 2  # the training and the validation half

@@ -1,22 +1,47 @@
 """A COCO file read and judged: its pictures, categories and annotations, and what of them cannot be used."""
 
+import gc
 import json
-import math
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transept.data.detection.masks import mask_problem
+from transept.data.detection.annotations import Annotations
+from transept.data.detection.values import SIZES, NotPlainError, plain_integer
 from transept.data.images import BadImageError, stored_form
 from transept.errors import TranseptError
 
-Box = tuple[float, float, float, float]
-"""x1 y1 x2 y2."""
+_IMAGE_KEYS = ("id", "file_name", "width", "height")
 
 
-def read_coco(file: Path) -> dict[str, list[Any]]:
+class _Number(int):
+    """Stands for the annotation of this number while a file is read."""
+
+
+def read_coco(file: Path, *, masks: bool = True) -> dict[str, Any]:
+    """The content of a COCO file: lists of `images` and `categories`, and the `annotations` in columns.
+
+    Without `masks` segmentations are left in the file. Each annotation goes into the columns as soon as it is read, so
+    that the objects of a large file are never in memory together.
+
+    Raises:
+        TranseptError: the file is unreadable, no JSON, or no COCO file.
+    """
+    annotations = Annotations(masks=masks)
+
+    def keep(entry: dict[str, Any]) -> Any:
+        if "image_id" in entry:
+            return _Number(annotations.add(entry))
+        if "file_name" in entry:
+            return {key: entry[key] for key in _IMAGE_KEYS if key in entry}
+        return entry
+
     try:
-        content = json.loads(file.read_bytes())
+        with _no_collection():
+            content = json.loads(file.read_bytes(), object_hook=keep)
     except OSError as error:
         raise TranseptError(f"cannot read {str(file)!r} ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
@@ -30,38 +55,81 @@ def read_coco(file: Path) -> dict[str, list[Any]]:
         if not isinstance(content.get(key), list):
             what = f"its {key!r} is no list" if key in content else f"it has no {key!r}"
             raise TranseptError(f"{str(file)!r} is no COCO file: {what}")
+    entries = content["annotations"]
+    if any(type(entry) is not _Number or entry != number for number, entry in enumerate(entries)):
+        # Some say of no image that they are of it, or objects within others do.
+        for position, entry in enumerate(entries):
+            if not isinstance(entry, dict | _Number):
+                raise TranseptError(f"{str(file)!r}: annotations[{position}] is no object")
+        annotations = Annotations((annotations[e] if type(e) is _Number else e for e in entries), masks=masks)
+    elif len(entries) < len(annotations):
+        raise TranseptError(f"{str(file)!r} is no COCO file: it has annotations outside of 'annotations'")
+    content["annotations"] = annotations
     return content
 
 
-def read_categories(entries: list[Any], file: Path) -> tuple[list[int], list[str]]:
-    """Ids, ascending, and names."""
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for cycles, a quarter of the time: there are none in what is read, but millions of objects."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
+
+
+def read_categories(entries: list[Any], file: Path, taken: Counter[str] | None = None) -> tuple[list[int], list[str]]:
+    """Ids, ascending, and names. What was taken for what it means is counted in `taken`."""
+    taken = Counter() if taken is None else taken
     names: dict[int, str] = {}
     for position, entry in enumerate(entries):
-        well = isinstance(entry, dict) and isinstance(entry.get("id"), int) and isinstance(entry.get("name"), str)
-        if not well:
+        given, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        try:
+            number = plain_integer(given, taken)
+        except NotPlainError:
+            number, name = 0, None
+        if type(name) in (int, float):
+            name = str(name)
+            taken["names that are numbers"] += 1
+        if not isinstance(name, str):
             raise TranseptError(f"{str(file)!r}: categories[{position}] has no number 'id' or no 'name'")
-        if entry["id"] in names:
-            raise TranseptError(
-                f"{str(file)!r} gives the category id {entry['id']} to {names[entry['id']]!r} and {entry['name']!r}"
-            )
-        names[entry["id"]] = entry["name"]
+        if number in names:
+            raise TranseptError(f"{str(file)!r} gives the category id {number} to {names[number]!r} and {name!r}")
+        names[number] = name
     if not names:
         raise TranseptError(f"{str(file)!r} has no categories")
     ids = sorted(names)
     return ids, [names[number] for number in ids]
 
 
+def read_size(entry: dict[str, Any], taken: Counter[str]) -> tuple[int, int]:
+    """Height and width of an image; (0, 0) where the file does not say.
+
+    Raises:
+        NotPlainError: it says what is no size.
+    """
+    sides = [entry.get(key) for key in ("height", "width")]
+    if None in sides:
+        return 0, 0
+    height, width = (plain_integer(side, taken) for side in sides)
+    if {height, width} <= {0, -1}:  # VIA's, which does not look at pictures
+        taken[SIZES] += 1
+        return 0, 0
+    if height < 1 or width < 1:
+        raise NotPlainError
+    return height, width
+
+
 @dataclass(slots=True)
 class Picture:
-    """An image of a COCO file with the annotations that can be used."""
+    """An image of a COCO file."""
 
     id: int | str
     path: Path
     size: tuple[int, int]
     """Height and width; (0, 0) until the picture is looked at, where the file leaves them out."""
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-    boxes: list[Box] = field(default_factory=list)
-    """x1 y1 x2 y2 of each annotation, clipped."""
 
 
 def picture_problem(picture: Picture, check_size: bool) -> str | None:
@@ -79,40 +147,3 @@ def picture_problem(picture: Picture, check_size: bool) -> str | None:
     elif picture.size not in (upright, (height, width)):
         return f"is {upright[1]} x {upright[0]}, not {picture.size[1]} x {picture.size[0]}"
     return None
-
-
-def annotation_problem(annotation: dict[str, Any], size: tuple[int, int], *, masks: bool) -> tuple[str, str] | None:
-    """Why the shape of an annotation cannot be used: to be counted by, and as the end of a sentence.
-
-    `size` is the picture's height and width; with `masks` its mask is judged, too.
-    """
-    box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
-        lack = "no bbox" if box is None else f"the bbox {box!r}"
-        return "without a bbox", f"has {lack}; give [x, y, width, height]"
-    if not all(map(math.isfinite, box)):
-        return "boxes not finite", f"has the bbox {box}, which is not finite"
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return "boxes without area", f"has the bbox {box}, which has no area"
-    x1, y1, x2, y2 = clip_box((x, y, x + width, y + height), size)
-    if x1 >= x2 or y1 >= y2:
-        return (
-            "boxes outside their picture",
-            f"has the bbox {box}, which lies outside its picture of {size[1]} x {size[0]}",
-        )
-    problem = mask_problem(annotation.get("segmentation"), size) if masks else None
-    return ("unusable masks", problem) if problem else None
-
-
-def clip_box(box: Box, size: tuple[int, int]) -> Box:
-    """Within a picture of this height and width."""
-    height, width = size
-    x1, y1, x2, y2 = box
-    return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
-
-
-def area_of(annotation: dict[str, Any]) -> float:
-    """As annotated, in pixels; that of the box where it is not."""
-    area = annotation.get("area")
-    return area if isinstance(area, int | float) else annotation["bbox"][2] * annotation["bbox"][3]

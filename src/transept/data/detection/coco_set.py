@@ -1,7 +1,8 @@
 """The pictures and annotations of one COCO file as a detection set."""
 
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,18 @@ from typing import Any
 import numpy as np
 from torchvision import tv_tensors
 
-from transept.data.detection.coco_file import (
-    Box,
-    Picture,
-    annotation_problem,
-    area_of,
-    clip_box,
-    picture_problem,
-    read_categories,
-    read_coco,
-)
-from transept.data.detection.masks import decode_masks, mask_api
+from transept.data.detection.annotations import Annotations, plain_segmentation
+from transept.data.detection.boxes import Boxes
+from transept.data.detection.coco_file import Picture, picture_problem, read_categories, read_coco, read_size
+from transept.data.detection.masks import decode_masks, mask_api, mask_problem, plain_mask
+from transept.data.detection.places import TAILS, PictureFolder
 from transept.data.detection.target import DetectionSet, Target, make_sample
+from transept.data.detection.values import FLOATS, TEXT, NotPlainError
 from transept.data.images import KEEP_BYTES, BadImageError, Skipped, as_array, read_image
 from transept.data.labels import drawing_palette
 from transept.data.measure import Source, spread
 from transept.data.reading import PLAIN, Reading
-from transept.errors import TranseptError
+from transept.errors import TranseptError, TranseptWarning
 from transept.words import listed
 
 # The heads of up to so many pictures are read when a set is loaded; of larger sets existence alone is checked there.
@@ -49,8 +45,11 @@ class CocoSet(DetectionSet):
     Raises:
         TranseptError: the file is no COCO file, or holds what cannot be used: annotations of unknown pictures or
             categories, without a box, or with one that is not finite, has no area or lies outside the picture, or,
-            with `masks`, no mask that fits it; ids given twice; pictures that are missing or of another size. All are
-            counted and the first ones named.
+            with `masks`, no mask that fits it; values whose meaning is not plain; ids given twice; pictures that are
+            missing, outside of the data folder or of another size. All are counted and the first ones named.
+
+    Warns:
+        TranseptWarning: values that are not as COCO has them were taken for what they plainly mean. All are counted.
     """
 
     def __init__(
@@ -62,31 +61,36 @@ class CocoSet(DetectionSet):
         skip_bad_annotations: bool = False,
         min_size: float = 1.0,
         drop_empty: bool = False,
-        content: dict[str, list[Any]] | None = None,
+        content: dict[str, Any] | None = None,
     ) -> None:
         self.file = file
         self.masks = masks
         if masks:
             mask_api()
-        content = read_coco(file) if content is None else content
-        self.category_ids, self.classes = read_categories(content["categories"], file)
+        content = read_coco(file, masks=masks) if content is None else content
+        taken: Counter[str] = Counter()
+        self.category_ids, self.classes = read_categories(content["categories"], file, taken)
         self.palette = drawing_palette(len(self.classes))
-        self._label = {number: label for label, number in enumerate(self.category_ids)}
         self.skipped: list[Skipped] = []
         self.reasons: Counter[str] = Counter()
         """How much was left out for what; with the annotations of pictures that were."""
         self.left_out: Counter[str] = Counter()
         """Sound annotations that training does without, and how many boxes were clipped."""
-        pictures, bad_ids = self._pictures(content["images"], folder)
-        self._assign(content["annotations"], pictures, bad_ids)
+        pictures = self._pictures(content["images"], folder, taken)
+        annotations = content["annotations"]
+        if not isinstance(annotations, Annotations):
+            annotations = Annotations(annotations, masks=masks)
+        self._assign(annotations, pictures, taken)
         if self.skipped and not skip_bad_annotations:
             raise TranseptError(_summary(self.skipped, file))
-        self._small = min_size
+        if taken := +taken:
+            counts = ", ".join(f"{count} {what}" for what, count in taken.items())
+            warnings.warn(f"{str(file)!r}: {counts}: taken for what they mean", TranseptWarning, stacklevel=2)
         self.reading: Reading = PLAIN
         """How the files become pictures."""
         self._kept: dict[int, np.ndarray] = {}
         self._room = KEEP_BYTES
-        self._select(pictures.values(), drop_empty)
+        self._select([picture for picture in pictures.values() if picture], min_size, drop_empty)
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As in the base class.
@@ -95,28 +99,40 @@ class CocoSet(DetectionSet):
             BadImageError: the picture is unreadable, or of another size than the file says.
         """
         picture = self._selected[index]
-        use = [i for i, box in enumerate(picture.boxes) if not self._is_small(box)]
-        annotations = [picture.annotations[i] for i in use]
-        boxes = np.array([picture.boxes[i] for i in use], np.float32).reshape(-1, 4)
-        labels = np.array([self._label[each["category_id"]] for each in annotations], np.int64)
-        crowd = np.array([bool(each.get("iscrowd")) for each in annotations], bool)
-        area = np.array([area_of(each) for each in annotations], np.float32)
-        masks = decode_masks([each["segmentation"] for each in annotations], picture.size) if self.masks else None
+        rows = self._rows(index)
+        rows = rows[~self._small[rows]]
+        masks = decode_masks([self._masks[row] for row in rows], picture.size) if self.masks else None
+        boxes, labels, crowd, area = self._boxes[rows], self._labels[rows], self._crowd[rows], self._areas[rows]
         return make_sample(self._read(index), boxes, labels, masks, crowd, area, picture.id)
 
     def ground_truth(self) -> dict[str, Any]:
-        annotations = []
-        for annotation in (each for picture in self._selected for each in picture.annotations):
-            # Numbered anew from 1: evaluators compute with ids, some files have none, and 0 would count as unmatched.
-            complete = {"iscrowd": 0, **annotation, "area": area_of(annotation), "id": len(annotations) + 1}
-            if not complete.get("segmentation"):
-                complete.pop("segmentation", None)
-            annotations.append(complete)
+        """As in the base class; boxes are clipped as those of the targets, and masks there where the set has them."""
+        annotations: list[dict[str, Any]] = []
+        for index, picture in enumerate(self._selected):
+            for row in self._rows(index).tolist():
+                x1, y1, x2, y2 = self._boxes[row].tolist()
+                # Numbered anew from 1: evaluators compute with ids, some files have none, and 0 would count as
+                # unmatched.
+                entry = {
+                    "id": len(annotations) + 1,
+                    "image_id": picture.id,
+                    "category_id": self.category_ids[self._labels[row]],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(self._areas[row]),
+                    "iscrowd": int(self._crowd[row]),
+                }
+                if self.masks:
+                    entry["segmentation"] = plain_segmentation(self._masks[row])
+                annotations.append(entry)
         return self._ground_truth(annotations)
 
     def some_files(self, indices: Sequence[int] | None = None) -> list[Source]:
         """Those to measure the set by, or at these places."""
         return [(self.paths[i], self.paths[i]) for i in (spread(len(self)) if indices is None else indices)]
+
+    def _rows(self, index: int) -> np.ndarray:
+        """The annotations of a picture."""
+        return np.arange(*self._spans[index])
 
     def _read(self, index: int) -> np.ndarray:
         """Bytes `H W c`."""
@@ -136,108 +152,172 @@ class CocoSet(DetectionSet):
             self._kept[index] = picture
         return picture
 
-    def _is_small(self, box: Box) -> bool:
-        return box[2] - box[0] < self._small or box[3] - box[1] < self._small
-
-    def _select(self, pictures: Iterable[Picture], drop_empty: bool) -> None:
-        self._selected: list[Picture] = []
-        for picture in pictures:
-            usable = [not self._is_small(box) for box in picture.boxes]
-            self.left_out[f"boxes under {self._small:g} px"] += usable.count(False)
-            objects = sum(
-                use and not each.get("iscrowd") for use, each in zip(usable, picture.annotations, strict=True)
-            )
-            if drop_empty and not objects:
-                self.left_out["pictures without objects"] += 1
-            elif drop_empty and min(picture.size) < 32:
-                self.left_out["pictures under 32 px"] += 1
-            else:
-                self._selected.append(picture)
+    def _select(self, pictures: Sequence[Picture], min_size: float, drop_empty: bool) -> None:
+        sides = self._boxes[:, 2:] - self._boxes[:, :2]
+        self._small = np.any(sides < min_size, axis=1)
+        self.left_out[f"boxes under {min_size:g} px"] = int(self._small.sum())
+        objects = np.bincount(self._of_picture[~self._small & ~self._crowd], minlength=len(pictures))
+        small = np.array([min(picture.size) < 32 for picture in pictures], bool)
+        use = np.ones(len(pictures), bool)
+        if drop_empty:
+            use = (objects > 0) & ~small
+            self.left_out["pictures without objects"] = int((objects == 0).sum())
+            self.left_out["pictures under 32 px"] = int((small & (objects > 0)).sum())
         self.left_out = +self.left_out  # without zeros
+        ends = np.searchsorted(self._of_picture, np.arange(len(pictures) + 1))
+        self._spans = np.stack([ends[:-1], ends[1:]], 1)[use]
+        self._selected = [picture for picture, used in zip(pictures, use, strict=True) if used]
         self.image_ids = [picture.id for picture in self._selected]
         self.paths = [picture.path for picture in self._selected]
         self.sizes = [picture.size for picture in self._selected]
 
-    def _pictures(self, entries: list[Any], folder: Path) -> tuple[dict[Any, Picture], set[Any]]:
-        """The pictures by id, and the ids of those that cannot be used."""
-        pictures: dict[Any, Picture] = {}
-        bad: set[Any] = set()
+    def _pictures(self, entries: list[Any], folder: Path, taken: Counter[str]) -> dict[int | str, Picture | None]:
+        """The pictures by id; None for one that cannot be used."""
+        pictures: dict[int | str, Picture | None] = {}
+        places, by_end = PictureFolder(folder, self.file), Counter[Path]()
         for position, entry in enumerate(entries):
             if not isinstance(entry, dict) or "id" not in entry or not isinstance(entry.get("file_name"), str):
                 raise TranseptError(f"{str(self.file)!r}: images[{position}] has no 'id' or no 'file_name'")
-            number = entry["id"]
-            if not isinstance(number, int | str):
-                raise TranseptError(f"{str(self.file)!r}: images[{position}] has the id {number!r}; ids are numbers")
-            if number in pictures or number in bad:
+            name = entry["file_name"]
+            number = _identity(entry["id"], taken)
+            if number is None:
+                raise TranseptError(
+                    f"{str(self.file)!r}: images[{position}] has the id {entry['id']!r}; ids are numbers"
+                )
+            if number in pictures:
                 self._refuse(
-                    "images with an id given twice",
-                    f"image {number} ({entry['file_name']!r}) has an id that another image has",
+                    "images with an id given twice", f"image {number} ({name!r}) has an id that another image has"
                 )
                 continue
-            size = (entry.get("height"), entry.get("width"))
-            if not all(side is None or (isinstance(side, int | float) and side >= 1) for side in size):
-                self._refuse(
-                    "images without a size",
-                    f"image {number} ({entry['file_name']!r}) has the size {size[1]} x {size[0]}",
-                )
-                bad.add(number)
+            pictures[number] = None
+            try:
+                size = read_size(entry, taken)
+            except NotPlainError:
+                sides = f"{entry['width']} x {entry['height']}"
+                self._refuse("images without a size", f"image {number} ({name!r}) has the size {sides}")
                 continue
-            sides = (0, 0) if None in size else (int(size[0]), int(size[1]))  # pyright: ignore[reportArgumentType]
-            pictures[number] = Picture(number, folder / entry["file_name"], sides)
+            path, kind = places.path(name)
+            if kind:
+                taken[kind] += 1
+                by_end[path] += kind == TAILS
+            if places.is_outside(path):
+                self._refuse(
+                    "images outside of the data folder",
+                    f"image {number} ({name!r}) is outside of the data folder, which has no such file; "
+                    "put it or a link to it there",
+                )
+                continue
+            pictures[number] = Picture(number, path, size)
+        self._look(pictures, by_end)
+        return pictures
+
+    def _look(self, pictures: dict[int | str, Picture | None], by_end: Counter[Path]) -> None:
+        there = [picture for picture in pictures.values() if picture]
         with ThreadPoolExecutor() as pool:
-            problems = pool.map(picture_problem, pictures.values(), [len(pictures) <= _CHECK_FILES] * len(pictures))
-            for picture, problem in zip(list(pictures.values()), problems, strict=True):
+            problems = pool.map(picture_problem, there, [len(there) <= _CHECK_FILES] * len(there))
+            for picture, problem in zip(there, problems, strict=True):
+                if by_end[picture.path] > 1:
+                    problem = "would stand for several images, of other folders; keep these folders"
                 if problem:
                     kind = "images without a file" if problem == "does not exist" else "unusable image files"
                     self._refuse(kind, f"image {picture.id}, {str(picture.path)!r}, {problem}")
-                    bad.add(picture.id)
-                    del pictures[picture.id]
-        return pictures, bad
+                    pictures[picture.id] = None
 
-    def _assign(self, entries: list[Any], pictures: dict[Any, Picture], bad_pictures: set[Any]) -> None:
-        ids: set[Any] = set()
-        for position, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                raise TranseptError(f"{str(self.file)!r}: annotations[{position}] is no object")
-            number = entry.get("id", f"number {position + 1}")
-            for key in ("id", "image_id", "category_id"):
-                if not isinstance(entry.get(key, 0), int | str):
-                    raise TranseptError(f"{str(self.file)!r}: annotations[{position}] has the {key} {entry[key]!r}")
-            if entry.get("image_id") in bad_pictures:
-                self.reasons["annotations of images left out"] += 1  # the picture is named already
-                continue
-            problem = self._problem(entry, number, pictures, ids)
-            ids.add(number)
-            if problem:
-                kind, what = problem
-                self._refuse(kind, f"annotation {number} {what}")
-                continue
-            picture = pictures[entry["image_id"]]
-            x, y, width, height = map(float, entry["bbox"])
-            box = clip_box((x, y, x + width, y + height), picture.size)
-            # Annotators' rounding reaches up to a pixel beyond the border.
-            self.left_out["boxes clipped at the border"] += max(-x, -y, x + width - box[2], y + height - box[3]) > 1
-            picture.annotations.append(entry)
-            picture.boxes.append(box)
+    def _assign(self, found: Annotations, pictures: dict[int | str, Picture | None], taken: Counter[str]) -> None:
+        """Judges the annotations and keeps those that can be used, in the order of the pictures."""
+        problems: dict[int, tuple[str, str]] = {}
+        self._check_ids(found, problems, taken)
+        # Numbers of the usable pictures from 0; -2 for the others.
+        usable = [number for number, picture in pictures.items() if picture]
+        numbers = dict.fromkeys(pictures, -2) | {number: i for i, number in enumerate(usable)}
+        of_picture = self._look_up(found.image_ids, numbers, "image_id", taken)
+        labels = self._look_up(
+            found.category_ids, {number: i for i, number in enumerate(self.category_ids)}, "category_id", taken
+        )
+        for row in np.flatnonzero(of_picture == -1).tolist():
+            image = found.image_ids[row]
+            what = "has no 'image_id'" if image is None else f"is of image {image!r}, which is not in 'images'"
+            problems.setdefault(row, ("without an image", what))
+        for row in np.flatnonzero(labels == -1).tolist():
+            what = f"has the category {found.category_ids[row]!r}, which is not in 'categories'"
+            problems.setdefault(row, ("of unknown categories", what))
+        sizes = np.array([pictures[number].size for number in usable] or [(0, 0)])  # pyright: ignore[reportOptionalMemberAccess]
+        boxes = Boxes(found, sizes[np.maximum(of_picture, 0)], taken)
+        for row, problem in boxes.problems():
+            problems.setdefault(row, problem)
+        if self.masks:
+            sides = list(map(tuple, sizes.tolist()))
+            for row, index in enumerate(of_picture.tolist()):
+                if index >= 0 and row not in problems:
+                    mask = found.segmentations[row] = plain_mask(found.segmentations[row], taken)
+                    if problem := mask_problem(mask, sides[index]):
+                        problems[row] = "unusable masks", problem
+        # The pictures left out are named already.
+        self.reasons["annotations of images left out"] += int((of_picture == -2).sum())
+        self.reasons = +self.reasons
+        good = of_picture >= 0
+        for row, (kind, what) in sorted(problems.items()):
+            if of_picture[row] != -2:
+                self._refuse(kind, f"annotation {_name(found, row)} {what}")
+                good[row] = False
+        # Annotators' rounding reaches up to a pixel beyond the border.
+        self.left_out["boxes clipped at the border"] = int((boxes.overhang[good] > 1).sum())
+        rows = np.flatnonzero(good)
+        rows = rows[np.argsort(of_picture[rows], kind="stable")]
+        self._of_picture, self._labels = of_picture[rows], labels[rows]
+        self._boxes, self._areas, self._crowd = boxes.clipped[rows], boxes.areas[rows], boxes.crowd[rows]
+        self._masks = [found.segmentations[row] for row in rows] if self.masks else []
 
-    def _problem(
-        self, annotation: dict[str, Any], number: Any, pictures: dict[Any, Picture], ids: set[Any]
-    ) -> tuple[str, str] | None:
-        """Why an annotation cannot be used: to be counted by, and as the end of a sentence."""
-        if number in ids:
-            return "ids given twice", "has an id that another annotation has"
-        if "image_id" not in annotation:
-            return "without an image", "has no 'image_id'"
-        if annotation["image_id"] not in pictures:
-            return "without an image", f"is of image {annotation['image_id']!r}, which is not in 'images'"
-        category = annotation.get("category_id")
-        if category not in self._label:
-            return "of unknown categories", f"has the category {category!r}, which is not in 'categories'"
-        return annotation_problem(annotation, pictures[annotation["image_id"]].size, masks=self.masks)
+    def _check_ids(self, found: Annotations, problems: dict[int, tuple[str, str]], taken: Counter[str]) -> None:
+        ids = [number for number in found.ids if number is not None]
+        if {int, str}.issuperset(map(type, ids)) and len(set(ids)) == len(ids):
+            return
+        seen: set[int | str] = set()
+        for row, given in enumerate(found.ids):
+            if given is None:
+                continue
+            number = _identity(given, taken)
+            if number is None:
+                raise TranseptError(f"{str(self.file)!r}: annotations[{row}] has the id {given!r}; ids are numbers")
+            if number in seen:
+                problems[row] = "ids given twice", "has an id that another annotation has"
+            seen.add(number)
+
+    def _look_up(self, values: list[Any], known: dict[Any, int], key: str, taken: Counter[str]) -> np.ndarray:
+        """What is known for each value; -1 where nothing is."""
+        if {int, str, type(None)}.issuperset(map(type, values)):
+            found = np.fromiter((known.get(value, -1) for value in values), np.int64, len(values))
+        else:
+            found = np.full(len(values), -1)
+        if (found != -1).all():
+            return found
+        by_text = {str(value): number for value, number in known.items()}
+        for row in np.flatnonzero(found == -1).tolist():
+            value = _identity(values[row], taken)
+            if value is None and values[row] is not None:
+                raise TranseptError(
+                    f"{str(self.file)!r}: annotations[{row}] has the {key} {values[row]!r}; ids are numbers"
+                )
+            if value not in known and str(value) in by_text:
+                taken[TEXT] += 1
+            found[row] = known.get(value, by_text.get(str(value), -1))
+        return found
 
     def _refuse(self, kind: str, reason: str) -> None:
         self.reasons[kind] += 1
         self.skipped.append(Skipped(self.file, reason))
+
+
+def _identity(value: Any, taken: Counter[str]) -> int | str | None:
+    """The id that a value is; None where it is none."""
+    if type(value) is float and value.is_integer():
+        taken[FLOATS] += 1
+        return int(value)
+    return value if isinstance(value, int | str) and type(value) is not bool else None
+
+
+def _name(found: Annotations, row: int) -> Any:
+    return f"number {row + 1}" if found.ids[row] is None else found.ids[row]
 
 
 def _summary(skipped: list[Skipped], file: Path) -> str:

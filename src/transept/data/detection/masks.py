@@ -1,11 +1,33 @@
 """Masks of objects: polygons and run-length encodings as COCO writes them, checked before pycocotools reads them."""
 
 import math
+from array import array
+from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from transept.data.detection.values import NUMBERS, NotPlainError, plain_integer, plain_number
 from transept.errors import UsageError
+
+
+def plain_mask(segmentation: Any, taken: Counter[str]) -> Any:
+    """The same with numbers that are written as text, and whole ones that are written as floats, as numbers."""
+    with suppress(NotPlainError, TypeError):  # what is not plain is judged as it is
+        if isinstance(segmentation, dict):
+            counts = segmentation.get("counts")
+            if isinstance(counts, list):
+                counts = [plain_integer(run, taken) for run in counts]
+            size = [plain_integer(side, taken) for side in segmentation.get("size", ())]
+            return segmentation | {"size": size} | ({} if counts is None else {"counts": counts})
+        if isinstance(segmentation, list) and any(type(each) is not array for each in segmentation):
+            return [each if isinstance(each, array) else _plain_polygon(each, taken) for each in segmentation]
+    return segmentation
+
+
+def _plain_polygon(polygon: list[Any], taken: Counter[str]) -> list[Any]:
+    return [plain_number(value, taken) if type(value) is str else value for value in polygon]
 
 
 def mask_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
@@ -14,11 +36,14 @@ def mask_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
         return "has no segmentation, which instance masks need"
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            if not (isinstance(polygon, list) and all(isinstance(x, int | float) for x in polygon)):
+            if not isinstance(polygon, array) and not (
+                isinstance(polygon, list) and NUMBERS.issuperset(map(type, polygon))
+            ):
                 return "has a segmentation that is no list of polygons [x1, y1, x2, y2, ...]"
             if len(polygon) < 6 or len(polygon) % 2:
                 return f"has a polygon of {len(polygon)} numbers; it needs pairs, three or more"
-            if not all(map(math.isfinite, polygon)):
+            # The sum is quick, but may overflow.
+            if not math.isfinite(sum(polygon)) and not all(map(math.isfinite, polygon)):
                 return "has a polygon that is not finite"
         return None
     if not isinstance(segmentation, dict) or "counts" not in segmentation:
@@ -29,7 +54,7 @@ def mask_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
         )
     counts = segmentation["counts"]
     if isinstance(counts, list):
-        if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
+        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
             return f"has run lengths that do not add up to {size[0] * size[1]} pixels"
     elif not isinstance(counts, str):
         return "has 'counts' that are neither a list nor a string"

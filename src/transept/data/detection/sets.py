@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from transept.data.detection.coco_file import read_coco
 from transept.data.detection.coco_set import CocoSet
+from transept.data.detection.formats import find_annotations
+from transept.data.detection.formats.content import Annotated
 from transept.data.detection.scenes import SCENES, SceneDetection
 from transept.data.detection.target import DetectionSet
 from transept.data.images import Skipped
@@ -65,7 +67,7 @@ def load_detection_splits(
     Args:
         data: `digits-scenes`, or a folder as COCO's: `annotations/instances_train2017.json`, `train2017/` and the same
             for `val`; also `annotations/train.json`, `train/`, `images/train`, and Roboflow's
-            `train/_annotations.coco.json`.
+            `train/_annotations.coco.json`; or one that `find_annotations` reads.
         halves: `val` looks for the validation half alone; `train` is then empty.
         masks: whether targets have masks.
         keep_empty: train on pictures without objects too. They are always evaluated.
@@ -90,7 +92,8 @@ def load_detection_splits(
     if not root.is_dir():
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with COCO annotations")
     read = partial(CocoSet, masks=masks, skip_bad_annotations=skip_bad_annotations, min_size=min_size)
-    file, folder, content = _find_half(root, _VAL, "validation")
+    others = None if _coco_files(root) else find_annotations(root)
+    file, folder, content = _find_half(root, _VAL, "validation", masks, others)
     val = read(file, folder, content=content)
     _report(val)
     _want_pictures(val)
@@ -99,7 +102,7 @@ def load_detection_splits(
         train: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
         train.classes, train.palette, train.category_ids = val.classes, val.palette, val.category_ids
         return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, val.skipped, {})
-    file, folder, content = _find_half(root, _TRAIN, "training")
+    file, folder, content = _find_half(root, _TRAIN, "training", masks, others)
     train = read(file, folder, content=content, drop_empty=not keep_empty)
     _report(train)
     _want_pictures(train)
@@ -130,14 +133,27 @@ def _want_pictures(half: CocoSet) -> None:
         raise TranseptError(f"{str(half.file)!r} has no pictures that can be used{why}")
 
 
-def _find_half(root: Path, names: Sequence[str], half: str) -> tuple[Path, Path, dict[str, list[Any]]]:
+def _coco_files(root: Path) -> list[Path]:
+    files = (root / form.format(name) for name in (*_TRAIN, *_VAL) for form in _FILES)
+    return [file for file in files if file.is_file()]
+
+
+def _find_half(
+    root: Path, names: Sequence[str], half: str, masks: bool, others: dict[str, Annotated] | None
+) -> tuple[Path, Path, dict[str, Any]]:
     """The annotation file of a half, the folder in which its pictures are, and the file's content."""
+    if others is not None:
+        found = next((others[name] for name in names if name in others), None)
+        if found is None:
+            has = ", ".join(name or "pictures of no split" for name in others)
+            raise TranseptError(f"{str(root)!r} has no {half} annotations; it has {has}")
+        return found.file, found.folder, found.content
     for name in names:
         file = next((root / form.format(name) for form in _FILES if (root / form.format(name)).is_file()), None)
         if file is None:
             continue
         folders = [root / form.format(name) for form in _FOLDERS]
-        content = read_coco(file)
+        content = read_coco(file, masks=masks)
         names_of_files = [image.get("file_name") for image in islice(_dicts(content["images"]), 20)]
         for folder in folders:
             if any(isinstance(picture, str) and (folder / picture).is_file() for picture in names_of_files):

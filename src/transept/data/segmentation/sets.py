@@ -37,7 +37,9 @@ from transept.data.labels import (
 from transept.data.measure import Source, complete, refuse_reading, spread
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DIGITS, DigitScenes, SceneOptions
+from transept.data.segmentation.pixels import black_and_white, check_training_pixels, count_classes
 from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.ops.masks import IGNORE_LABEL
 from transept.words import listed
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
@@ -46,6 +48,8 @@ SCENES = "digits-scenes"
 # Up to so many pictures are decoded and checked when a set is loaded (ADE20K's 20,000 would take minutes); of larger
 # sets each one is checked when it is read.
 _CHECK_FILES = 4000
+# Of those so many are looked at, to tell masks of 0 and 255 from masks of indices.
+_GLANCES = 100
 _TRAIN = ("training", "train")
 _VAL = ("validation", "val", "valid", "test")
 _MASK_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds", "_gtFine_color")
@@ -123,6 +127,12 @@ class MaskedPictures(SegmentationSet):
         self.reading: Reading = PLAIN
         """How the pictures' files become pictures."""
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._room = KEEP_BYTES
+
+    def use_table(self, table: LabelTable) -> None:
+        """Read the masks by another table of the same classes."""
+        self.table = table
+        self._kept.clear()
         self._room = KEEP_BYTES
 
     def source(self, index: int) -> _Source:
@@ -252,6 +262,7 @@ def load_segmentation_splits(
         counts, bad = _check(half)
         pixels.append(counts)
         skipped += bad
+    pixels = _read_black_and_white(sets, pixels, data)
     if skipped and not skip_bad_images:
         raise TranseptError(f"{_summary(skipped)}; mend them, or leave them out with --skip-bad-images")
     if skipped:
@@ -262,8 +273,10 @@ def load_segmentation_splits(
         if len(half) == 0 and (half is val or halves == "both"):
             raise TranseptError(f"{data!r} has no {name} pictures" + (" that can be used" if skipped else ""))
     for counts, half, name in ((pixels[0], train, "training"), (pixels[1], val, "validation")):
-        if len(half) and counts is not None and not counts.any():
+        if len(half) and counts is not None and not counts[:IGNORE_LABEL].any():
             raise TranseptError(f"no pixel of the {name} masks of {data!r} is of a class; all are to be ignored")
+    if pixels[0] is not None and halves == "both":
+        check_training_pixels(pixels[0], train.table, data)
     absent = _absent(train, pixels[0], data) if halves == "both" else []
     return SegmentationSplits(val.classes, val.palette, train, val, skipped, absent)
 
@@ -302,12 +315,43 @@ def _check(pictures: MaskedPictures) -> tuple[np.ndarray | None, list[Skipped]]:
             if error.path != pictures.paths[index]:  # left out is always the picture
                 reason = f"has the mask {error.path.name!r}, which {error.reason}"
             return Skipped(pictures.paths[index], reason)
-        return np.bincount(mask.ravel(), minlength=256)
+        return count_classes(mask)
 
     with ThreadPoolExecutor() as pool:
         answers = list(pool.map(read, range(len(pictures))))
     counts = sum((each for each in answers if isinstance(each, np.ndarray)), np.zeros(256, np.int64))
-    return counts[: len(pictures.classes)], [each for each in answers if isinstance(each, Skipped)]
+    return counts, [each for each in answers if isinstance(each, Skipped)]
+
+
+def _read_black_and_white(
+    sets: tuple[MaskedPictures, MaskedPictures], pixels: list[np.ndarray | None], data: str
+) -> list[np.ndarray | None]:
+    """Reads masks of 0 and 255 alone as two classes, where they are such. The pixels of each class, as read now."""
+    known = [_glance(half) if counts is None else counts for half, counts in zip(sets, pixels, strict=True)]
+    table = black_and_white(sets[1].table, known[0] + known[1], data)
+    if table is None:
+        return pixels
+    before = sets[1].table.values[0]
+    for half in sets:
+        half.use_table(table)
+    moved = []
+    for counts in pixels:
+        if counts is not None:
+            black = 0 if before == IGNORE_LABEL else counts[before]
+            white, counts = counts[IGNORE_LABEL], np.zeros_like(counts)
+            counts[table.values[0]] += black
+            counts[table.values[255]] += white
+        moved.append(counts)
+    return moved
+
+
+def _glance(pictures: MaskedPictures) -> np.ndarray:
+    """Pixels of each class in some pictures of a large set; what cannot be read is said when it is."""
+    counts = np.zeros(256, np.int64)
+    for index in range(0, len(pictures), max(1, len(pictures) // _GLANCES)):
+        with suppress(BadImageError):
+            counts += count_classes(pictures.arrays(index)[1])
+    return counts
 
 
 def _summary(skipped: list[Skipped]) -> str:
@@ -332,7 +376,7 @@ def _without(pictures: MaskedPictures, bad: set[Path]) -> MaskedPictures:
 def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list[str]:
     if pixels is None:
         return []
-    absent = [name for name, count in zip(train.classes, pixels, strict=True) if count == 0]
+    absent = [name for name, count in zip(train.classes, pixels, strict=False) if count == 0]
     if absent:
         shown = ", ".join(repr(name) for name in absent[:10]) + (", ..." if len(absent) > 10 else "")
         noun = "1 class never occurs" if len(absent) == 1 else f"{len(absent)} classes never occur"

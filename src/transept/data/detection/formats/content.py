@@ -1,0 +1,190 @@
+"""What readers of other formats share: shapes, and pictures with objects as the content of COCO files."""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from transept.data.images import EXTENSIONS, BadImageError, stored_form
+from transept.errors import TranseptError, TranseptWarning
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of splits as they occur, in lower case."""
+ROTATED = "rotated boxes, framed by upright ones"
+_CORNERS = 64  # of a polygon that stands for an ellipse
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """The annotations of a split."""
+
+    content: dict[str, list[Any]]
+    """As that of a COCO file."""
+    folder: Path
+    """From which the pictures' names lead."""
+    file: Path
+    """To name in errors."""
+
+
+class Shape(NamedTuple):
+    """Of an object, in pixels."""
+
+    box: list[float]
+    """x, y, width, height."""
+    segmentation: Any = None
+    """COCO's; None for a box, of which nobody knows the outline."""
+
+
+class Contents:
+    """Pictures with objects, put together split by split.
+
+    Args:
+        file: to name in errors.
+        folder: from which the names of pictures lead.
+        names: classes in the order of their ids, from 0; those that occur, in the order of the alphabet, where None.
+    """
+
+    def __init__(self, file: Path, folder: Path, names: Sequence[str] | None = None) -> None:
+        self.file, self.folder = file, folder
+        self._names = names
+        self._images: dict[str, list[dict[str, Any]]] = {}
+        self._objects: dict[str, list[dict[str, Any]]] = {}
+        self.taken: Counter[str] = Counter()
+        """What was read in another way than as it stands, by kind."""
+        self.left_out: Counter[str] = Counter()
+        """What no detector learns, by kind."""
+
+    def add_image(self, split: str, name: str, size: tuple[int, int] | None = None) -> int:
+        """The id of a picture; its size is height and width, read from the picture where None."""
+        images = self._images.setdefault(split, [])
+        self._objects.setdefault(split, [])
+        image = {"id": len(images) + 1, "file_name": name}
+        images.append(image | (dict(zip(("height", "width"), size, strict=True)) if size else {}))
+        return len(images)
+
+    def add_object(
+        self, split: str, image: int, label: str | int, shape: Shape, place: str, *, crowd: bool = False
+    ) -> None:
+        """`label` is a class by name or, where the names are known, by number; `place` is what errors name."""
+        entry = {"id": place, "image_id": image, "category_id": label, "bbox": shape.box, "iscrowd": int(crowd)}
+        self._objects[split].append(entry | ({"segmentation": shape.segmentation} if shape.segmentation else {}))
+
+    def finish(self) -> dict[str, Annotated]:
+        labels = {each["category_id"] for entries in self._objects.values() for each in entries}
+        names = sorted(map(str, labels)) if self._names is None else self._names
+        numbers = {name: number for number, name in enumerate(names)}
+        for entries in self._objects.values():
+            for entry in entries:
+                entry["category_id"] = numbers.get(entry["category_id"], entry["category_id"])
+        categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+        for counts, what in ((self.taken, "taken for what they mean"), (self.left_out, "left out")):
+            if counts:
+                listing = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+                warnings.warn(f"{str(self.file)!r}: {listing}: {what}", TranseptWarning, stacklevel=4)
+        return {
+            split: Annotated(
+                {"images": images, "annotations": self._objects[split], "categories": categories},
+                self.folder,
+                self.file,
+            )
+            for split, images in self._images.items()
+        }
+
+
+def polygon(points: Iterable[Point]) -> Shape:
+    corners = list(points)
+    return Shape(frame(corners), [[float(side) for corner in corners for side in corner]])
+
+
+def ellipse(center: Point, radii: Point, degrees: float = 0) -> Shape:
+    """As a polygon, turned clockwise on the screen."""
+    steps = (2 * math.pi * step / _CORNERS for step in range(_CORNERS))
+    around = [(center[0] + radii[0] * math.cos(angle), center[1] + radii[1] * math.sin(angle)) for angle in steps]
+    return polygon(turned(around, center, degrees))
+
+
+def turned(points: Iterable[Point], center: Point, degrees: float) -> list[Point]:
+    """Clockwise on the screen, where y points down."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    offsets = ((x - center[0], y - center[1]) for x, y in points)
+    return [(center[0] + x * cos - y * sin, center[1] + x * sin + y * cos) for x, y in offsets]
+
+
+def box_corners(x1: float, y1: float, x2: float, y2: float) -> list[Point]:
+    return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+
+
+def frame(points: Sequence[Point]) -> list[float]:
+    """x, y, width and height of the upright box around points."""
+    xs, ys = zip(*points, strict=True)
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def upright_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of a picture as it is seen; None where it cannot be read, which its set will say."""
+    try:
+        (width, height), orientation = stored_form(path)
+    except BadImageError:
+        return None
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def picture_beside(stem: Path) -> Path | None:
+    """The picture of this path without its ending, whatever ending it has."""
+    pictures = (stem.with_name(stem.name + end) for ending in EXTENSIONS for end in (ending, ending.upper()))
+    return next((picture for picture in pictures if picture.is_file()), None)
+
+
+def read_text(file: Path) -> str:
+    """Raises:
+    TranseptError: the file is unreadable or not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TranseptError(f"cannot read {str(file)!r} as UTF-8 text ({error})") from error
+
+
+def read_xml(file: Path) -> ElementTree.Element:
+    """The root of an XML file. A file that declares entities is refused: they can grow without bound.
+
+    Raises:
+        TranseptError: the file is unreadable, not UTF-8, not XML, or declares a document type.
+    """
+    text = read_text(file)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise TranseptError(f"{str(file)!r} declares a document type or entities, which no annotation needs; remove it")
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise TranseptError(f"{str(file)!r} is not XML ({error})") from error
+
+
+def numbers_of(element: ElementTree.Element, names: Iterable[str], place: str) -> list[float]:
+    """Attributes, or the text of the elements within, as numbers.
+
+    Raises:
+        TranseptError: one is missing or no number.
+    """
+    values = []
+    for name in names:
+        text = element.get(name, element.findtext(name))
+        try:
+            values.append(float(text if text is not None else ""))
+        except ValueError:
+            raise TranseptError(f"{place} has the {name} {text!r} in a {element.tag!r}; give a number") from None
+    return values

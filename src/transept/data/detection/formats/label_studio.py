@@ -1,0 +1,115 @@
+"""Label Studio's JSON: tasks with rectangles, polygons and ellipses in percent of their picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from transept.data.detection.formats.content import (
+    ROTATED,
+    Annotated,
+    Contents,
+    Shape,
+    box_corners,
+    ellipse,
+    polygon,
+    read_text,
+    turned,
+)
+from transept.data.images import EXTENSIONS
+from transept.errors import TranseptError
+
+
+def read_label_studio(root: Path) -> dict[str, Annotated] | None:
+    """The one JSON file of a folder that is an export of Label Studio ("JSON", not "JSON-MIN").
+
+    Tasks that nobody annotated, and what is neither rectangle, polygon nor ellipse, are left out and counted.
+
+    Raises:
+        TranseptError: a file cannot be read, there are several, a task has several annotations, or a result lacks what
+            a shape needs.
+    """
+    files = {file: page for file in sorted(root.glob("*.json")) if _is_export(page := _page(file))}
+    if not files:
+        return None
+    if len(files) > 1:
+        raise TranseptError(f"{str(root)!r} has several exports of Label Studio: {', '.join(f.name for f in files)}")
+    file, tasks = next(iter(files.items()))
+    contents = Contents(file, root)
+    for task in tasks:
+        results = _results(task, file)
+        if results is None:
+            contents.left_out["tasks without annotations"] += 1
+            continue
+        image = contents.add_image("", _picture(task, file), _size(results))
+        for number, result in enumerate(results, 1):
+            place = f"task {task.get('id')}:{result.get('id', number)}"
+            try:
+                found = _shape(result, contents)
+            except (KeyError, TypeError, ValueError) as error:
+                raise TranseptError(f"{str(file)!r}: {place} is no shape of Label Studio ({error!r})") from error
+            if found is None:
+                contents.left_out[f"results of the type {result.get('type')!r}"] += 1
+            else:
+                contents.add_object("", image, *found, place)
+    return contents.finish() or {"": Annotated({"images": [], "annotations": [], "categories": []}, root, file)}
+
+
+def _page(file: Path) -> Any:
+    with file.open("rb") as start:
+        if not start.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            return None
+    try:
+        return json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise TranseptError(f"{str(file)!r} is not JSON ({error})") from error
+
+
+def _is_export(page: Any) -> bool:
+    return isinstance(page, list) and bool(page) and all(isinstance(t, dict) and "data" in t for t in page)
+
+
+def _results(task: dict[str, Any], file: Path) -> list[dict[str, Any]] | None:
+    done = [each for each in task.get("annotations") or [] if not each.get("was_cancelled")]
+    chosen = [each for each in done if each.get("ground_truth")] or done
+    if len(chosen) > 1:
+        raise TranseptError(
+            f"{str(file)!r}: task {task.get('id')} has {len(chosen)} annotations; keep one, or mark one as ground truth"
+        )
+    return chosen[0].get("result") or [] if chosen else None
+
+
+def _picture(task: dict[str, Any], file: Path) -> str:
+    """The path in a task's data, of an upload, of local files (`?d=`), or of a cloud; it is found by its end."""
+    for value in task["data"].values():
+        if isinstance(value, str):
+            parts = urlsplit(value)
+            name = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
+            if Path(name).suffix.lower() in EXTENSIONS:
+                return f"/{name.lstrip('/')}"
+    raise TranseptError(f"{str(file)!r}: task {task.get('id')} has no picture in its 'data'")
+
+
+def _size(results: list[dict[str, Any]]) -> tuple[int, int] | None:
+    sizes = [(each["original_height"], each["original_width"]) for each in results if "original_height" in each]
+    return sizes[0] if sizes else None
+
+
+def _shape(result: dict[str, Any], contents: Contents) -> tuple[str, Shape] | None:
+    kind, value = result.get("type"), result.get("value", {})
+    if kind not in ("rectanglelabels", "polygonlabels", "ellipselabels"):
+        return None
+    if result.get("image_rotation"):
+        raise ValueError("it was drawn on a turned picture; save it upright")
+    (label,) = value[kind]
+    across, down = result["original_width"] / 100, result["original_height"] / 100
+    if kind == "polygonlabels":
+        return label, polygon((x * across, y * down) for x, y in value["points"])
+    x, y, degrees = value["x"] * across, value["y"] * down, value.get("rotation", 0)
+    if kind == "ellipselabels":
+        return label, ellipse((x, y), (value["radiusX"] * across, value["radiusY"] * down), degrees)
+    width, height = value["width"] * across, value["height"] * down
+    if not degrees:
+        return label, Shape([x, y, width, height])
+    contents.taken[ROTATED] += 1  # about the corner at the top left
+    return label, polygon(turned(box_corners(x, y, x + width, y + height), (x, y), degrees))

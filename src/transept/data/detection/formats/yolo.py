@@ -1,0 +1,125 @@
+"""YOLO's text files: `data.yaml`, and a file of lines `class x y width height` or `class x1 y1 x2 y2 ...` a picture."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from transept.data.detection.formats.content import SPLITS, Annotated, Contents, Shape, polygon, read_text, upright_size
+from transept.data.images import EXTENSIONS
+from transept.errors import TranseptError
+
+
+def read_yolo(root: Path) -> dict[str, Annotated] | None:
+    """Sets whose YAML file names the classes.
+
+    Pictures lie where it says (`train: images/train`, or a list `train.txt`), or in `images/train`, `train/images` or
+    `images`; the labels in folders called `labels` instead of `images`. A picture with an empty label file, or with
+    none, has no objects.
+
+    Raises:
+        TranseptError: a file cannot be read, or a line is no box or polygon.
+    """
+    pages = {file: page for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if (page := _page(file))}
+    if not pages:
+        return None
+    if len(pages) > 1:
+        raise TranseptError(f"{str(root)!r} has several YAML files with 'names': {', '.join(f.name for f in pages)}")
+    file, page = next(iter(pages.items()))
+    contents = Contents(file, root, _names(page["names"], file))
+    pictures = {split: _pictures(place, root) for split, place in _places(root, page).items()}
+    if not pictures:
+        raise TranseptError(
+            f"{str(file)!r} names no folder of pictures that is there, and {str(root)!r} has no images/"
+        )
+    for split, paths in pictures.items():
+        for path in paths:
+            _add(contents, split, path, root)
+    return contents.finish()
+
+
+def _pictures(place: Path, root: Path) -> list[Path]:
+    """Those of a folder, or of a list of paths from the data folder."""
+    if place.is_dir():
+        return sorted(each for each in place.rglob("*") if each.suffix.lower() in EXTENSIONS)
+    names = [line.strip() for line in read_text(place).splitlines() if line.strip()]
+    paths = [_ends_in(root, name) or root / name for name in names]
+    lost = next((name for name, path in zip(names, paths, strict=True) if not path.is_relative_to(root)), None)
+    if lost is not None:
+        raise TranseptError(f"{str(place)!r} lists {lost!r}, which is not in {str(root)!r}")
+    return paths
+
+
+def _page(file: Path) -> dict[str, Any] | None:
+    try:
+        page = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        raise TranseptError(f"{str(file)!r} is not YAML ({' '.join(str(error).split())})") from error
+    return page if isinstance(page, dict) and page.get("names") else None
+
+
+def _names(names: Any, file: Path) -> list[str]:
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise TranseptError(f"{str(file)!r} numbers its {len(names)} 'names' {list(names)}; count from 0")
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list):
+        raise TranseptError(f"{str(file)!r} has 'names' that are neither a list nor numbered")
+    return [str(name) for name in names]
+
+
+def _places(root: Path, page: dict[str, Any]) -> dict[str, Path]:
+    """The folders or lists of pictures by split."""
+    found: dict[str, Path] = {}
+    for name, split in SPLITS.items():
+        said = page.get(name)
+        named = _ends_in(root, said) if isinstance(said, str) else None
+        for place in (named, root / "images" / name, root / name / "images"):
+            if split not in found and place is not None and place.exists():
+                found[split] = place
+    return found or ({"": root / "images"} if (root / "images").is_dir() else {})
+
+
+def _ends_in(root: Path, name: str) -> Path | None:
+    """What a path leads to within the data folder, by its end: those of exports are often of another machine."""
+    parts = [part for part in Path(name.replace("\\", "/")).parts if part not in ("..", "/")]
+    places = (root.joinpath(*parts[start:]) for start in range(len(parts)))
+    return next((place for place in places if place.exists()), None)
+
+
+def _add(contents: Contents, split: str, picture: Path, root: Path) -> None:
+    name = picture.relative_to(root)
+    size = upright_size(picture)
+    image = contents.add_image(split, name.as_posix(), size)
+    parts = list(name.with_suffix(".txt").parts)
+    turn = max((i for i, part in enumerate(parts[:-1]) if part == "images"), default=None)
+    if turn is not None:
+        parts[turn] = "labels"
+    labels = root.joinpath(*parts)
+    if size is None or not labels.is_file():
+        contents.left_out["label files that are missing, of pictures taken to have no objects"] += not labels.is_file()
+        return
+    for number, line in enumerate(read_text(labels).splitlines(), 1):
+        if line.strip():
+            place = f"{'/'.join(parts)}:{number}"
+            label, shape = _shape(line.split(), size, place)
+            contents.add_object(split, image, label, shape, place)
+
+
+def _shape(fields: list[str], size: tuple[int, int], place: str) -> tuple[int, Shape]:
+    height, width = size
+    try:
+        label, *values = map(float, fields)
+    except ValueError:
+        raise TranseptError(f"{place} holds {' '.join(fields)[:60]!r}; a line has numbers alone") from None
+    if len(values) == 4:
+        x, y, across, down = values
+        box = [(x - across / 2) * width, (y - down / 2) * height, across * width, down * height]
+        shape = Shape(box)
+    elif len(values) >= 6 and len(values) % 2 == 0:
+        shape = polygon((x * width, y * height) for x, y in zip(values[::2], values[1::2], strict=True))
+    else:
+        raise TranseptError(
+            f"{place} has {len(fields)} numbers; a line is 'class x y width height' or 'class x1 y1 x2 y2 x3 y3 ...'"
+        )
+    return int(label) if label.is_integer() else -1, shape

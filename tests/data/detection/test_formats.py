@@ -1,0 +1,176 @@
+"""Annotations in other forms than COCO's, in files that the tools wrote (`formats/make.py`)."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transept.data.detection.formats import find_annotations
+from transept.data.detection.sets import DetectionSplits, load_detection_splits
+from transept.errors import TranseptError, TranseptWarning
+
+FILES = Path(__file__).parent / "formats"
+CAT, DOG = [8, 9, 38, 29], [40, 10, 55, 36]
+HOUSE = [(40, 10), (55, 10), (55, 30), (48, 36), (40, 30)]
+
+
+def copied(root: Path, name: str, *pictures: str) -> Path:
+    shutil.copytree(FILES / name, root, dirs_exist_ok=True)
+    for picture in pictures:
+        (root / picture).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40)).save(root / picture)
+    return root
+
+
+def load(root: Path, **options) -> DetectionSplits:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TranseptWarning)
+        return load_detection_splits(str(root), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [
+        ("yolo", ["images/train/a.jpg", "images/val/b.jpg"]),
+        ("cvat", ["a.jpg", "images/b.jpg"]),
+        ("voc_detection", ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]),
+    ],
+)
+def test_two_boxes_and_an_empty_picture(tmp_path: Path, name: str, pictures: list[str]):
+    splits = load(copied(tmp_path, name, *pictures))
+    assert splits.classes == ["cat", "dog"]
+    target = splits.train[0][1]
+    np.testing.assert_allclose(target["boxes"].numpy(), [CAT, DOG], atol=1e-4)
+    assert target["labels"].tolist() == [0, 1]
+    assert len(splits.val[0][1]["labels"]) == 0
+
+
+def test_pascal_counts_pixels_from_1(tmp_path: Path):
+    root = copied(tmp_path, "voc_writer", "JPEGImages/a.png", "JPEGImages/b.png")
+    with pytest.warns(TranseptWarning, match="1 objects marked difficult, neither learnt nor counted"):
+        found = find_annotations(root)
+    assert found is not None
+    cat, dog = found[""].content["annotations"]
+    assert (cat["bbox"], cat["iscrowd"], dog["bbox"], dog["iscrowd"]) == ([8, 9, 30, 20], 0, [40, 10, 15, 26], 1)
+    assert cat["id"] == "Annotations/a.xml:object 1"
+    with pytest.raises(TranseptError, match="has no validation annotations; it has pictures of no split"):
+        load(root)
+
+
+def test_outlines_are_masks(tmp_path: Path):
+    pytest.importorskip("pycocotools")
+    root = copied(tmp_path, "labelme", "train/a.png", "val/b.png")
+    with pytest.warns(TranseptWarning, match="1 shapes of the type 'point': left out"):
+        splits = load_detection_splits(str(root))
+    target = splits.train[0][1]
+    assert target["boxes"].tolist()[:2] == [CAT, DOG]
+    assert target["boxes"].tolist()[2:] == [[15, 15, 25, 25], [0, 0, 14, 4]]  # a circle, and a group of two polygons
+    with pytest.raises(
+        TranseptError, match="annotation train/a.json:shape 1 has no segmentation, which instance masks"
+    ):
+        load(root, masks=True)
+    masks = load(root, masks=True, skip_bad_annotations=True).train[0][1]["masks"].numpy()
+    assert masks[0].sum() == pytest.approx(15 * 20 + 15 * 6 / 2, rel=0.1)
+    assert masks[1].sum() == pytest.approx(np.pi * 25, rel=0.1)
+
+
+def test_label_studio(tmp_path: Path):
+    root = copied(tmp_path, "label_studio", "images/0f1e2d3c-a.png", "images/b.png")
+    with pytest.warns(TranseptWarning, match="1 tasks without annotations: left out"):
+        found = find_annotations(root)
+    assert found is not None
+    content = found[""].content
+    boxes = [each["bbox"] for each in content["annotations"]]
+    np.testing.assert_allclose(boxes, [[8, 9, 30, 20], [40, 10, 15, 26]], atol=1e-9)
+    assert [each["file_name"] for each in content["images"]] == ["/data/upload/1/0f1e2d3c-a.png", "/set/b.png"]
+    tasks = json.loads((root / "project-1.json").read_text())
+    result = tasks[0]["annotations"][0]["result"][0]
+    result["value"]["rotation"] = 90  # about its upper left corner
+    (root / "project-1.json").write_text(json.dumps(tasks))
+    with pytest.warns(TranseptWarning, match="1 rotated boxes, framed by upright ones: taken"):
+        found = find_annotations(root)
+    assert found is not None
+    np.testing.assert_allclose(found[""].content["annotations"][0]["bbox"], [-12, 9, 20, 30], atol=1e-9)
+    tasks[0]["annotations"] *= 2
+    (root / "project-1.json").write_text(json.dumps(tasks))
+    with pytest.raises(TranseptError, match="task 1 has 2 annotations; keep one, or mark one as ground truth"):
+        find_annotations(root)
+
+
+def test_shapes_of_cvat(tmp_path: Path):
+    pytest.importorskip("pycocotools")
+    root = copied(tmp_path, "cvat", "a.jpg", "b.jpg")
+    text = (root / "train.xml").read_text()
+    begin, end = text.index("    <box"), text.index("  </image>")
+    shapes = (
+        '<box label="cat" xtl="20" ytl="10" xbr="40" ybr="20" rotation="90.0"/>'
+        '<ellipse label="cat" cx="20" cy="20" rx="10" ry="5"/><points label="dog" points="1,1"/>'
+        '<mask label="dog" left="3" top="4" width="3" height="2" rle="1, 3, 2"/>'
+    )
+    (root / "train.xml").write_text(text[:begin] + shapes + text[end:])
+    with pytest.warns(TranseptWarning) as caught:
+        target = load_detection_splits(str(root), masks=True).train[0][1]
+    said = "\n".join(str(each.message) for each in caught)
+    assert "1 rotated boxes, framed by upright ones: taken" in said
+    assert "1 points shapes: left out" in said
+    np.testing.assert_allclose(target["boxes"].numpy(), [[25, 5, 35, 25], [10, 15, 30, 25], [3, 4, 6, 6]], atol=1e-4)
+    assert np.argwhere(target["masks"][2].numpy()).tolist() == [[4, 4], [4, 5], [5, 3]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 0.2", "labels/train/a.txt:1 has 4 numbers; a line is 'class x y width height'"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "labels/train/a.txt:1 has 6 numbers"),  # a prediction with its score
+        ("cat 0.5 0.5 0.2 0.2", "labels/train/a.txt:1 holds 'cat 0.5 0.5 0.2 0.2'; a line has numbers alone"),
+        ("2 0.5 0.5 0.2 0.2", "annotation labels/train/a.txt:1 has the category 2, which is not in 'categories'"),
+        (
+            "0 200 150 40 40",
+            "annotation labels/train/a.txt:1 has the bbox .*, which lies outside its picture of 60 x 40",
+        ),
+    ],
+)
+def test_bad_lines_of_yolo(tmp_path: Path, line: str, message: str):
+    root = copied(tmp_path, "yolo", "images/train/a.jpg", "images/val/b.jpg")
+    (root / "labels" / "train" / "a.txt").write_text(line)
+    with pytest.raises(TranseptError, match=message):
+        load(root)
+
+
+def test_yolo_as_roboflow_lays_it_out(tmp_path: Path):
+    """A path of another machine, `train/labels`, an outline, names in a list, a picture turned by its EXIF tag."""
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: /content/set/valid/images\nnames: [cat, dog]\n")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for half in ("train", "valid"):
+        for folder in ("images", "labels"):
+            (tmp_path / half / folder).mkdir(parents=True)
+        Image.new("RGB", (40, 60)).save(tmp_path / half / "images" / "x.jpg", exif=exif)
+    outline = " ".join(f"{x / 60} {y / 40}" for x, y in HOUSE)
+    (tmp_path / "train" / "labels" / "x.txt").write_text(f"1 {outline}\n")
+    with pytest.warns(TranseptWarning, match="1 label files that are missing, of pictures taken to have no objects"):
+        splits = load_detection_splits(str(tmp_path))
+    picture, target = splits.train[0]
+    assert picture.shape[1:] == (40, 60)
+    np.testing.assert_allclose(target["boxes"].numpy(), [DOG], atol=1e-3)
+
+
+def test_xml_that_could_grow_is_not_parsed(tmp_path: Path):
+    (tmp_path / "annotations.xml").write_text(
+        '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "cccc"><!ENTITY d "&b;&b;">]><annotations>&d;</annotations>'
+    )
+    with pytest.raises(TranseptError, match="annotations.xml' declares a document type or entities"):
+        load(tmp_path)
+    (tmp_path / "annotations.xml").write_text("<annotations><image>")
+    with pytest.raises(TranseptError, match="annotations.xml' is not XML"):
+        load(tmp_path)
+
+
+def test_one_format_at_a_time(tmp_path: Path):
+    copied(copied(tmp_path, "cvat", "a.jpg"), "yolo", "images/train/a.jpg", "images/val/b.jpg")
+    with pytest.raises(TranseptError, match="holds annotations of YOLO and CVAT; keep those of one of them"):
+        load(tmp_path)
