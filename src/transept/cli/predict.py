@@ -14,10 +14,11 @@ from pathlib import Path
 from PIL import Image
 
 from transept.cli.shared.forms import add_form, formed
-from transept.cli.shared.tables import plain_skipped, print_json, print_table, table_for_people
+from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
 from transept.data.images import BadImageError, Skipped, find_images, read_image
 from transept.errors import TranseptError, UsageError
+from transept.tasks.task import plain_skipped
 
 _TOP = 3
 

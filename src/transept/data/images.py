@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from transept.errors import TranseptError
+from transept.files import files_below
 
 # Formats are listed because Pillow tries every decoder it has, also those for documents that hold programs (EPS).
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -139,7 +140,7 @@ def sample_picture() -> Image.Image:
 
 
 def find_images(sources: Iterable[str | Path]) -> list[Path]:
-    """The picture files behind paths, folders (searched whole) and glob patterns, each once, in order.
+    """The picture files behind paths, folders (searched whole, links too) and glob patterns, each once, in order.
 
     Raises:
         TranseptError: a source that names nothing.
@@ -148,7 +149,7 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+            files = sorted(file for file in files_below(path) if file.suffix.lower() in EXTENSIONS)
             if not files:
                 raise TranseptError(f"the folder {str(path)!r} holds no pictures")
         elif path.exists() or not any(sign in str(source) for sign in "*?["):

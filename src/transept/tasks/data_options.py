@@ -8,6 +8,7 @@ from typing import Any, Self
 import yaml
 
 from transept.checks import check_positive, check_within, shown
+from transept.data.splits import Choice
 from transept.errors import TranseptError, UsageError
 from transept.tasks.run_folder import CONFIG
 
@@ -20,6 +21,9 @@ _KINDS = {
     "skip_bad_annotations": bool,
     "reduce_zero_label": bool | None,
     "scenes": list,
+    "split": str | None,
+    "train_split": str | None,
+    "val_split": str | None,
 }
 
 
@@ -44,10 +48,32 @@ class DataOptions:
     Only segmenters read it."""
     scenes: tuple[int, int] = (2000, 200)
     """Training and validation pictures of `digits-scenes`; only detectors read it."""
+    split: str | None = None
+    """What is measured: train, val, test, or a split's own name; none: everything, the data has no splits. Default: the
+    validation split; data without splits is measured whole, and what a run held out of its own data as it was. Training
+    does not read it."""
+    train_split: str | None = None
+    """Name of the split to learn from, where several could be meant; none: the data has no splits, whatever its
+    folders are called."""
+    val_split: str | None = None
+    """Name of the split to validate on, where several could be meant."""
 
     def __post_init__(self) -> None:
         check_within("(0, 1)", val_fraction=self.val_fraction)
         check_positive(scenes=self.scenes)
+        for name in ("split", "train_split", "val_split"):
+            if getattr(self, name) == "":
+                raise UsageError(f"{name}='' names no split; leave it out for the default")
+
+    def choice(self, *, held_out: bool, measures: bool = True) -> Choice:
+        """Which splits are read: see `Choice`. Training takes no notice of `split`, so it `measures` nothing."""
+        return Choice(self.split if measures else None, self.train_split, self.val_split, held_out)
+
+    def is_of(self, data: str | None) -> bool:
+        """Whether that is the same data."""
+        if data is None or self.data is None:
+            return data == self.data
+        return data == self.data or Path(data).expanduser().resolve() == Path(self.data).expanduser().resolve()
 
     @property
     def data_options(self) -> "DataOptions":

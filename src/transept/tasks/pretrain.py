@@ -94,7 +94,11 @@ class FeatureExtractor(ModelTask):
 
     def load_data(self, options: DataOptions, halves: Halves = "both") -> Splits:
         return load_splits(
-            str(options.data), val_fraction=options.val_fraction, skip_bad_images=options.skip_bad_images
+            str(options.data),
+            halves=halves,
+            choice=self.choice(options),
+            val_fraction=options.val_fraction,
+            skip_bad_images=options.skip_bad_images,
         )
 
     def evaluate(self, data: DataOptions, inference: Any = None, **options: Any) -> Evaluation:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as v2
 
 from transept.data.images import Skipped
+from transept.data.splits import Choice
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
@@ -86,6 +87,20 @@ class Evaluation:
     """Files and annotations that were left out."""
     notes: Sequence[str] = ()
     """Remarks that deserve a look, a sentence each."""
+    split: str | None = None
+    """The split that was measured, as the data calls it; None where the data has none of its own."""
+    measured: str = ""
+    """What was measured, as a sentence."""
+
+    def plain(self) -> dict[str, Any]:
+        """As `transept eval --json`."""
+        return dict(self.metrics) | {
+            "split": self.split,
+            "measured": self.measured,
+            "images": self.images,
+            "seconds": round(self.seconds, 3),
+            "skipped": plain_skipped(self.skipped),
+        }
 
 
 class Results(ABC):
@@ -200,6 +215,12 @@ class Task(nn.Module, ABC):
             TranseptError: the data is missing or bad.
         """
 
+    def choice(self, data: DataOptions) -> Choice:
+        """The splits to read. What its own run held out of data without splits is measured there, and other data
+        whole."""
+        own = self.run is not None and DataOptions.of_run(self.run).is_of(data.data)
+        return data.choice(held_out=own)
+
     @abstractmethod
     def evaluate(
         self,
@@ -210,7 +231,7 @@ class Task(nn.Module, ABC):
         workers: int = 0,
         progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> Evaluation:
-        """Scores on the validation pictures of the data.
+        """Scores on the validation pictures of the data, or on the split that `data` names.
 
         Args:
             data: which, and how it is read.
@@ -304,6 +325,11 @@ class ModelTask(Task):
     @property
     def stored(self) -> nn.Module:
         return self.model
+
+
+def plain_skipped(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    """Files and annotations that were left out, and why, for JSON."""
+    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
 
 
 _Task = TypeVar("_Task", bound=Task)

@@ -29,7 +29,10 @@ class ClassifyJob(Job):
     def __init__(self, recipe: Recipe, world: World = ALONE) -> None:
         super().__init__(recipe, world)
         self.splits = load_splits(
-            str(recipe.data), val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images
+            str(recipe.data),
+            choice=recipe.choice(held_out=True, measures=False),
+            val_fraction=recipe.val_fraction,
+            skip_bad_images=recipe.skip_bad_images,
         )
         self.skipped = self.splits.skipped
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -18,7 +18,7 @@ from transept.data.loading import (
     TransformedSet,
     make_loader,
 )
-from transept.tasks.task import as_picture
+from transept.tasks.task import Evaluation, Task, as_picture
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
 
@@ -68,7 +68,7 @@ class Job(ABC):
 
     score: Score
     splits: Any
-    """Has `train`, `val` and `classes`."""
+    """Has `train`, `val`, `classes`, `counts` and `parts`."""
     unused_parameters: ClassVar[bool] = False
     """Some parameters take no part in the loss; processes that share gradients must look for them."""
 
@@ -101,6 +101,20 @@ class Job(ABC):
     def backbones(self, task: Any) -> list[nn.Module]:
         """The parts of a task that hold most of its parameters: compiled, checkpointed and sharded block by block."""
         return [getattr(task, "backbone", None) or task.model]
+
+    @property
+    def found(self) -> str:
+        """What is trained on, as a sentence."""
+        return self.splits.parts.found(self.splits, self.recipe.val_fraction)
+
+    def test(self, task: Task) -> Evaluation | None:
+        """Scores of the trained task on the data's test split; None where it has no such scores.
+
+        Raises:
+            TranseptError: the test split is bad.
+        """
+        data = replace(self.recipe.data_options, split=self.splits.parts.test)
+        return task.evaluate(data, workers=self.recipe.workers)
 
     @abstractmethod
     def build(self, *, load: bool) -> nn.Module:
