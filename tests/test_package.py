@@ -53,7 +53,7 @@ ARGUMENTS = {
     "drop_path_rate=0.0, features_only=False, out_indices=(0, 1, 2, 3), **options)",
     "create_segmenter": "(method, *, backbone, num_classes=150, weights=None, backbone_weights=None, classes=None, "
     "palette=None, preprocessing=None, width=None, in_chans=3, img_size=None, drop_path_rate=0.0, **options)",
-    "evaluate": "(task, data=None, *, batch_size=None, workers=0, **options)",
+    "evaluate": "(task, data=None, *, split=None, batch_size=None, workers=0, **options)",
     "from_pretrained": "(repo_or_folder, *, revision=None, token=None, cache_dir=None, drop_path_rate=0.0)",
     "compile": "(model, dtype='auto', batch=None, img_size=None)",
     "fuse": "(model)",

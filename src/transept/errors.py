@@ -25,6 +25,11 @@ class UsageError(TranseptError):
     exit_code = 2
 
 
+def warn(sentence: str) -> None:
+    """A `TranseptWarning`, said to whoever called the library."""
+    warnings.warn(sentence, TranseptWarning, stacklevel=3)
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
     """`no model is called 'xcit_nano'; did you mean 'xcit_nano_12_p16_224'?`, or the known names where none is near."""
     return UsageError(f"no {kind} is called {name!r}; {advice(name, known, hint)}")

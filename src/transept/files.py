@@ -3,7 +3,7 @@
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,6 +82,27 @@ def reserve(folder: Path, size: int) -> None:
             f"cannot write to {str(folder)!r} ({error.strerror or error}); it needs {need} of room; "
             "free some or give another folder with --out"
         ) from error
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Every file below a folder, also behind links to folders; one that leads back to a folder around it is passed
+    over."""
+    around = {os.fspath(root): frozenset({identity(root.stat())})}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        above = around.pop(folder)
+        for name in list(folders):
+            inner = os.path.join(folder, name)  # noqa: PTH118 - the key under which os.walk comes to it
+            same = identity(Path(inner).stat())
+            if same in above:
+                folders.remove(name)
+            else:
+                around[inner] = above | {same}
+        yield from (Path(folder, name) for name in names)
+
+
+def identity(status: os.stat_result) -> tuple[int, int]:
+    """Equal for two paths of one file or folder."""
+    return status.st_dev, status.st_ino
 
 
 def _umask() -> int:

@@ -271,7 +271,8 @@ def test_bad_annotations(model: Path, data: Path, tmp_path: Path, what: str, cap
     report = json.loads(out)
     assert len(report["skipped"]) >= 1
     assert sentence in report["skipped"][0]["reason"]
-    (line,) = err.strip().splitlines()
+    line, measured = err.strip().splitlines()
+    assert measured == f"transept: {report['measured']}"
     assert f"{str(file)!r}, left out: " in line
     assert reason in line
     if what == "no file":

@@ -121,7 +121,8 @@ def test_eval(run: Path, capsys):
     assert next(line for line in lines if line.startswith("boat")).split()[2] == "-"  # no accuracy without pixels
     assert lines[-1].startswith(f"mIoU {result['miou']:.2%}   pixel accuracy {result['pixel_accuracy']:.2%}")
     assert err.strip() == (
-        f"transept: 1 class never occurs in the validation masks of {str(run.parent / 'set')!r}: 'boat'"
+        "transept: 4 pictures in 3 classes, the split 'validation'\n"
+        f"transept: 1 class never occurs in the measured masks of {str(run.parent / 'set')!r}: 'boat'"
     )
 
 
@@ -154,7 +155,7 @@ def test_eval_refuses_what_does_not_apply(run: Path, capsys, tmp_path: Path):
     assert "their order differs" in fails(capsys, ["eval", str(run), "--data", str(swapped)])
     empty = write_set(tmp_path / "empty", val=1)
     Image.new("L", (64, 48)).save(empty / "annotations/validation/0.png")
-    assert "no pixel of the validation masks" in fails(capsys, ["eval", str(run), "--data", str(empty)])
+    assert "no pixel of the measured masks" in fails(capsys, ["eval", str(run), "--data", str(empty)])
 
 
 def test_classifiers_refuse_the_options_of_segmenters(capsys, tmp_path: Path):

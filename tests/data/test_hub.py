@@ -63,7 +63,7 @@ def test_a_folder_that_the_library_reads_and_a_single_split(tmp_path: Path):
 
 def test_classes_without_class_labels_and_pictures_as_they_are_held(tmp_path: Path):
     rows = table(["öl", "bus", "öl"], datasets.Value("string"), "labels")
-    splits = load_splits(save(tmp_path / "a", train=rows, test=rows))
+    splits = load_splits(save(tmp_path / "a", train=rows, validation=rows))
     assert splits.classes == ["bus", "öl"]
     assert splits.train.labels == [1, 0, 1]
     upright = datasets.Dataset.from_dict(
@@ -82,12 +82,12 @@ def test_wrong_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert "\n" not in str(caught.value)
 
     good = table([0, 1])
-    refused(save(tmp_path / "a", train=good, extra=good), r"has the splits \['extra', 'train'\]; it needs")
+    refused(save(tmp_path / "a", more=good, extra=good), r"has the splits \['extra', 'more'\]; it needs")
     none = good.remove_columns("image")
-    refused(save(tmp_path / "b", train=none, test=none), "it needs exactly one image column")
+    refused(save(tmp_path / "b", train=none, val=none), "it needs exactly one image column")
     none = good.remove_columns("label")
-    refused(save(tmp_path / "c", train=none, test=none), "it needs exactly one column of type ClassLabel")
-    refused(save(tmp_path / "d", train=good, test=table([0, None])), "row 1 of the split 'test' of .* has no label")
+    refused(save(tmp_path / "c", train=none, val=none), "it needs exactly one column of type ClassLabel")
+    refused(save(tmp_path / "d", train=good, val=table([0, None])), "row 1 of the split 'val' of .* has no label")
     refused("hf:no-such/set", "cannot load the set 'no-such/set' with the datasets library")
     good.save_to_disk(str(tmp_path / "e"))
     refused(str(tmp_path / "e"), "has no splits; save a DatasetDict")
@@ -95,8 +95,8 @@ def test_wrong_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = [{"bytes": b"junk", "path": None}, None]
     bad = bad.remove_columns("image").add_column("image", rows).cast_column("image", datasets.Image())
     refused(
-        save(tmp_path / "f", train=good, test=bad),
-        r"2 files are not readable as pictures: .*test\[0\]' is no picture of a known format; .*test\[1\]' is empty",
+        save(tmp_path / "f", train=good, val=bad),
+        r"2 files are not readable as pictures: .*val\[0\]' is no picture of a known format; .*val\[1\]' is empty",
     )
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("hf:any", r"pip install 'transept\[data\]'")

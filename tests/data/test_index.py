@@ -43,7 +43,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Folders that were really listed."""
     listed: list[str] = []
     scan = index._scan
-    monkeypatch.setattr(index, "_scan", lambda folder, **rest: (listed.append(folder.name), scan(folder, **rest))[1])
+    monkeypatch.setattr(index, "_scan", lambda folder: (listed.append(folder.name), scan(folder))[1])
     return listed
 
 

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from transept.cli.shared.features import add_feature_arguments, eval_features
 from transept.cli.shared.forms import add_form, formed
-from transept.cli.shared.tables import plain_skipped, print_json, print_table, table_for_people
+from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.cli.shared.tasks import (
     add_options,
     inference_of,
@@ -30,7 +30,7 @@ from transept.errors import UsageError
 from transept.tasks.data_options import DataOptions
 from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.registry import TASKS
-from transept.tasks.task import Evaluation, Task
+from transept.tasks.task import Task
 
 _SKIPS = {
     "skip_bad_images": "leave unreadable files out instead of stopping",
@@ -41,6 +41,12 @@ _SKIPS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_NAME", help="a run folder, a .safetensors file, or a model's name")
     parser.add_argument("--data", help="folder of pictures (default: the run's own data)")
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="train, val, test, or a split's own name; none: all pictures, whatever the folders are called (default: "
+        "val, or all where there are no splits)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     for name, text in _SKIPS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
@@ -61,10 +67,10 @@ def run(args: argparse.Namespace) -> None:
     inference = inference_of(task, options) if options else None
     data = data_options(args, task)
     evaluation = task.evaluate(data, inference, batch_size=args.batch_size, workers=args.workers, progress=_tracked)
-    for note in evaluation.notes:
+    for note in (evaluation.measured, *evaluation.notes) if evaluation.measured else evaluation.notes:
         print(f"transept: {note}", file=sys.stderr)
     if args.json:
-        print_json({"model": args.model, "data": data.data} | _plain(evaluation))
+        print_json({"model": args.model, "data": data.data} | evaluation.plain())
         return
     if evaluation.table is not None:
         print_table(table_for_people(evaluation.table))
@@ -95,14 +101,6 @@ def _check_features(args: argparse.Namespace) -> None:
     for name in option_names(but=("top", *FeatureExtractor.options)):
         if was_given(args, name):
             refuse(name, kinds_with(name), f"{args.model!r} is a source of features")
-
-
-def _plain(evaluation: Evaluation) -> dict[str, Any]:
-    return dict(evaluation.metrics) | {
-        "images": evaluation.images,
-        "seconds": round(evaluation.seconds, 3),
-        "skipped": plain_skipped(evaluation.skipped),
-    }
 
 
 def _tracked(batches: Iterable[Any]) -> Iterable[Any]:

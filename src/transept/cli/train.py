@@ -88,7 +88,7 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
     height, width = size.image
     shares = f"{size.processes} process{'es' if size.processes > 1 else ''} x {size.accumulate} part"
     lines = {
-        "pictures": f"{size.pictures:,} to train on",
+        "pictures": size.found,
         "batch": f"{size.batch} = {shares}{'s' if size.accumulate > 1 else ''} of {size.part}, {height} x {width}",
         "steps": f"{size.steps:,}, {size.steps_per_epoch:,} between evaluations",
         "parameters": f"{size.parameters / 1e6:.2f} M, of which {size.learning / 1e6:.2f} M learn",
@@ -135,6 +135,8 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
         lines.insert(
             1, f"stopped after {result.epochs} of {recipe.schedule.evaluations} epochs: none better in {patience}"
         )
+    if result.test is not None:
+        lines.insert(1, f"{result.test.summary} on the {result.test.images:,} pictures of {result.test.split!r}")
     if result.skipped and recipe.task in ("classify", "pretrain"):  # a segmenter's data names them when it is loaded
         lines.insert(1, f"{result.skipped} unreadable files were left out")
     print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)
@@ -146,6 +148,7 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
                 **{name: value for name, value in result.metrics.items() if name != "loss"},
                 "epoch": result.epoch,
                 "skipped": result.skipped,
+                "test": None if result.test is None else result.test.plain(),
             }
         )
 

@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transept.data import dicom, raster, tiff
 from transept.data.reading import PLAIN, Reading, Values, ValuesError, to_bytes
 from transept.errors import TranseptError, TranseptWarning
+from transept.files import files_below
 
 # Formats are listed because Pillow tries every decoder it has, also those for documents that hold programs (EPS).
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -337,7 +338,7 @@ def sample_picture(channels: int = 3) -> Picture:
 
 
 def find_images(sources: Iterable[str | Path]) -> list[Path]:
-    """The picture files behind paths, folders (searched whole) and glob patterns, each once, in order.
+    """The picture files behind paths, folders (searched whole, links too) and glob patterns, each once, in order.
 
     Raises:
         TranseptError: a source that names nothing.
@@ -359,7 +360,7 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    everything = sorted(folder.rglob("*"))
+    everything = sorted(files_below(folder))
     files = [file for file in everything if file.suffix.lower() in EXTENSIONS]
     unread = Counter(ending for file in everything if (ending := file.suffix.lower()) in UNREAD)
     passed = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))

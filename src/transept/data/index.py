@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from transept.errors import TranseptError
-from transept.files import write_atomically
+from transept.files import identity, write_atomically
 
 WORTH_KEEPING = 10_000
 """Fewer files than this are listed faster than an index of them is read."""
@@ -36,21 +36,30 @@ class File(NamedTuple):
 def list_files(root: Path, *, loose: bool = False) -> dict[str, list[File]]:
     """Each subfolder of `root` with the files in it, those in its own subfolders too, sorted.
 
-    Subfolders may be links; links to folders further down are not followed. Hidden subfolders of `root` are
-    left out, and the files that lie in it itself, unless `loose`: then they are under the empty name.
+    Subfolders may be links, at any depth; a link to a folder around it is not followed. Hidden subfolders of `root`
+    are left out, and the files that lie in it itself, unless `loose`: then they are under the empty name.
     """
     key = f"files of {root.resolve()}"
     known = recall(key) or {}
     entries: dict[str, Any] = {}
-    pending, changed = [""], False
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    changed = False
     while pending:
-        folder = pending.pop()
+        folder, around = pending.pop()
+        try:
+            same = identity((root / folder).stat())
+        except FileNotFoundError:
+            if not folder:
+                raise
+            continue  # a link whose folder is gone, which the time of its own folder does not tell
+        if same in around:
+            continue
         modified = modification(root / folder)
         entry = known.get(folder)
         if entry is None or modified is None or entry[0] != modified:
-            entry, changed = [modified, *_scan(root / folder, links=not folder)], True
+            entry, changed = [modified, *_scan(root / folder)], True
         entries[folder] = entry
-        pending += [f"{folder}/{name}" if folder else name for name in entry[1]]
+        pending += [(f"{folder}/{name}" if folder else name, around | {same}) for name in entry[1]]
     if (changed or len(entries) < len(known)) and sum(len(entry[2]) for entry in entries.values()) >= WORTH_KEEPING:
         remember(key, entries)
     by_class: dict[str, list[File]] = {name: [] for name in sorted(entries[""][1]) if not name.startswith(".")}
@@ -66,12 +75,12 @@ def list_files(root: Path, *, loose: bool = False) -> dict[str, list[File]]:
     return by_class
 
 
-def _scan(folder: Path, *, links: bool) -> tuple[list[str], list[str], list[int]]:
+def _scan(folder: Path) -> tuple[list[str], list[str], list[int]]:
     """Names of folders, names of files, their sizes."""
     folders, files, sizes = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=links):
+            if entry.is_dir():
                 folders.append(entry.name)
             elif entry.is_file():
                 files.append(entry.name)
@@ -104,6 +113,6 @@ def remember(key: str, value: Any) -> None:
 
 
 def _place(key: str) -> Path:
-    # 1: the form of what is kept
-    name = hashlib.sha256(f"1 {key}".encode(errors="surrogateescape")).hexdigest()[:20]
+    # 2: the form of what is kept
+    name = hashlib.sha256(f"2 {key}".encode(errors="surrogateescape")).hexdigest()[:20]
     return Path(torch.hub.get_dir()) / "transept" / f"index-{name}.json"

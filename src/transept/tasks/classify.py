@@ -170,6 +170,9 @@ class Classifier(ModelTask):
     def load_data(self, options: DataOptions, halves: Halves = "both") -> Splits:
         return load_splits(
             str(options.data),
+            halves=halves,
+            choice=self.choice(options),
+            known=self.classes if halves == "val" else None,
             val_fraction=options.val_fraction,
             skip_bad_images=options.skip_bad_images,
             reading=self.reading_of(options),
@@ -184,7 +187,7 @@ class Classifier(ModelTask):
         workers: int = 0,
         progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> Evaluation:
-        splits = self.load_data(data)
+        splits = self.load_data(data, "val")
         if not len(self.classes) == len(splits.classes) == 1000:  # ImageNet's folders have numbers, in the same order
             check_classes(self.classes, splits.classes, str(data.data))
         images = TransformedSet(splits.val, eval_transform(self.preprocessing))
@@ -203,6 +206,8 @@ class Classifier(ModelTask):
             images=meter.samples,
             seconds=monotonic() - start,
             skipped=splits.skipped,
+            split=splits.parts.split,
+            measured=splits.parts.measured(len(splits.val), len(set(splits.val.labels)), str(data.data)),
         )
 
     def export(

@@ -9,6 +9,7 @@ import yaml
 
 from transept.checks import check_not_negative, check_positive, check_within, shown
 from transept.data.reading import WantedReading
+from transept.data.splits import Choice
 from transept.errors import TranseptError, UsageError
 from transept.tasks.run_folder import CONFIG
 
@@ -23,6 +24,9 @@ _KINDS = {
     "scenes": list,
     "pixel_range": list | str | None,
     "bands": list | str | None,
+    "split": str | None,
+    "train_split": str | None,
+    "val_split": str | None,
 }
 
 
@@ -54,10 +58,22 @@ class DataOptions:
     bands: tuple[int, ...] | Literal["all"] | None = None
     """The bands of a file that are read, counted from 0 through all of its pages, e.g. [3, 0, 1]; all: as many as the
     first training picture has; default: red, green and blue as a person sees them."""
+    split: str | None = None
+    """What is measured: train, val, test, or a split's own name; none: everything, the data has no splits. Default: the
+    validation split; data without splits is measured whole, and what a run held out of its own data as it was. Training
+    does not read it."""
+    train_split: str | None = None
+    """Name of the split to learn from, where several could be meant; none: the data has no splits, whatever its
+    folders are called."""
+    val_split: str | None = None
+    """Name of the split to validate on, where several could be meant."""
 
     def __post_init__(self) -> None:
         check_within("(0, 1)", val_fraction=self.val_fraction)
         check_positive(scenes=self.scenes)
+        for name in ("split", "train_split", "val_split"):
+            if getattr(self, name) == "":
+                raise UsageError(f"{name}='' names no split; leave it out for the default")
         if isinstance(self.pixel_range, tuple) and not self.pixel_range[0] < self.pixel_range[1]:
             raise UsageError(f"pixel_range={shown(self.pixel_range)}; give [low, high] with low < high, or auto")
         if isinstance(self.bands, tuple):
@@ -69,6 +85,16 @@ class DataOptions:
     def reading(self) -> WantedReading:
         """How files become pictures."""
         return WantedReading(pixel_range=self.pixel_range, bands=self.bands)
+
+    def choice(self, *, held_out: bool, measures: bool = True) -> Choice:
+        """Which splits are read: see `Choice`. Training takes no notice of `split`, so it `measures` nothing."""
+        return Choice(self.split if measures else None, self.train_split, self.val_split, held_out)
+
+    def is_of(self, data: str | None) -> bool:
+        """Whether that is the same data."""
+        if data is None or self.data is None:
+            return data == self.data
+        return data == self.data or Path(data).expanduser().resolve() == Path(self.data).expanduser().resolve()
 
     @property
     def data_options(self) -> "DataOptions":

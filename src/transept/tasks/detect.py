@@ -199,6 +199,9 @@ class Detector(DenseTask):
         return load_detection_splits(
             str(options.data),
             halves=halves,
+            choice=self.choice(options),
+            known=self.classes if halves == "val" else None,
+            val_fraction=options.val_fraction,
             masks=self.has_masks,
             skip_bad_annotations=options.skip_bad_annotations,
             scenes=options.scenes,

@@ -1,6 +1,7 @@
 """A detector's answers in `eval` and `predict`: COCO's average precision, and objects drawn and listed."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,6 +49,7 @@ def evaluate_detector(
     seconds = predict_all(task, splits, data, inference, add, workers=workers, progress=progress)
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     scores: dict[Kind, DetectionScores] = {kind: detection_scores(truth, results, kind) for kind in kinds}
+    absent = {name for name, value in scores["bbox"].per_class.items() if math.isnan(value)}
     metrics: dict[str, Any] = {"map": scores["bbox"].map}
     metrics |= {"scales": [list(scale) for scale in inference.scales], "flip": inference.flip}
     return Evaluation(
@@ -57,6 +59,8 @@ def evaluate_detector(
         images=len(splits.val),
         seconds=seconds,
         skipped=splits.skipped,
+        split=splits.parts.split,
+        measured=splits.parts.measured(len(splits.val), len(task.classes) - len(absent), data),
     )
 
 

@@ -101,6 +101,8 @@ class FeatureExtractor(ModelTask):
     def load_data(self, options: DataOptions, halves: Halves = "both") -> Splits:
         return load_splits(
             str(options.data),
+            halves=halves,
+            choice=self.choice(options),
             val_fraction=options.val_fraction,
             skip_bad_images=options.skip_bad_images,
             reading=self.reading_of(options),

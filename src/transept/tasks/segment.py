@@ -265,6 +265,7 @@ class Segmenter(DenseTask):
         return load_segmentation_splits(
             str(options.data),
             halves=halves,
+            choice=self.choice(options),
             reduce_zero_label=options.reduce_zero_label,
             val_fraction=options.val_fraction,
             skip_bad_images=options.skip_bad_images,

@@ -39,7 +39,7 @@ def evaluate_segmenter(
     seconds = predict_all(task, splits, data, inference, add, workers=workers, progress=progress)
     scores, pixels = meter.scores(), meter.matrix.sum(dim=1)
     if not pixels.sum():
-        raise TranseptError(f"no pixel of the validation masks of {data!r} is of a class; all are to be ignored")
+        raise TranseptError(f"no pixel of the measured masks of {data!r} is of a class; all are to be ignored")
     absent = [name for name, count in zip(task.classes, pixels.tolist(), strict=True) if count == 0]
     per_class = _per_class(task.classes, scores, pixels)
     metrics = {
@@ -62,6 +62,8 @@ def evaluate_segmenter(
         seconds=seconds,
         skipped=splits.skipped,
         notes=[_absent_note(absent, data)] if absent else [],
+        split=splits.parts.split,
+        measured=splits.parts.measured(len(splits.val), len(task.classes) - len(absent), data),
     )
 
 
@@ -84,7 +86,7 @@ def _class_table(per_class: dict[str, dict[str, Any]], pixels: int) -> Table:
 
 def _absent_note(absent: list[str], data: str) -> str:
     verb = "1 class never occurs" if len(absent) == 1 else f"{len(absent)} classes never occur"
-    return f"{verb} in the validation masks of {data!r}: {listed(map(repr, absent), 10)}"
+    return f"{verb} in the measured masks of {data!r}: {listed(map(repr, absent), 10)}"
 
 
 class SegmenterResults(Results):

@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as v2
 from transept.checks import shown
 from transept.data.images import DARK, Picture, Skipped, as_array, as_bytes, is_unstated, read_image
 from transept.data.reading import PLAIN, Reading, WantedReading
+from transept.data.splits import Choice
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
@@ -87,6 +88,20 @@ class Evaluation:
     """Files and annotations that were left out."""
     notes: Sequence[str] = ()
     """Remarks that deserve a look, a sentence each."""
+    split: str | None = None
+    """The split that was measured, as the data calls it; None where the data has none of its own."""
+    measured: str = ""
+    """What was measured, as a sentence."""
+
+    def plain(self) -> dict[str, Any]:
+        """As `transept eval --json`."""
+        return dict(self.metrics) | {
+            "split": self.split,
+            "measured": self.measured,
+            "images": self.images,
+            "seconds": round(self.seconds, 3),
+            "skipped": plain_skipped(self.skipped),
+        }
 
 
 class Results(ABC):
@@ -259,6 +274,12 @@ class Task(nn.Module, ABC):
             TranseptError: the data is missing or bad.
         """
 
+    def choice(self, data: DataOptions) -> Choice:
+        """The splits to read. What its own run held out of data without splits is measured there, and other data
+        whole."""
+        own = self.run is not None and DataOptions.of_run(self.run).is_of(data.data)
+        return data.choice(held_out=own)
+
     @abstractmethod
     def evaluate(
         self,
@@ -269,7 +290,7 @@ class Task(nn.Module, ABC):
         workers: int = 0,
         progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> Evaluation:
-        """Scores on the validation pictures of the data.
+        """Scores on the validation pictures of the data, or on the split that `data` names.
 
         Args:
             data: which, and how it is read.
@@ -367,6 +388,11 @@ class ModelTask(Task):
 
 def _is_dark(picture: Picture) -> bool:
     return bool(as_array(picture).max(initial=0) < 256 * DARK)
+
+
+def plain_skipped(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    """Files and annotations that were left out, and why, for JSON."""
+    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
 
 
 _Task = TypeVar("_Task", bound=Task)

@@ -50,31 +50,39 @@ def evaluate(
     task: Task | Source,
     data: str | PathLike[str] | DataOptions | None = None,
     *,
+    split: str | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     **options: Any,
 ) -> Evaluation:
-    """The scores of a trained task on the validation pictures of a data set.
+    """The scores of a trained task on the validation pictures of a data set, or on another split of it.
+
+    Data without splits is measured whole; of the data that the task's own run divided, what that held out.
 
     Args:
         task: from `transept.load`, or what that takes.
         data: a name or folder as `transept train` takes it, or `DataOptions`; default: the data that its run was
             trained on.
+        split: "train", "val", "test" or a split's own name; "none": everything, whatever its folders are called.
         batch_size: pictures (segmenters: windows) at once.
         workers: processes that read pictures.
         options: how answers are read, as in `predict`.
 
     Returns:
-        `metrics` has `top1`, `map` or `miou`, in 0..1, and all other figures; `summary` is a line of them.
+        `metrics` has `top1`, `map` or `miou`, in 0..1, and all other figures; `summary` is a line of them; `measured`
+        says in a sentence what was measured.
 
     Raises:
-        UsageError: an option that this task lacks, or out of its range.
+        UsageError: an option that this task lacks, or out of its range; no such split, or several could be meant.
         TranseptError: the data is missing or bad, or has other classes than the model.
     """
     task = task if isinstance(task, Task) else load(task)
     check_options(task, options)
     inference = task.inference(**options) if options else None
-    return task.evaluate(data_of(task, data), inference, batch_size=batch_size, workers=workers)
+    named = data_of(task, data)
+    if split is not None:
+        named = dataclasses.replace(named, split=split)
+    return task.evaluate(named, inference, batch_size=batch_size, workers=workers)
 
 
 def data_of(task: Task, data: str | PathLike[str] | DataOptions | None) -> DataOptions:
@@ -87,7 +95,9 @@ def data_of(task: Task, data: str | PathLike[str] | DataOptions | None) -> DataO
         return data
     options = DataOptions.of_run(task.run) if task.run else DataOptions()
     if data is not None:
-        options = dataclasses.replace(options, data=str(data))
+        if not options.is_of(str(data)):  # the names of splits are those of the run's own data
+            options = dataclasses.replace(options, train_split=None, val_split=None)
+        options = dataclasses.replace(options, data=str(data), split=None)
     if options.data is None:
         raise UsageError("the model is of no run, so there is no data of its own to measure it on; name some")
     return options

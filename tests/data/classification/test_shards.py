@@ -146,7 +146,7 @@ def test_wrong_shards(folder: Path, tmp_path: Path):
     refused(f"{folder}/test-*.tar", "no shard matches '.*test-.*'; give paths like 'wds:train-{000..146}.tar'")
     refused(f"{folder}/train-{{000..003}}.tar", "no shard matches '.*train-003.tar'")
     refused("https://host/train-{0..3}.tar", "is no local file; copy the shards to a local disk")
-    refused("a.tar,b.tar,c.tar", "has 3 patterns")
+    refused("a.tar,b.tar,c.tar,d.tar", "has 4 patterns; give those of training, validation and test")
     refused(str(write(bad / "a.tar", [sample(0, txt="x")])), "'a/s0000' of .*a.tar' has no class")
     refused(str(write(bad / "b.tar", [{"__key__": "7", "cls": 1}])), "sample '7' of .*b.tar' has no picture")
     refused(str(write(bad / "c.tar", [sample(0, cls="cat")])), "cls' of .*c.tar' holds 'cat'; a class is a number")

@@ -57,7 +57,7 @@ def test_pascal_counts_pixels_from_1(tmp_path: Path):
     cat, dog = found[""].content["annotations"]
     assert (cat["bbox"], cat["iscrowd"], dog["bbox"], dog["iscrowd"]) == ([8, 9, 30, 20], 0, [40, 10, 15, 26], 1)
     assert cat["id"] == "Annotations/a.xml:object 1"
-    with pytest.raises(TranseptError, match="has no validation annotations; it has pictures of no split"):
+    with pytest.raises(TranseptError, match="has 1 pictures with objects; it needs two"):
         load(root)
 
 

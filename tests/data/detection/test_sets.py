@@ -310,7 +310,7 @@ def test_wrong_folders(tmp_path: Path):
 
     refuses("digit-scenes", "there is no data 'digit-scenes'; give 'digits-scenes' or a folder with COCO")
     (tmp_path / "empty").mkdir()
-    refuses(tmp_path / "empty", "has no validation annotations; COCO's are 'annotations/instances_val2017.json'")
+    refuses(tmp_path / "empty", "has no annotations; COCO's are 'annotations/instances_val2017.json'")
     root = make_set(tmp_path / "set", "HALF.json images")
     content = json.loads((root / "val.json").read_text())
     content["categories"][2]["name"] = "dog"

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,14 +96,15 @@ def inference_of(task: Task, options: dict[str, Any]) -> Any:
 
 
 def named_data(args: argparse.Namespace, task: Task) -> DataOptions:
-    """The data of --data, or of the task's run: read as the run reads its own.
+    """The data of --data, or of the task's run: read as the run reads its own, but for --split.
 
     Raises:
         TranseptError: no data is named.
     """
     if args.data is None and task.run is None:
         raise TranseptError(f"{args.model!r} names no data; give --data FOLDER")
-    return data_of(task, args.data)
+    data = data_of(task, args.data)
+    return data if args.split is None else replace(data, split=args.split)
 
 
 def _arguments(option: Option) -> dict[str, Any]:

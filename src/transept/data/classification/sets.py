@@ -1,23 +1,25 @@
 """Labelled pictures: the built-in digits, class folders, tables of the Hugging Face hub, shards."""
 
-import hashlib
-import os
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from transept.data.classification.image_set import ArraySet, ImageSet, Paths
-from transept.data.classification.shards import SHARDS, load_shards
-from transept.data.classification.tables import load_hub_halves
+from transept.data.classification.shards import SHARDS, find_shards
+from transept.data.classification.tables import hub_splits
 from transept.data.hub import HUB, is_table
 from transept.data.images import BadImageError, Skipped
 from transept.data.index import File, list_files
 from transept.data.measure import complete, refuse_reading
 from transept.data.reading import PLAIN, Reading, WantedReading
-from transept.errors import TranseptError
+from transept.data.splits import WHOLE, Choice, Parts, kind_of, lowest, matches, say_unmeasured, take
+from transept.errors import TranseptError, UsageError, warn
 from transept.words import listed
 
 # Files that systems leave in folders of pictures; nobody means them.
@@ -30,13 +32,31 @@ class Splits:
 
     classes: list[str]
     train: ImageSet
+    """Empty where only the measured pictures are read."""
     val: ImageSet
     skipped: list[Skipped]
+    parts: Parts
+    """Which splits these are."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Training pictures of each class; nothing where there is one class, which is none."""
+        if len(self.classes) < 2:
+            return {}
+        counts = np.bincount(np.asarray(self.train.labels, int), minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+
+Read = Callable[[list[str]], tuple[list[str], list[ImageSet]]]
+"""Names of splits to the classes of the first, and the pictures of each."""
 
 
 def load_splits(
     data: str,
     *,
+    halves: Literal["both", "val"] = "both",
+    choice: Choice | None = None,
+    known: Sequence[str] | None = None,
     val_fraction: float = 0.2,
     skip_bad_images: bool = False,
     labelled: bool = True,
@@ -48,11 +68,15 @@ def load_splits(
         data: one of
 
             - `digits`;
-            - a folder with `train/CLASS/*` and `val/CLASS/*`, or with `CLASS/*`, which is split: of each class the
-              share `val_fraction` whose names hash lowest is held out, so the same files are held out on every
-              machine, and a file added later moves few others;
-            - `hf:NAME`, a set of the Hugging Face hub, or a folder that the `datasets` library reads or wrote;
-            - `wds:TRAIN,VAL`, patterns of tar shards, or `wds:FOLDER`: see `shards.load_shards`.
+            - a folder with `train/CLASS/*` and `val/CLASS/*` in any spelling that `data.splits` knows, or with
+              `CLASS/*`. Where there is no validation split, the training pictures are divided: of each class the share
+              `val_fraction` whose names hash lowest is held out, so the same files are held out on every machine, and
+              a file added later moves few others;
+            - `hf:NAME`, a set of the Hugging Face hub, or a folder that the `datasets` library read or wrote;
+            - `wds:TRAIN,VAL`, patterns of tar shards, or `wds:FOLDER`: see `shards.find_shards`.
+        halves: `val` reads what is measured alone; `train` is then empty.
+        choice: which splits; default: training and validation.
+        known: the classes of a model, in its order. Measured pictures are numbered by them, and may lack some.
         val_fraction: see above.
         skip_bad_images: leave unreadable files out; they are in `skipped`. Of sets too large to be decoded
             beforehand, only empty files are found here; an unreadable training picture is then replaced by the next
@@ -61,28 +85,24 @@ def load_splits(
         reading: how files become pictures; a part may be left to the training pictures to say.
 
     Raises:
-        TranseptError: no such data, a class without pictures, fewer than two classes, classes that differ between
-            the halves, or unreadable files (all are counted and the first ones named).
+        TranseptError: no such data, a class without training pictures, fewer than two classes, or unreadable files
+            (all are counted and the first ones named).
+        UsageError: no such split, or several could be meant.
     """
-    root = Path(data).expanduser()
+    choice = choice or Choice()
     if data == "digits":
         refuse_reading(reading, data)
-        return _digits()
-    if is_table(data):
-        classes, halves = load_hub_halves(data)
-    elif data.startswith(SHARDS):
-        classes, halves = load_shards(data.removeprefix(SHARDS))
-    elif root.is_dir():
-        classes, halves = _folder_halves(root, labelled)
-    else:
-        raise TranseptError(
-            f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class, "
-            f"or a name that begins with {HUB} or {SHARDS}"
-        )
-    reading = complete(reading, halves[0].some_files())
-    for half in halves:
+        return _digits(choice)
+    names, read = _source(data, choice, labelled=labelled, fewest=1 if known else 2)
+    parts = take(names, data, choice, learns=halves == "both")
+    wanted = parts.read if halves == "both" else [parts.val]
+    classes, sets = read(wanted)
+    if known is not None and not len(known) == len(classes) == 1000:  # ImageNet's folders have numbers, in its order
+        classes, sets = list(known), [_numbered_by(known, classes, each, data) for each in sets]
+    reading = complete(reading, sets[0].some_files())
+    for half in sets:
         half.reading = reading
-    unreadable = [_unreadable(half) for half in halves]
+    unreadable = [_unreadable(half) for half in sets]
     skipped = [skip for half in unreadable for skip in half.values()]
     if skipped and not skip_bad_images:
         names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
@@ -90,38 +110,104 @@ def load_splits(
         raise TranseptError(
             f"{noun} not readable as pictures: {names}; remove them, or leave them out with --skip-bad-images"
         )
-    halves = [_without(half, list(bad), classes) for half, bad in zip(halves, unreadable, strict=True)]
-    train, val = halves if len(halves) == 2 else _split(halves[0], classes, val_fraction)
+    sets = [_without(half, list(bad), classes) for half, bad in zip(sets, unreadable, strict=True)]
+    if parts.held_out:
+        train, val = _split(sets[0], classes, val_fraction)
+    else:
+        train, val = (sets[0] if halves == "both" else sets[0].take([])), sets[-1]
     train.skips_bad_images = skip_bad_images
-    return Splits(classes, train, val, skipped)
+    if known is not None or halves == "both":
+        _say_unmeasured(classes, val, data)
+    return Splits(classes, train, val, skipped, parts)
 
 
-def _folder_halves(root: Path, labelled: bool) -> tuple[list[str], list[ImageSet]]:
-    halves = _halves(root, labelled)
+def _source(data: str, choice: Choice, *, labelled: bool, fewest: int) -> tuple[list[str], Read]:
+    """The names of the splits, and what reads some of them."""
+    root = Path(data).expanduser()
+    if is_table(data):
+        return hub_splits(data)
+    if data.startswith(SHARDS):
+        return find_shards(data.removeprefix(SHARDS))
+    if root.is_dir():
+        return _split_folders(root, choice), partial(_read_folders, root, labelled, fewest)
+    raise TranseptError(
+        f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class, "
+        f"or a name that begins with {HUB} or {SHARDS}"
+    )
+
+
+def _split_folders(root: Path, choice: Choice) -> list[str]:
+    """The subfolders that are splits; none where they are classes.
+
+    Raises:
+        UsageError: they may be either.
+    """
+    found = sorted(matches(root, "{}", choice))
+    names = [name for name in found if (root / name).is_dir()]
+    if choice.is_whole or not names:
+        return []
+    kinds = {kind_of(name) for name in names}
+    others = sorted(each.name for each in root.iterdir() if each.is_dir() and each.name not in names)
+    others = [name for name in others if not name.startswith(".")]
+    if others and not choice.names:
+        first, other = names[0], others[0]
+        if "train" not in kinds or len(kinds) < 2:
+            kind = kind_of(first) or "train"
+            option = "--train_split" if kind == "train" else "--split"
+            raise UsageError(
+                f"{first!r} in {str(root)!r} may be a split or, as {other!r} beside it, a class; say {option} {first} "
+                f"or {option} {WHOLE} (the folder has no splits)"
+            )
+        warn(f"{str(root)!r} has the splits {listed(map(repr, names))}; {listed(map(repr, others))} is not read")
+    return names
+
+
+def _read_folders(root: Path, labelled: bool, fewest: int, names: list[str]) -> tuple[list[str], list[ImageSet]]:
+    """The classes of the first folder, to which those of the others must belong."""
+    classes: list[str] = []
     sets = []
-    for half, by_class in halves.items():
-        pairs = [(file, number) for number, files in enumerate(by_class.values()) for file in files]
-        paths = Paths(root / half, [file.name for file, _ in pairs])
+    for name in names:
+        folder = _innermost(root, name)
+        by_class = _class_files(folder, labelled, fewest=1 if classes else fewest)
+        classes = classes or list(by_class)
+        if not labelled and len(classes) == 1:
+            by_class = {classes[0]: [file for files in by_class.values() for file in files]}
+        odd = [each for each in by_class if each not in classes]
+        if odd:
+            raise TranseptError(
+                f"the class {odd[0]!r} is in {name}/ only, so nothing is learnt of it; add pictures of it to "
+                f"{str(root / names[0])!r}, or remove it from {str(folder)!r}"
+            )
+        pairs = [(file, classes.index(each)) for each, files in by_class.items() for file in files]
+        paths = Paths(folder, [file.name for file, _ in pairs])
         sizes = np.array([file.size for file, _ in pairs], np.int64)
         sets.append(ImageSet(paths, [number for _, number in pairs], sizes=sizes))
-    return list(next(iter(halves.values()))), sets
+    return classes, sets
 
 
-def _halves(root: Path, labelled: bool) -> dict[str, dict[str, list[File]]]:
-    """Folder name (`train` and `val`, or one empty name where the root is to be split) to class to files."""
-    if not (root / "train").is_dir():
-        return {"": _class_files(root, labelled)}
-    val = next((name for name in ("val", "validation", "valid", "test") if (root / name).is_dir()), None)
-    if val is None:
-        raise TranseptError(f"{str(root)!r} has a folder train/ but no val/ beside it; add one, or give {root}/train")
-    halves = {name: _class_files(root / name, labelled) for name in ("train", val)}
-    odd = sorted(set(halves["train"]) ^ set(halves[val]))
+def _innermost(root: Path, name: str) -> Path:
+    """The split's folder; archives often hold `seg_train/seg_train/CLASS`."""
+    folder = root / name
+    inner = [each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")] if name else []
+    return inner[0] if len(inner) == 1 and inner[0].name == name else folder
+
+
+def _numbered_by(known: Sequence[str], classes: Sequence[str], images: ImageSet, data: str) -> ImageSet:
+    """The pictures with the numbers that a model has for their classes."""
+    if list(known) == list(classes):
+        return images
+    odd = sorted(set(classes) - set(known))
     if odd:
-        where = "train" if odd[0] in halves["train"] else val
-        raise TranseptError(
-            f"the class {odd[0]!r} is in {where}/ only; {str(root)!r} must have the same classes in both"
-        )
-    return halves
+        raise TranseptError(f"the classes of {data!r} are not the model's {len(known)}: {odd[0]!r} is only in the data")
+    numbers = [list(known).index(name) for name in classes]
+    renumbered = copy.copy(images)
+    renumbered.labels = [numbers[label] for label in images.labels]
+    return renumbered
+
+
+def _say_unmeasured(classes: Sequence[str], val: ImageSet, data: str) -> None:
+    counts = np.bincount(np.asarray(val.labels, int), minlength=len(classes))
+    say_unmeasured([name for name, count in zip(classes, counts, strict=True) if not count], data)
 
 
 def _unreadable(images: ImageSet) -> dict[int, Skipped]:
@@ -154,7 +240,7 @@ def _without(images: ImageSet, bad: list[int], classes: Sequence[str]) -> ImageS
     return rest
 
 
-def _digits() -> Splits:
+def _digits(choice: Choice) -> Splits:
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 in 16 greys; the last 360 are held out."""
     # Takes seconds, and only these data need it.
     from sklearn.datasets import load_digits
@@ -165,10 +251,12 @@ def _digits() -> Splits:
     names = [f"digit-{i:04d}.png" for i in range(len(labels))]
     cut = len(labels) - 360
     train = ArraySet(arrays[:cut], labels[:cut], names[:cut])
-    return Splits([str(digit) for digit in range(10)], train, ArraySet(arrays[cut:], labels[cut:], names[cut:]), [])
+    val = ArraySet(arrays[cut:], labels[cut:], names[cut:])
+    parts = take(("train", "val"), "digits", choice, learns=True)
+    return Splits([str(digit) for digit in range(10)], train, train if parts.val == "train" else val, [], parts)
 
 
-def _class_files(root: Path, labelled: bool) -> dict[str, list[File]]:
+def _class_files(root: Path, labelled: bool, *, fewest: int) -> dict[str, list[File]]:
     """Class name (the subfolder) to its files, both sorted."""
     folders = list_files(root, loose=not labelled)
     if not labelled:
@@ -180,13 +268,13 @@ def _class_files(root: Path, labelled: bool) -> dict[str, list[File]]:
             return {"pictures": files}
     if not folders:
         raise TranseptError(f"{str(root)!r} has no subfolders; pictures go into one subfolder for each class")
-    if len(folders) == 1:
+    if len(folders) < fewest:
         raise TranseptError(
             f"{str(root)!r} has one class only, {next(iter(folders))!r}; a classifier needs two or more"
         )
     by_class = {name: [file for file in files if _is_meant(file.name)] for name, files in folders.items()}
     for name, files in by_class.items():
-        if not files:
+        if not files and fewest > 1:
             raise TranseptError(f"the class folder {str(root / name)!r} is empty; fill it or remove it")
     return by_class
 
@@ -203,7 +291,5 @@ def _split(images: ImageSet, classes: Sequence[str], val_fraction: float) -> tup
         members = np.flatnonzero(labels == number)
         if len(members) < 2:
             raise TranseptError(f"the class {name!r} has one picture; it needs two, one to learn from and one to check")
-        hashes = {i: hashlib.sha1(os.fsencode(images.paths.name(i))).digest() for i in members.tolist()}
-        ranked = sorted(hashes, key=hashes.__getitem__)
-        held_out[ranked[: min(max(1, round(val_fraction * len(ranked))), len(ranked) - 1)]] = True
+        held_out[members[lowest([images.paths.name(i) for i in members.tolist()], val_fraction)]] = True
     return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))

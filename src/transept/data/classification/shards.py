@@ -12,9 +12,10 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from glob import glob
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 from transept.data.classification.image_set import ImageSet, Paths
 from transept.data.images import EXTENSIONS, BadImageError
 from transept.data.index import modification, recall, remember
+from transept.data.splits import NAMES, kind_of
 from transept.errors import TranseptError, UsageError
 
 SHARDS = "wds:"
@@ -72,34 +74,52 @@ class Samples:
     labels: list[int] = field(default_factory=list)
 
 
-def load_shards(pattern: str) -> tuple[list[str], list[ImageSet]]:
-    """Classes, and the pictures of the training and the validation shards, or of all where they are not told apart.
+def find_shards(pattern: str) -> tuple[list[str], Callable[[list[str]], tuple[list[str], list[ImageSet]]]]:
+    """The names of the splits, none where the shards are not told apart, and what reads some of them.
 
     Args:
-        pattern: `TRAIN,VAL`, or one pattern whose samples are then split, or a folder with `train*.tar` and `val*.tar`.
-            A pattern is a path with braces as in `train-{000..146}.tar`, or with `*` and `?`.
+        pattern: `TRAIN,VAL`, `TRAIN,VAL,TEST`, or one pattern of shards without splits, or a folder of shards whose
+            names say the split: `train-0000.tar`, `imagenet1k-validation-00.tar`. A pattern is a path with braces as in
+            `train-{000..146}.tar`, or with `*` and `?`.
 
     A sample has one picture and its class number, in a file that ends in `.cls`, or as `label` in one that ends in
     `.json`. Classes are called by their numbers, or by the lines of a file `classes.txt` beside the shards.
 
     Raises:
-        TranseptError: no such shards, or shards that are damaged, compressed, or lack pictures or classes.
+        TranseptError: no such shards, or on reading shards that are damaged, compressed, or lack pictures or classes.
         UsageError: a remote address, or `webdataset` is not installed.
     """
     folder = Path(pattern).expanduser()
     if folder.is_dir():
-        patterns = [str(folder / "train*.tar"), str(folder / "val*.tar")]
+        shards = _by_split(folder)
     else:
         patterns = re.split(r",(?![^{}]*\})", pattern)  # not the commas inside braces
-    if len(patterns) > 2:
-        raise UsageError(
-            f"{SHARDS}{pattern} has {len(patterns)} patterns; give those of training and validation shards"
-        )
-    shards = [_expand(each) for each in patterns]
+        if len(patterns) > len(NAMES):
+            raise UsageError(
+                f"{SHARDS}{pattern} has {len(patterns)} patterns; give those of training, validation and test shards"
+            )
+        names = list(NAMES) if len(patterns) > 1 else [""]
+        shards = {name: _expand(each) for name, each in zip(names, patterns, strict=False)}
+    return [name for name in shards if name], partial(_read_shards, shards)
+
+
+def _by_split(folder: Path) -> dict[str, list[Path]]:
+    """The word of each shard's name that says the split, to the shards; all in one where no name says it."""
+    shards = _expand(str(folder / "*.tar"))
+    by_split: dict[str, list[Path]] = {}
+    for shard in shards:
+        word = next((word for word in re.split(r"[^A-Za-z]+", shard.stem) if kind_of(word)), None)
+        if word is not None:
+            by_split.setdefault(word, []).append(shard)
+    return by_split or {"": shards}
+
+
+def _read_shards(shards: dict[str, list[Path]], names: list[str]) -> tuple[list[str], list[ImageSet]]:
     with ThreadPoolExecutor() as pool:
-        samples = [list(pool.map(_samples, half)) for half in shards]
-    classes = _classes(shards[0][0].parent / CLASSES, [part.labels for half in samples for part in half])
-    return classes, [ShardSet(*half) for half in zip(shards, samples, strict=True)]
+        samples = [list(pool.map(_samples, shards[name])) for name in names]
+    first = next(iter(shards.values()))[0]
+    classes = _classes(first.parent / CLASSES, [part.labels for split in samples for part in split])
+    return classes, [ShardSet(shards[name], split) for name, split in zip(names, samples, strict=True)]
 
 
 def _expand(pattern: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Labelled pictures in tables of the `datasets` library."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,8 +12,6 @@ from transept.data.classification.image_set import ImageSet, Paths
 from transept.data.hub import HUB, load_hub
 from transept.data.images import BadImageError
 from transept.errors import TranseptError
-
-_VAL = ("validation", "val", "valid", "test")
 
 
 class HubSet(ImageSet):
@@ -37,38 +36,36 @@ class HubSet(ImageSet):
         return BytesIO(file["bytes"]) if file["bytes"] else Path(file["path"])
 
 
-def load_hub_halves(data: str) -> tuple[list[str], list[ImageSet]]:
-    """Classes, and the training and validation rows, or all rows of the only split.
+def hub_splits(data: str) -> tuple[list[str], Callable[[list[str]], tuple[list[str], list[ImageSet]]]]:
+    """The names of its splits, and what reads some of them: their classes and rows.
 
     The pictures are the column of type Image, the classes that of type ClassLabel, or else one called `label`.
 
     Raises:
-        TranseptError: as `load_hub`; several splits of which none is for validation; columns that are missing or not
-            unique; rows without a class.
+        TranseptError: as `load_hub`; on reading, columns that are missing or not unique, or rows without a class.
     """
-    loaded, name = load_hub(data), data.removeprefix(HUB)
-    val = next((half for half in _VAL if half in loaded), None)
-    halves = [half for half in ("train", val) if half in loaded]
-    if len(halves) < min(len(loaded), 2):
-        raise TranseptError(f"{name!r} has the splits {sorted(loaded)}; it needs 'train' and 'validation'")
-    halves = halves or list(loaded)
-    features = loaded[halves[0]].features
+    loaded = load_hub(data)
+    return list(loaded), partial(_read_splits, loaded, data.removeprefix(HUB))
+
+
+def _read_splits(loaded: Any, name: str, splits: list[str]) -> tuple[list[str], list[ImageSet]]:
+    features = loaded[splits[0]].features
     picture, label = _columns(features, name)
-    values = {half: list(loaded[half][label]) for half in halves}
+    values = {split: list(loaded[split][label]) for split in splits}
     classes = getattr(features[label], "names", None)
     if classes is None:
         known = sorted({value for column in values.values() for value in column if value is not None})
         classes = [str(value) for value in known]
         numbers = {value: number for number, value in enumerate(known)}
-        values = {half: [numbers.get(value, -1) for value in column] for half, column in values.items()}
+        values = {split: [numbers.get(value, -1) for value in column] for split, column in values.items()}
     if len(classes) < 2:
         raise TranseptError(f"{name!r} has the classes {list(classes)}; a classifier needs two or more")
     sets: list[ImageSet] = []
-    for half, labels in values.items():
+    for split, labels in values.items():
         missing = next((i for i, value in enumerate(labels) if value is None or value < 0), None)
         if missing is not None:
-            raise TranseptError(f"row {missing} of the split {half!r} of {name!r} has no {label}")
-        sets.append(HubSet(loaded[half], picture, labels, f"{name}/{half}"))
+            raise TranseptError(f"row {missing} of the split {split!r} of {name!r} has no {label}")
+        sets.append(HubSet(loaded[split], picture, labels, f"{name}/{split}"))
     return list(classes), sets
 
 

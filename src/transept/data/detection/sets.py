@@ -1,17 +1,16 @@
 """Detection data by name or folder: the built-in scenes, and COCO files as they are found."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from transept.data.detection.categories import Coco, unite
 from transept.data.detection.coco_file import read_coco
 from transept.data.detection.coco_set import CocoSet
 from transept.data.detection.formats import find_annotations
-from transept.data.detection.formats.content import Annotated
 from transept.data.detection.scenes import SCENES, SceneDetection
 from transept.data.detection.target import DetectionSet
 from transept.data.images import Skipped
@@ -19,19 +18,20 @@ from transept.data.labels import Color
 from transept.data.measure import complete, refuse_reading
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
-from transept.errors import TranseptError, TranseptWarning
+from transept.data.splits import Choice, Parts, matches, note_bare_tests, say_unmeasured, take
+from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.words import listed
 
-_TRAIN = ("train", "training")
-_VAL = ("val", "valid", "validation", "test")
 _FILES = (
-    "annotations/instances_{}2017.json",
     "annotations/instances_{}.json",
     "annotations/{}.json",
     "{}/_annotations.coco.json",
     "{}/annotations.json",
     "{}.json",
 )
-_FOLDERS = ("{}2017", "{}", "images/{}2017", "images/{}", "{}/images", "images", ".")
+_SINGLE = ("*.json", "annotations/*.json")
+_LOOKED_AT = 20
+"""Of more JSON files than that none is read to find the one with annotations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,19 @@ class DetectionSplits:
     """Files and annotations that could not be used."""
     left_out: dict[str, int]
     """The annotations that training does without by its rules, and how often."""
+    parts: Parts
+    """Which splits these are."""
+    counts: dict[str, int]
+    """Training objects of each class, where they are counted beforehand."""
 
 
 def load_detection_splits(
     data: str,
     *,
     halves: Literal["both", "val"] = "both",
+    choice: Choice | None = None,
+    known: Sequence[str] | None = None,
+    val_fraction: float = 0.2,
     masks: bool = False,
     keep_empty: bool = False,
     min_size: float = 1.0,
@@ -65,10 +72,15 @@ def load_detection_splits(
     """The data set behind a name or folder.
 
     Args:
-        data: `digits-scenes`, or a folder as COCO's: `annotations/instances_train2017.json`, `train2017/` and the same
+        data: `digits-scenes`; a folder as COCO's: `annotations/instances_train2017.json`, `train2017/` and the same
             for `val`; also `annotations/train.json`, `train/`, `images/train`, and Roboflow's
-            `train/_annotations.coco.json`; or one that `find_annotations` reads.
-        halves: `val` looks for the validation half alone; `train` is then empty.
+            `train/_annotations.coco.json`, in any spelling that `data.splits` knows; or a COCO file, or a folder with
+            one, in itself or in `annotations/`; or one that `find_annotations` reads. Where there is no validation
+            split, the training pictures are divided as in `load_splits`.
+        halves: `val` reads what is measured alone; `train` is then empty.
+        choice: which splits; default: training and validation.
+        known: the classes of a model, in its order: measured pictures may lack some of them.
+        val_fraction: held out where the data has no validation split.
         masks: whether targets have masks.
         keep_empty: train on pictures without objects too. They are always evaluated.
         min_size: smallest side of a box to train on, in pixels.
@@ -79,43 +91,61 @@ def load_detection_splits(
         scene_options: of `digits-scenes`.
 
     Raises:
-        TranseptError: no such data, halves of different categories, nothing to train on, and as `CocoSet`.
-        UsageError: `masks` without pycocotools.
+        TranseptError: no such data, an id with two names, categories that training lacks, nothing to train on, and as
+            `CocoSet`.
+        UsageError: no such split, or several could be meant; `masks` without pycocotools.
     """
+    choice = choice or Choice()
     if data == SCENES:
         refuse_reading(reading, data)
-        length = scenes[0] if halves == "both" else 0
+        parts = take(("train", "val"), data, choice, learns=True)
+        length = scenes[0] if halves == "both" or parts.val == "train" else 0
         train = SceneDetection(DigitScenes("train", length, seed=seed, options=scene_options), masks=masks)
         val = SceneDetection(DigitScenes("val", scenes[1], seed=seed, options=scene_options), masks=masks)
-        return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, [], {})
-    root = Path(data).expanduser()
-    if not root.is_dir():
-        raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with COCO annotations")
+        val = train if parts.val == "train" else val
+        return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, [], {}, parts, {})
+    sources = _find_sources(Path(data).expanduser(), data, choice, masks)
+    parts = take([name for name in sources if name], data, choice, learns=halves == "both")
+    if halves == "both":
+        parts = note_bare_tests(parts, Path(data).expanduser(), ("{}", "images/{}"), "annotations")
     read = partial(CocoSet, masks=masks, skip_bad_annotations=skip_bad_annotations, min_size=min_size)
-    others = None if _coco_files(root) else find_annotations(root)
-    file, folder, content = _find_half(root, _VAL, "validation", masks, others)
-    val = read(file, folder, content=content)
+    contents = {name: sources[name]() for name in ([parts.val] if halves == "val" else parts.read)}
+    of_train, of_val = contents.get(parts.train), contents[parts.val]
+    if parts.held_out:
+        of_train, of_val = of_val.divide(val_fraction)
+    if halves == "val":
+        order = of_val.fit(known, data)
+        val = read(of_val.file, of_val.folder, content=of_val.content)
+        _report(val)
+        _want_pictures(val)
+        val.reading = complete(reading, val.some_files())
+        if known is not None:
+            say_unmeasured(of_val.without_objects(), data)
+        nothing: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
+        nothing.classes, nothing.palette, nothing.category_ids = order.names, val.palette, order.ids
+        return DetectionSplits(order.names, val.palette, order.ids, nothing, val, val.skipped, {}, parts, {})
+    assert of_train is not None
+    unite(of_train, of_val)
+    val = read(of_val.file, of_val.folder, content=of_val.content)
     _report(val)
     _want_pictures(val)
-    if halves == "val":
-        val.reading = complete(reading, val.some_files())
-        train: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
-        train.classes, train.palette, train.category_ids = val.classes, val.palette, val.category_ids
-        return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, val.skipped, {})
-    file, folder, content = _find_half(root, _TRAIN, "training", masks, others)
-    train = read(file, folder, content=content, drop_empty=not keep_empty)
+    train = read(of_train.file, of_train.folder, content=of_train.content, drop_empty=not keep_empty)
     _report(train)
     _want_pictures(train)
     train.reading = val.reading = complete(reading, train.some_files())
-    if (train.category_ids, train.classes) != (val.category_ids, val.classes):
-        of_train, of_val = (dict(zip(half.category_ids, half.classes, strict=True)) for half in (train, val))
-        odd = min(n for n in of_train.keys() | of_val.keys() if of_train.get(n) != of_val.get(n))
-        raise TranseptError(
-            f"category {odd} is {of_train.get(odd)!r} in {str(train.file)!r} and {of_val.get(odd)!r} in "
-            f"{str(val.file)!r}; both must have the same categories"
-        )
-    skipped = train.skipped + val.skipped
-    return DetectionSplits(train.classes, train.palette, train.category_ids, train, val, skipped, dict(train.left_out))
+    counts = of_train.counts()
+    say_unmeasured([name for name in of_val.without_objects() if counts.get(name)], data)
+    return DetectionSplits(
+        train.classes,
+        train.palette,
+        train.category_ids,
+        train,
+        val,
+        train.skipped + val.skipped,
+        dict(train.left_out),
+        parts,
+        counts,
+    )
 
 
 def _report(half: CocoSet) -> None:
@@ -133,37 +163,58 @@ def _want_pictures(half: CocoSet) -> None:
         raise TranseptError(f"{str(half.file)!r} has no pictures that can be used{why}")
 
 
-def _coco_files(root: Path) -> list[Path]:
-    files = (root / form.format(name) for name in (*_TRAIN, *_VAL) for form in _FILES)
-    return [file for file in files if file.is_file()]
+def _find_sources(root: Path, data: str, choice: Choice, masks: bool) -> dict[str, Callable[[], Coco]]:
+    """Names of splits to what reads their annotations; "" where they have no split."""
+    if root.is_file():
+        up = root.parent.parent if root.parent.name.lower() == "annotations" else root.parent
+        return {"": partial(Coco.read, root, up, _name(root), masks=masks)}
+    if not root.is_dir():
+        raise TranseptError(
+            f"there is no data {data!r}; give {SCENES!r} or a folder with COCO annotations, or a COCO file"
+        )
+    found: dict[str, Callable[[], Coco]] = {}
+    for form in () if choice.is_whole else _FILES:
+        for name, file in matches(root, form, choice).items():
+            found.setdefault(name, partial(Coco.read, file, root, name, masks=masks))
+    if found:
+        return found
+    others = find_annotations(root)
+    if others is None:
+        file = _only_file(root)
+        return {"": partial(Coco.read, file, root, _name(file), masks=masks)}
+    if len(others) > 1 and ("" in others or choice.is_whole):
+        names = listed(repr(name) if name else "no split" for name in others)
+        raise UsageError(
+            f"{str(root)!r} has annotations in {names}; put all or none of them into splits, and leave out --split none"
+        )
+    return {name: partial(Coco.of, each, masks=masks) for name, each in others.items()}
 
 
-def _find_half(
-    root: Path, names: Sequence[str], half: str, masks: bool, others: dict[str, Annotated] | None
-) -> tuple[Path, Path, dict[str, Any]]:
-    """The annotation file of a half, the folder in which its pictures are, and the file's content."""
-    if others is not None:
-        found = next((others[name] for name in names if name in others), None)
-        if found is None:
-            has = ", ".join(name or "pictures of no split" for name in others)
-            raise TranseptError(f"{str(root)!r} has no {half} annotations; it has {has}")
-        return found.file, found.folder, found.content
-    for name in names:
-        file = next((root / form.format(name) for form in _FILES if (root / form.format(name)).is_file()), None)
-        if file is None:
-            continue
-        folders = [root / form.format(name) for form in _FOLDERS]
-        content = read_coco(file, masks=masks)
-        names_of_files = [image.get("file_name") for image in islice(_dicts(content["images"]), 20)]
-        for folder in folders:
-            if any(isinstance(picture, str) and (folder / picture).is_file() for picture in names_of_files):
-                return file, folder, content
-        return file, next(folder for folder in folders if folder.is_dir()), content
-    raise TranseptError(
-        f"{str(root)!r} has no {half} annotations; COCO's are 'annotations/instances_{names[0]}2017.json', with "
-        f"pictures in '{names[0]}2017'"
-    )
+def _name(file: Path) -> str:
+    return file.stem.removeprefix("instances_")
 
 
-def _dicts(entries: list[Any]) -> Iterator[dict[str, Any]]:
-    return (entry for entry in entries if isinstance(entry, dict))
+def _only_file(root: Path) -> Path:
+    """The COCO file in a folder without splits."""
+    files = sorted(file for form in _SINGLE for file in root.glob(form))
+    if 1 < len(files) <= _LOOKED_AT:
+        files = [file for file in files if _is_coco(file)]
+    if len(files) > 1:
+        raise UsageError(
+            f"{str(root)!r} has several annotation files, {listed(repr(file.name) for file in files)}; give the one "
+            f"that is meant: --data {files[0]}"
+        )
+    if not files:
+        raise TranseptError(
+            f"{str(root)!r} has no annotations; COCO's are 'annotations/instances_val2017.json', with pictures in "
+            "'val2017', and a single file is given itself: --data FILE.json"
+        )
+    return files[0]
+
+
+def _is_coco(file: Path) -> bool:
+    try:
+        read_coco(file)
+    except TranseptError:
+        return False
+    return True

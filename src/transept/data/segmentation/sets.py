@@ -1,11 +1,10 @@
 """Pictures with a class for each pixel: the built-in scenes, folders of masks, Hugging Face sets."""
 
-import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -38,7 +37,9 @@ from transept.data.measure import Source, complete, refuse_reading, spread
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DIGITS, DigitScenes, SceneOptions
 from transept.data.segmentation.pixels import black_and_white, check_training_pixels, count_classes
+from transept.data.splits import Choice, Parts, kind_of, lowest, matches, note_bare_tests, take
 from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.files import files_below
 from transept.ops.masks import IGNORE_LABEL
 from transept.words import listed
 
@@ -50,11 +51,9 @@ SCENES = "digits-scenes"
 _CHECK_FILES = 4000
 # Of those so many are looked at, to tell masks of 0 and 255 from masks of indices.
 _GLANCES = 100
-_TRAIN = ("training", "train")
-_VAL = ("validation", "val", "valid", "test")
 _MASK_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds", "_gtFine_color")
 _MASK_EXTENSIONS = (".png", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
-# Where pictures and masks of a half lie; `{}` is its name.
+# Where pictures and masks of a split lie; `{}` is its name.
 _LAYOUTS = (
     ("images/{}", ("annotations/{}", "masks/{}", "labels/{}")),
     ("{}/images", ("{}/annotations", "{}/masks", "{}/labels")),
@@ -163,6 +162,15 @@ class MaskedPictures(SegmentationSet):
                 self._kept[index] = kept
         return kept
 
+    def take(self, indices: Sequence[int]) -> "MaskedPictures":
+        """The set of these alone."""
+        paths, masks = ([files[i] for i in indices] for files in (self.paths, self.masks))
+        return self._read_so(MaskedPictures(paths, masks, self.table))
+
+    def _read_so(self, other: "MaskedPictures") -> "MaskedPictures":
+        other.reading = self.reading
+        return other
+
 
 class HubSegmentation(MaskedPictures):
     """A table of the `datasets` library with a picture and a mask in each row."""
@@ -177,6 +185,10 @@ class HubSegmentation(MaskedPictures):
             self.rows = self.rows.cast_column(column, ImageFeature(decode=False))
         picture, mask = ([Path(f"{name}[{i}].{column}") for i in range(len(rows))] for column in columns)
         super().__init__(picture, mask, table)
+
+    def take(self, indices: Sequence[int]) -> MaskedPictures:
+        name = str(self.paths[0]).partition("[")[0] if self.paths else ""
+        return self._read_so(HubSegmentation(self.rows.select(indices), self.columns, self.table, name))
 
     def source(self, index: int) -> _Source:
         row = self.rows[index]
@@ -199,12 +211,17 @@ class SegmentationSplits:
     skipped: list[Skipped]
     absent: list[str]
     """Classes of which no training picture (of a checked set) has a pixel."""
+    parts: Parts
+    """Which splits these are."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Nothing: pixels are counted of checked sets only."""
 
 
 def load_segmentation_splits(
     data: str,
     *,
     halves: Literal["both", "val"] = "both",
+    choice: Choice | None = None,
     classes: Sequence[str] | None = None,
     reduce_zero_label: bool | None = None,
     columns: tuple[str, str] | None = None,
@@ -221,15 +238,17 @@ def load_segmentation_splits(
         data: one of
             - `digits-scenes`;
             - a folder with pictures in `images/training` and `images/validation` and masks of the same names in
-              `annotations/` beside (also `train`, `val`; `masks/`, `labels/`; `train/images`; Cityscapes' own
-              layout), or with `images/` and `masks/` alone, which are split as in `load_splits`. What the values
-              or colours of the masks mean stands in a file of it that `read_table` knows;
+              `annotations/` beside (also `train`, `val` and what else `data.splits` knows; `masks/`, `labels/`;
+              `train/images`; Cityscapes' own layout), or with `images/` and `masks/` alone. Where there is no
+              validation split, the training pictures are divided as in `load_splits`. What the values or colours of
+              the masks mean stands in a file of it that `read_table` knows;
             - a folder that the `datasets` library wrote (`save_to_disk`), or `hf:` and the name of a set on the hub.
-        halves: `val` looks for the validation half alone and leaves `train` empty.
+        halves: `val` reads what is measured alone; `train` is then empty.
+        choice: which splits; default: training and validation.
         classes: names in the order of the masks' values, instead of a class list.
         reduce_zero_label: the value 0 means nothing and k is class k - 1, as in ADE20K; None: as the class list says.
         columns: the picture's and the mask's, of a `datasets` table with other image columns than two.
-        val_fraction: held out where the data has no halves.
+        val_fraction: held out where the data has no validation split.
         skip_bad_images: leave out what is unreadable or does not fit; it is in `skipped`.
         scenes: number of training and validation scenes of `digits-scenes`.
         reading: how the pictures' files become pictures; a part may be left to the training pictures to say.
@@ -240,19 +259,23 @@ def load_segmentation_splits(
         TranseptError: no such data, no class list, pictures without masks or masks without pictures, a half without a
             pixel of any class, and what `MaskedPictures.arrays` raises (of sets of up to 4,000 pictures here; all are
             counted and the first ones named).
+        UsageError: no such split, or several could be meant.
     """
+    choice = choice or Choice()
     if data == SCENES:
         refuse_reading(reading, data)
-        length = scenes[0] if halves == "both" else 0
+        parts = take(("train", "val"), data, choice, learns=True)
+        length = scenes[0] if halves == "both" or parts.val == "train" else 0
         train = SceneSegmentation(DigitScenes("train", length, seed=seed, options=scene_options))
         val = SceneSegmentation(DigitScenes("val", scenes[1], seed=seed, options=scene_options))
-        return SegmentationSplits(val.classes, val.palette, train, val, [], [])
+        val = train if parts.val == "train" else val
+        return SegmentationSplits(val.classes, val.palette, train, val, [], [], parts)
     skipped: list[Skipped] = []
     root = Path(data).expanduser()
     if data.startswith(HUB) or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        sets = _hub_sets(data, halves, classes, reduce_zero_label, columns)
+        sets, parts = _hub_sets(data, halves, choice, classes, reduce_zero_label, columns, val_fraction)
     elif root.is_dir():
-        sets, skipped = _folder_sets(root, halves, classes, reduce_zero_label, val_fraction)
+        sets, parts, skipped = _folder_sets(root, halves, choice, classes, reduce_zero_label, val_fraction)
     else:
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with images/ and annotations/")
     reading = complete(reading, (sets[0] if len(sets[0]) else sets[1]).some_files())
@@ -269,16 +292,17 @@ def load_segmentation_splits(
         warnings.warn(f"{_summary(skipped)}; left out", TranseptWarning, stacklevel=2)
     bad_paths = {skip.path for skip in skipped}
     train, val = (_without(half, bad_paths) for half in sets)
-    for half, name in ((train, "training"), (val, "validation")):
+    measured = "validation" if halves == "both" else "measured"
+    for half, name in ((train, "training"), (val, measured)):
         if len(half) == 0 and (half is val or halves == "both"):
             raise TranseptError(f"{data!r} has no {name} pictures" + (" that can be used" if skipped else ""))
-    for counts, half, name in ((pixels[0], train, "training"), (pixels[1], val, "validation")):
+    for counts, half, name in ((pixels[0], train, "training"), (pixels[1], val, measured)):
         if len(half) and counts is not None and not counts[:IGNORE_LABEL].any():
             raise TranseptError(f"no pixel of the {name} masks of {data!r} is of a class; all are to be ignored")
     if pixels[0] is not None and halves == "both":
         check_training_pixels(pixels[0], train.table, data)
     absent = _absent(train, pixels[0], data) if halves == "both" else []
-    return SegmentationSplits(val.classes, val.palette, train, val, skipped, absent)
+    return SegmentationSplits(val.classes, val.palette, train, val, skipped, absent, parts)
 
 
 def _read_pair(source: _Source, table: LabelTable, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
@@ -324,7 +348,7 @@ def _check(pictures: MaskedPictures) -> tuple[np.ndarray | None, list[Skipped]]:
 
 
 def _read_black_and_white(
-    sets: tuple[MaskedPictures, MaskedPictures], pixels: list[np.ndarray | None], data: str
+    sets: Sequence[MaskedPictures], pixels: list[np.ndarray | None], data: str
 ) -> list[np.ndarray | None]:
     """Reads masks of 0 and 255 alone as two classes, where they are such. The pixels of each class, as read now."""
     known = [_glance(half) if counts is None else counts for half, counts in zip(sets, pixels, strict=True)]
@@ -362,15 +386,15 @@ def _summary(skipped: list[Skipped]) -> str:
 
 def _without(pictures: MaskedPictures, bad: set[Path]) -> MaskedPictures:
     keep = [i for i, path in enumerate(pictures.paths) if path not in bad]
-    if len(keep) == len(pictures):
-        return pictures
-    if isinstance(pictures, HubSegmentation):
-        name = str(pictures.paths[0]).partition("[")[0]
-        rest: MaskedPictures = HubSegmentation(pictures.rows.select(keep), pictures.columns, pictures.table, name)
-    else:
-        rest = MaskedPictures([pictures.paths[i] for i in keep], [pictures.masks[i] for i in keep], pictures.table)
-    rest.reading = pictures.reading
-    return rest
+    return pictures if len(keep) == len(pictures) else pictures.take(keep)
+
+
+def _divide(pictures: MaskedPictures, names: Sequence[str], share: float, where: str) -> list[MaskedPictures]:
+    """Training and validation, by `lowest` of the names."""
+    if len(pictures) < 2:
+        raise TranseptError(f"{where!r} has {len(pictures)} pictures; it needs two, to learn from and to check")
+    held_out = set(lowest(names, share))
+    return [pictures.take([i for i in range(len(names)) if (i in held_out) == inside]) for inside in (False, True)]
 
 
 def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list[str]:
@@ -387,71 +411,65 @@ def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list
 def _folder_sets(
     root: Path,
     halves: Literal["both", "val"],
+    choice: Choice,
     classes: Sequence[str] | None,
     reduce_zero_label: bool | None,
     val_fraction: float,
-) -> tuple[tuple[MaskedPictures, MaskedPictures], list[Skipped]]:
-    folders = _half_folders(root, halves)
-    ending = next((each for each in _MASK_ENDINGS if _masks_end_so(folders[-1][1], each)), "")
+) -> tuple[list[MaskedPictures], Parts, list[Skipped]]:
+    """Training (where it is read) and measured pictures, and what has no partner."""
+    folders = _split_folders(root, choice)
+    parts = take([name for name in folders if name], str(root), choice, learns=halves == "both")
+    if halves == "both":
+        parts = note_bare_tests(parts, root, [pictures for pictures, _ in _LAYOUTS], "masks")
+    ending = next((each for each in _MASK_ENDINGS if _masks_end_so(folders[parts.val][1], each)), "")
     table = _table(root, ending, classes, reduce_zero_label)
-    matched, skipped = [], []
-    for pictures, masks in folders:
-        pairs, odd = _match(pictures, masks, ending)
-        matched.append(pairs)
+    sets, skipped = [], []
+    for name in [parts.val] if halves == "val" else parts.read:
+        pairs, odd = _match(*folders[name], ending)
+        sets.append(MaskedPictures([picture for picture, _ in pairs], [mask for _, mask in pairs], table))
         skipped += odd
-    if folders == [_find_folders(root, _FLAT, ("",))]:
-        pairs = matched[0]
-        if len(pairs) < 2:
-            raise TranseptError(f"{str(root)!r} has {len(pairs)} pictures; it needs two, to learn from and to check")
-        ranked = sorted(pairs, key=lambda pair: hashlib.sha1(pair[0].relative_to(root).as_posix().encode()).digest())
-        held_out = set(ranked[: min(max(1, round(val_fraction * len(pairs))), len(pairs) - 1)])
-        matched = [[pair for pair in pairs if pair not in held_out], [pair for pair in pairs if pair in held_out]]
-    if halves == "val":
-        matched = [[], matched[-1]]
-    train, val = (MaskedPictures([p for p, _ in pairs], [m for _, m in pairs], table) for pairs in matched)
-    return (train, val), skipped
+    if parts.held_out:
+        names = [path.relative_to(root).as_posix() for path in sets[0].paths]
+        sets = _divide(sets[0], names, val_fraction, str(root))
+    return [MaskedPictures([], [], table) if halves == "val" else sets[0], sets[-1]], parts, skipped
 
 
-def _half_folders(root: Path, halves: Literal["both", "val"]) -> list[tuple[Path, Path]]:
-    """Folders of pictures and of masks: training and validation, validation alone, or all in one to be split."""
-    for layout in _LAYOUTS:
-        train, val = (_find_folders(root, layout, names) for names in (_TRAIN, _VAL))
-        if val is not None and halves == "val":
-            return [val]
-        if train is not None and val is not None:
-            return [train, val]
-        if train is not None or val is not None:
-            has, lacks = ("training", "validation") if val is None else ("validation", "training")
-            folder = (train or val or (root,))[0]
-            raise TranseptError(f"{str(root)!r} has {has} pictures ({folder.relative_to(root)}/) but no {lacks} ones")
-    flat = _find_folders(root, _FLAT, ("",))
-    if flat is None:
+def _split_folders(root: Path, choice: Choice) -> dict[str, tuple[Path, Path]]:
+    """Names of splits to the folders of their pictures and masks; "" where all are in one."""
+    for layout in () if choice.is_whole else _LAYOUTS:
+        if found := _find_folders(root, layout, choice):
+            return found
+    flat = _find_folders(root, _FLAT, choice)
+    if not flat:
         raise TranseptError(
             f"{str(root)!r} has no pictures with masks; put them into images/training, annotations/training, "
             "images/validation and annotations/validation"
         )
-    return [flat]
+    return flat
 
 
-def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], names: Sequence[str]) -> tuple[Path, Path] | None:
-    for name in names:
-        pictures = root / layout[0].format(name)
-        for masks in layout[1]:
-            if pictures.is_dir() and (root / masks.format(name)).is_dir():
-                return pictures, root / masks.format(name)
-    return None
+def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], choice: Choice) -> dict[str, tuple[Path, Path]]:
+    found: dict[str, tuple[Path, Path]] = {}
+    for masks in layout[1]:
+        beside = {name.lower(): path for name, path in matches(root, masks, choice).items()}
+        for name, pictures in matches(root, layout[0], choice).items():
+            there = beside.get(name.lower())
+            if there is not None and there.is_dir() and pictures.is_dir():
+                found.setdefault(name, (pictures, there))
+    return found
 
 
 def _masks_end_so(folder: Path, ending: str) -> bool:
-    return next(folder.rglob(f"*{ending}.png"), None) is not None
+    return any(file.name.endswith(f"{ending}.png") for file in files_below(folder))
 
 
 def _table(root: Path, ending: str, classes: Sequence[str] | None, reduce_zero_label: bool | None) -> LabelTable:
     if classes is not None:
         return table_of_names(classes, "classes", reduce_zero_label=bool(reduce_zero_label))
-    for name in CLASS_FILES:
-        if (root / name).is_file():
-            return read_table(root / name, reduce_zero_label=reduce_zero_label)
+    for folder in (root, root.parent) if kind_of(root.name) else (root,):  # the list may lie beside the splits
+        for name in CLASS_FILES:
+            if (folder / name).is_file():
+                return read_table(folder / name, reduce_zero_label=reduce_zero_label)
     if ending:
         return cityscapes_table(ending)
     raise TranseptError(
@@ -465,7 +483,7 @@ def _match(pictures: Path, masks: Path, ending: str) -> tuple[list[tuple[Path, P
 
     def by_name(folder: Path, cut: str, extensions: Sequence[str]) -> dict[str, list[Path]]:
         files: dict[str, list[Path]] = {}
-        for file in sorted(folder.rglob("*")):
+        for file in sorted(files_below(folder)):
             if file.suffix.lower() in extensions and file.stem.endswith(cut) and not file.name.startswith("."):
                 name = file.relative_to(folder).with_name(file.stem.removesuffix(cut))
                 files.setdefault(name.as_posix(), []).append(file)
@@ -493,17 +511,17 @@ def _match(pictures: Path, masks: Path, ending: str) -> tuple[list[tuple[Path, P
 def _hub_sets(
     data: str,
     halves: Literal["both", "val"],
+    choice: Choice,
     classes: Sequence[str] | None,
     reduce_zero_label: bool | None,
     columns: tuple[str, str] | None,
-) -> tuple[MaskedPictures, MaskedPictures]:
+    val_fraction: float,
+) -> tuple[list[MaskedPictures], Parts]:
     loaded, name = load_hub(data), data.removeprefix(HUB)
     from datasets import Image as ImageFeature  # an extra; `load_hub` says so where it is missing
 
-    train, val = (next((half for half in names if half in loaded), None) for names in (_TRAIN, ("validation", *_VAL)))
-    if val is None or (train is None and halves == "both"):
-        raise TranseptError(f"{name!r} has the splits {sorted(loaded)}; it needs 'train' and 'validation'")
-    features = loaded[val].features
+    parts = take(list(loaded), name, choice, learns=halves == "both")
+    features = loaded[parts.val].features
     pictures = [column for column, kind in features.items() if isinstance(kind, ImageFeature)]
     if columns is None:
         if len(pictures) != 2:
@@ -514,7 +532,8 @@ def _hub_sets(
         if column not in pictures:
             raise UsageError(f"{name!r} has no image column {column!r}; it has {pictures}")
     table = _table(Path(name), "", classes, reduce_zero_label)
-    of_half = {half: HubSegmentation(loaded[half], columns, table, f"{name}/{half}") for half in (train, val) if half}
-    if halves == "val" or train is None:
-        return MaskedPictures([], [], table), of_half[val]
-    return of_half[train], of_half[val]
+    wanted = [parts.val] if halves == "val" else parts.read
+    sets: list[MaskedPictures] = [HubSegmentation(loaded[each], columns, table, f"{name}/{each}") for each in wanted]
+    if parts.held_out:
+        sets = _divide(sets[0], [f"{parts.val}[{i}]" for i in range(len(sets[0]))], val_fraction, name)
+    return [MaskedPictures([], [], table) if halves == "val" else sets[0], sets[-1]], parts

@@ -30,6 +30,7 @@ class ClassifyJob(Job):
         super().__init__(recipe, world)
         self.splits = load_splits(
             str(recipe.data),
+            choice=recipe.choice(held_out=True, measures=False),
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,
             reading=recipe.reading,

@@ -41,6 +41,8 @@ class DetectJob(Job):
         self.masks = "mask" in options.method
         self.splits = load_detection_splits(
             str(recipe.data),
+            choice=recipe.choice(held_out=True, measures=False),
+            val_fraction=recipe.val_fraction,
             masks=self.masks,
             keep_empty=options.keep_empty,
             skip_bad_annotations=recipe.skip_bad_annotations,

@@ -21,7 +21,7 @@ from transept.data.loading import (
 from transept.data.measure import channel_statistics, spread
 from transept.data.reading import PLAIN, Reading
 from transept.tasks.start import start_from
-from transept.tasks.task import Picture, Task, as_picture
+from transept.tasks.task import Evaluation, Picture, Task, as_picture
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
 
@@ -73,7 +73,7 @@ class Job(ABC):
 
     score: Score
     splits: Any
-    """Has `train`, `val` and `classes`."""
+    """Has `train`, `val`, `classes`, `counts` and `parts`."""
     unused_parameters: ClassVar[bool] = False
     """Some parameters take no part in the loss; processes that share gradients must look for them."""
 
@@ -113,6 +113,20 @@ class Job(ABC):
     def backbones(self, task: Any) -> list[nn.Module]:
         """The parts of a task that hold most of its parameters: compiled, checkpointed and sharded block by block."""
         return [getattr(task, "backbone", None) or task.model]
+
+    @property
+    def found(self) -> str:
+        """What is trained on, as a sentence."""
+        return self.splits.parts.found(self.splits, self.recipe.val_fraction)
+
+    def test(self, task: Task) -> Evaluation | None:
+        """Scores of the trained task on the data's test split; None where it has no such scores.
+
+        Raises:
+            TranseptError: the test split is bad.
+        """
+        data = replace(self.recipe.data_options, split=self.splits.parts.test)
+        return task.evaluate(data, workers=self.recipe.workers)
 
     @abstractmethod
     def build(self, *, load: bool) -> nn.Module:

@@ -1,5 +1,7 @@
 """Pretraining without labels."""
 
+from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +14,9 @@ from transept.data.loading import Draw, TransformedSet, make_loader
 from transept.metrics.knn import KNNMeter
 from transept.metrics.loss import LossMeter
 from transept.models.registry import find_model
+from transept.tasks.feature_scores import feature_scores
 from transept.tasks.pretrain import FeatureExtractor, Pretrainer
+from transept.tasks.task import Evaluation
 from transept.training.jobs.job import Job, Meter, Score
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import ALONE, World
@@ -34,6 +38,7 @@ class PretrainJob(Job):
         super().__init__(recipe, world)
         self.splits = load_splits(
             str(recipe.data),
+            choice=recipe.choice(held_out=True, measures=False),
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,
             labelled=False,
@@ -43,6 +48,26 @@ class PretrainJob(Job):
         self.labelled = len(self.splits.classes) > 1
         if not self.labelled:
             self.score = Score("negative_loss", "-loss", "negative loss", percent=False)
+
+    def test(self, task: FeatureExtractor) -> Evaluation | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Nearest neighbours among the training pictures."""
+        if not self.labelled:
+            return None
+        recipe, options = self.recipe, self.recipe.pretrain
+        started = monotonic()
+        splits = task.load_data(replace(recipe.data_options, split=self.splits.parts.test))
+        scores = feature_scores(
+            task, splits, knn=True, linear=False, k=options.knn_k, temperature=options.knn_temperature
+        )
+        return Evaluation(
+            metrics=scores,
+            summary=f"k-NN top-1 {scores['knn_top1']:.2%}",
+            images=len(splits.val),
+            seconds=monotonic() - started,
+            skipped=splits.skipped,
+            split=splits.parts.split,
+            measured=splits.parts.measured(len(splits.val), len(set(splits.val.labels)), str(recipe.data)),
+        )
 
     def build(self, *, load: bool) -> nn.Module:
         recipe = self.recipe

@@ -31,6 +31,7 @@ class SegmentJob(Job):
             )
         self.splits = load_segmentation_splits(
             str(recipe.data),
+            choice=recipe.choice(held_out=True, measures=False),
             reduce_zero_label=recipe.reduce_zero_label,
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,

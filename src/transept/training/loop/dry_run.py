@@ -40,6 +40,8 @@ class Plan:
 
     pictures: int
     """To train on."""
+    found: str
+    """What the data has, as a sentence."""
     batch: int
     """Samples of one step of the optimiser."""
     part: int
@@ -71,6 +73,7 @@ def make_plan(
     average = parameters if recipe.ema.decay is not None else 0
     return Plan(
         pictures=len(job.splits.train),
+        found=job.found,
         batch=recipe.batch_size,
         part=shape[0],
         processes=world.size,

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 
 from transept.checks import shown
-from transept.errors import TranseptError, TranseptWarning, UsageError
-from transept.files import reserve
+from transept.errors import TranseptError, TranseptWarning, UsageError, warn
+from transept.files import reserve, write_atomically
 from transept.inference.compile import best_precision
 from transept.models.registry import build_skeleton
-from transept.tasks.run_folder import SAMPLES, STATE
+from transept.tasks.load import load
+from transept.tasks.run_folder import BEST, SAMPLES, STATE, TEST
+from transept.tasks.task import Evaluation
 from transept.training.jobs.job import Job, Score
 from transept.training.jobs.table import JOBS
 from transept.training.loop.averaging import Averaging
@@ -56,6 +59,8 @@ class Result:
     """Training time, data checks and imports not counted."""
     skipped: int
     """Unreadable files left out."""
+    test: Evaluation | None = None
+    """Scores of the best weights on the test split, where the data has one."""
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
@@ -63,7 +68,8 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     that the run had: learning rates are then those of the longer schedule from where the run stands.
 
     The folder gets config.yaml, metrics.csv, curves.png, best.safetensors, last.safetensors, last.ckpt (for
-    resuming) and a few held-out pictures in samples/. Training depends on the recipe alone: an interrupted and
+    resuming) and a few held-out pictures in samples/. Where the data has a test split, the best weights are measured on
+    it at the end, for test.json. Training depends on the recipe alone: an interrupted and
     resumed run ends with the weights of an uninterrupted one.
 
     Raises:
@@ -154,9 +160,10 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result
         if not resume:
             job.write_samples(folder / SAMPLES)
         if progress:
-            for note in job.notes:
+            for note in (job.found, *job.notes):
                 print(f"transept: {note}", file=sys.stderr)
-        return _fit(folder, job, task, state, file, ProgressBar(job.score) if progress else None)
+        result = _fit(folder, job, task, state, file, ProgressBar(job.score) if progress else None)
+        return dataclasses.replace(result, test=_test(folder, job)) if job.splits.parts.test else result
 
 
 def _fit(
@@ -181,6 +188,20 @@ def _fit(
         with graceful_interrupt(recorder), clear_errors(recorder):
             trainer.fit(module, train_loader, val_loader, ckpt_path=file, weights_only=True)
     return _result(folder, job, recorder)
+
+
+def _test(folder: Path, job: Job) -> Evaluation | None:
+    """The best weights on the test split. Training is over, so that what is wrong there is a warning."""
+    task = load(folder / BEST).to("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        evaluation = job.test(task)
+    except TranseptError as error:
+        warn(f"the split {job.splits.parts.test!r} is not measured: {error}")
+        return None
+    if evaluation is not None:
+        text = json.dumps(evaluation.plain(), ensure_ascii=False, indent=1) + "\n"
+        write_atomically(folder / TEST, lambda file: file.write_text(text, encoding="utf-8"))
+    return evaluation
 
 
 def _result(folder: Path, job: Job, recorder: Recorder) -> Result:

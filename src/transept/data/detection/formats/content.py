@@ -10,18 +10,11 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from transept.data.images import EXTENSIONS, BadImageError, stored_form
+from transept.data.splits import NAMES
 from transept.errors import TranseptError, TranseptWarning
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of splits as they occur, in lower case."""
+SPLITS = {name: kind for kind, names in NAMES.items() for name in names if name != "trainval"}
+"""Names of splits as they occur, in lower case; VOC's `trainval` is its train and val together."""
 ROTATED = "rotated boxes, framed by upright ones"
 _CORNERS = 64  # of a polygon that stands for an ellipse
 
