@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -318,6 +320,19 @@ def coco_files(root: Path, **files: str) -> None:
         coco(root / file, root / folder, before=before)
 
 
+def table(root: Path, name: str) -> None:
+    """Ten pictures of two classes; as Parquet, six of them to train on."""
+    fill(root / "pictures", cat=5, dog=5)
+    names = [f"pictures/{label}/{label}-{i}.png" for i in range(5) for label in ("cat", "dog")]
+    labels = [path.split("/")[1] for path in names]
+    if name.endswith(".csv"):
+        rows = [f"{path},{label}" for path, label in zip(names, labels, strict=True)]
+        (root / name).write_text("\n".join(["path,label", *rows]) + "\n")
+        return
+    splits = ["train"] * 6 + ["valid"] * 2 + ["test"] * 2
+    pyarrow.parquet.write_table(pyarrow.table({"file": names, "class": labels, "split": splits}), root / name)
+
+
 def tool_files(root: Path, name: str, *pictures: str) -> None:
     """What `detection/formats/make.py` had the tool write, and pictures of the size that it was told."""
     shutil.copytree(Path(__file__).parent / "detection" / "formats" / name, root)
@@ -339,6 +354,8 @@ HAVE: dict[str, tuple[Callable[[Path], Any], tuple[int, int, str | None]]] = {
         lambda root: class_splits(root, train=3, val=1, valid=2),
         (6, 4, None),
     ),
+    "a table, `table.csv`, with columns `path` and `label`": (lambda root: table(root, "table.csv"), (8, 2, None)),
+    "a Parquet table with a column `split`": (lambda root: table(root, "table.parquet"), (6, 2, "test")),
     "a folder of test pictures in class folders": (lambda root: fill(root, cat=5, dog=5), (0, 10, None)),
     "`train/`, `val/` and `test/`, to be measured on `test/`": (
         lambda root: class_splits(root, train=3, val=1, test=2),

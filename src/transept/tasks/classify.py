@@ -98,6 +98,9 @@ class Classifier(ModelTask):
         self.classes = list(classes)
         self.preprocessing = fit_channels(preprocessing, self.in_chans)
         self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)
+        """Of each class in the loss of training; None: all alike."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `b 3 H W` to logits `b num_classes`."""
@@ -105,9 +108,10 @@ class Classifier(ModelTask):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of logits `b num_classes` and class numbers `b`, which are smoothed in training mode only,
-        or each class's share `b num_classes`, taken as it is."""
+        or each class's share `b num_classes`, taken as it is. In training mode classes count by their weights."""
         smoothing = self.label_smoothing if self.training and not labels.is_floating_point() else 0.0
-        return cross_entropy(logits, labels, label_smoothing=smoothing)
+        weights = self.class_weights if self.training else None
+        return cross_entropy(logits, labels, weights, label_smoothing=smoothing)
 
     def decode(self, logits: Tensor, top: int = 5) -> Classification:
         """The `top` most probable classes of each image, or all where there are fewer: `b k`."""

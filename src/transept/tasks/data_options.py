@@ -35,8 +35,9 @@ class DataOptions:
     """The data of a run. Evaluation reads its validation pictures as training did."""
 
     data: str | None = None
-    """classify: `digits`; a folder: `train/CLASS/*` and `val/CLASS/*`, or `CLASS/*` to be split; `hf:NAME` of the
-    Hugging Face hub; `wds:TRAIN,VAL`, patterns of tar shards.
+    """classify: `digits`; a folder: `train/CLASS/*` and `val/CLASS/*`, or `CLASS/*` to be split; a CSV or Parquet file
+    with columns `path`, `label` and perhaps `split`; `hf:NAME` of the Hugging Face hub; `wds:TRAIN,VAL`, patterns of
+    tar shards.
     detect: `digits-scenes`, or a folder as COCO's: `annotations/instances_train2017.json`, `train2017/*`, and for val.
     segment: `digits-scenes`, or a folder of pictures and masks.
     pretrain: as classify, or a folder of pictures without classes."""

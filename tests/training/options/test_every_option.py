@@ -116,7 +116,7 @@ OUT_OF_RANGE: dict[str, Any] = {
 }
 # Their type says all that can be asked of them before data is read: flags, words of a fixed list, free text.
 FREE = set(
-    """accept_changed_data antialias bgr bn_in_head by_epoch channels_last classify.distill.kind
+    """accept_changed_data antialias bgr bn_in_head by_epoch channels_last class_weights classify.distill.kind
     classify.distill.weights classify.mix.mode compile cosine_from_start
     data ema.evaluate erasing_mode fast_decode grad_checkpointing keep_empty
     loggers model.weights no_weight_decay norm_eval norm_last_layer per_picture precision reduce_zero_label

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from transept.data.classification.image_set import ArraySet, ImageSet, Paths
+from transept.data.classification.listings import find_listing, is_listing
 from transept.data.classification.shards import SHARDS, find_shards
 from transept.data.classification.tables import hub_splits
 from transept.data.hub import HUB, is_table
@@ -72,6 +73,7 @@ def load_splits(
               `CLASS/*`. Where there is no validation split, the training pictures are divided: of each class the share
               `val_fraction` whose names hash lowest is held out, so the same files are held out on every machine, and
               a file added later moves few others;
+            - a CSV or Parquet file with a path and a label in each row, see `listings.find_listing`;
             - `hf:NAME`, a set of the Hugging Face hub, or a folder that the `datasets` library read or wrote;
             - `wds:TRAIN,VAL`, patterns of tar shards, or `wds:FOLDER`: see `shards.find_shards`.
         halves: `val` reads what is measured alone; `train` is then empty.
@@ -128,10 +130,12 @@ def _source(data: str, choice: Choice, *, labelled: bool, fewest: int) -> tuple[
         return hub_splits(data)
     if data.startswith(SHARDS):
         return find_shards(data.removeprefix(SHARDS))
+    if is_listing(root):
+        return find_listing(root, fewest=fewest)
     if root.is_dir():
         return _split_folders(root, choice), partial(_read_folders, root, labelled, fewest)
     raise TranseptError(
-        f"there is no data {data!r}; give 'digits' or a folder with one subfolder for each class, "
+        f"there is no data {data!r}; give 'digits', a folder with a subfolder for each class, a table (CSV, Parquet), "
         f"or a name that begins with {HUB} or {SHARDS}"
     )
 

@@ -14,12 +14,12 @@ from transept.data.detection.annotations import Annotations, plain_segmentation
 from transept.data.detection.boxes import Boxes
 from transept.data.detection.coco_file import Picture, picture_problem, read_categories, read_coco, read_size
 from transept.data.detection.masks import decode_masks, mask_api, mask_problem, plain_mask
-from transept.data.detection.places import TAILS, PictureFolder
 from transept.data.detection.target import DetectionSet, Target, make_sample
 from transept.data.detection.values import FLOATS, TEXT, NotPlainError
 from transept.data.images import KEEP_BYTES, BadImageError, Skipped, as_array, read_image
 from transept.data.labels import drawing_palette
 from transept.data.measure import Source, spread
+from transept.data.places import TAILS, PictureFolder
 from transept.data.reading import PLAIN, Reading
 from transept.errors import TranseptError, TranseptWarning
 from transept.words import listed

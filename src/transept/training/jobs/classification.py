@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
@@ -70,6 +71,9 @@ class ClassifyJob(Job):
             self.teacher = Teacher(distill, len(classes), preprocessing)
         task = Classifier(model, classes, preprocessing, label_smoothing=classify.label_smoothing)
         task.reading = self.reading
+        if classify.class_weights == "balanced":
+            counts = torch.tensor([self.splits.counts[name] for name in classes], dtype=torch.float32)
+            task.class_weights = counts.sum() / (len(counts) * counts)
         if load:
             self.start(task)
         return task

@@ -76,6 +76,9 @@ class ClassifyOptions:
     distill: DistillOptions = field(default_factory=DistillOptions)
     label_smoothing: float = 0.1
     """Share of each label that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a class counts in the loss by the inverse of its share of the training pictures, so that a rare one is
+    worth as much as a frequent one."""
     crop_pct: float = 1.0
     """Share of the resized picture that evaluation keeps: 0.875 takes 224 of 256 pixels."""
 
