@@ -117,3 +117,17 @@ def test_the_wrapper_of_timms_models(ours: Any, name: str, tmp_path: Path):
         expected = model(images).logits
         assert torch.allclose(again(images).logits, expected, atol=1e-5)
         assert torch.allclose(mine(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p8_224", "cat_tiny"])
+def test_folders_of_ours_in_the_wrapper(ours: Any, name: str, tmp_path: Path):
+    from transformers import AutoModelForImageClassification
+
+    model = transept.create_model(name, num_classes=3, img_size=64, **SMALL[name]).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    transept.save_pretrained(model, tmp_path)
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(theirs(images).logits, model(images), atol=1e-4)

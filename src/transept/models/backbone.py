@@ -52,6 +52,10 @@ class Family:
     """timm has classifiers of the same names and arguments, and loads official names."""
     not_in_timm: frozenset[str] = frozenset()
     """Fields of the config that timm's classifiers do not take."""
+    values_in_timm: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Fields of which they take these values only."""
+    first_conv: str | None = None
+    """The convolution that reads the image, which timm fits to other channels, where timm has the family."""
     any_size: Mapping[str, Any] = field(default_factory=dict)
     """Options with which a classifier takes images of any size, where it does not by itself."""
     dense_options: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
