@@ -190,3 +190,12 @@ def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["convert", str(tmp_path / "d.pth"), str(tmp_path / "e.npz")]) == 2
     assert main(["convert", str(tmp_path / "d.pth")]) == 2
     assert not (tmp_path / "e.pth").exists()
+
+
+def test_a_missing_part_of_a_package_is_no_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """As where onnxscript is too old for torch, which asks for onnxscript._framework_apis.torch_2_11."""
+    for name in ("transept.cli.models", "transept.cli.shared.tables"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == "transept: 'rich' is installed, but lacks rich.table: pip install -U rich\n"

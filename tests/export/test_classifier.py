@@ -17,7 +17,7 @@ from tests.helpers import fails
 from transept.cli.main import main
 from transept.errors import TranseptError, UsageError
 from transept.export.int8 import INT8_FILE, compare_top1, export_int8
-from transept.export.onnx import METADATA, onnx_runner
+from transept.export.onnx import METADATA, Axis, onnx_runner, write_graphs
 from transept.inference.compile import spread_error
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import create_segmenter
@@ -45,7 +45,18 @@ def by_command(tmp_path_factory: pytest.TempPathFactory) -> ByCommand:
     torch.manual_seed(0)
     classifier = a_classifier()
     classifier.save(folder / "best.safetensors")
-    words = ["--format", "onnx", "openvino", "--dtype", "float32", "--int8", "--calibration", str(folder / "pictures")]
+    words = [
+        "--opset",
+        "18",
+        "--format",
+        "onnx",
+        "openvino",
+        "--dtype",
+        "float32",
+        "--int8",
+        "--calibration",
+        str(folder / "pictures"),
+    ]
     with redirect_stdout(StringIO()) as out:
         assert main(["export", str(folder / "best.safetensors"), "--out", str(folder / "out"), *words, "--json"]) == 0
     assert {path.name for path in (folder / "out").iterdir()} == {"model.onnx", "model.bin", "model.xml", INT8_FILE}
@@ -58,6 +69,26 @@ def test_onnx_takes_any_number_of_pictures(by_command: ByCommand):
         images = torch.randn(batch, 3, 64, 64)
         (logits,) = onnx_runner(by_command.folder / "model.onnx")([images])
         torch.testing.assert_close(logits, by_command.classifier(images), rtol=0, atol=1e-4)
+
+
+def test_the_opset_is_what_was_asked_for(by_command: ByCommand):
+    """In the file made of it, too."""
+    for name in ("model.onnx", INT8_FILE):
+        domains = {each.domain: each.version for each in onnx.load(by_command.folder / name).opset_import}
+        assert domains[""] == 18
+
+
+def test_opsets_that_cannot_be(by_command: ByCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = str(by_command.folder.parent / "best.safetensors")
+    for words, sentence in (
+        (["--opset", "11"], "opset=11 cannot be written: torch writes 18 and later ones"),
+        (["--opset", "20", "--format", "pt2"], "opset=20 is of ONNX, which none of the formats pt2 is; leave it out"),
+    ):
+        assert sentence in fails(capsys, ["export", file, "--out", str(tmp_path), *words], 2)
+    module, inputs = torch.nn.Linear(2, 2), {"images": torch.zeros(1, 2)}
+    with pytest.raises(UsageError, match="opset=99 cannot be written: torch .* writes 18 in its place"):
+        write_graphs(module, inputs, [Axis("out", "batch")], tmp_path, ["onnx"], {}, lambda *_: {}, opset=99)
+    assert not list(tmp_path.iterdir())
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from transept.export.detector import (
     prepare,
 )
 from transept.export.onnx import METADATA, Axis, Run, onnx_runner, pt2_runner, write_graphs
+from transept.export.openvino import openvino_runner
 from transept.heads.instances import Detections
 from transept.heads.rpn import Proposals, RPNOutputs
 from transept.ops.anchors import Anchors
@@ -36,6 +37,7 @@ from transept.tasks.detect import Detector
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytest.importorskip("openvino")
 
 FAMILIES: dict[str, dict[str, Any]] = {
     name.removesuffix("_224"): options for name, options in NARROW.items() if name != "cabvit_p_l0"
@@ -126,10 +128,12 @@ def agree(detector: Detector, run: Run, inputs: DetectorInputs) -> dict[str, flo
     return errors
 
 
-def check(detector: Detector, folder: Path, pictures: list[Image.Image], size: tuple[int, int]) -> tuple[Run, Run]:
+def check(detector: Detector, folder: Path, pictures: list[Image.Image], size: tuple[int, int]) -> tuple[Run, ...]:
     """Export with the first picture, and compare on all."""
-    exported = export_detector(detector, folder, img_size=size, picture=pictures[0])
-    runs = onnx_runner(exported.files["onnx"]), pt2_runner(exported.files["pt2"])
+    formats = ("onnx", "pt2", "openvino")
+    exported = export_detector(detector, folder, img_size=size, picture=pictures[0], formats=formats)
+    files = exported.files
+    runs = onnx_runner(files["onnx"]), pt2_runner(files["pt2"]), openvino_runner(files["openvino"], "float32")
     extra = {f"{METADATA}.json": ""}
     torch.export.load(exported.files["pt2"], extra_files=extra)
     assert json.loads(extra[f"{METADATA}.json"]) == json.loads(json.dumps(exported.about))
@@ -137,7 +141,7 @@ def check(detector: Detector, folder: Path, pictures: list[Image.Image], size: t
         assert [output.shape[0] for output in run(NOTHING)] == [0] * (4 if detector.has_masks else 3)
     for picture in pictures:
         inputs = prepare(picture, detector.preprocessing, size)
-        for run, name in zip(runs, ("onnx", "pt2"), strict=True):
+        for run, name in zip(runs, formats, strict=True):
             print(detector.method, detector.pretrained_cfg["architecture"], name, agree(detector, run, inputs))
     return runs
 
@@ -154,15 +158,15 @@ class ByCommand(NamedTuple):
 
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory: pytest.TempPathFactory) -> ByCommand:
-    """Mask R-CNN on XCiT as ONNX. As an exported program, which takes as long again, the slow tests have it."""
+    """Mask R-CNN on XCiT for both runtimes. As an exported program, which takes as long again, slow tests have it."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
     detector = a_detector("mask_rcnn")
     detector.save(folder / "best.safetensors")
-    words = ["--out", str(folder / "out"), "--img-size", *map(str, SIZE), "--format", "onnx", "--json"]
+    words = ["--out", str(folder / "out"), "--img-size", *map(str, SIZE), "--format", "onnx", "openvino", "--json"]
     with redirect_stdout(StringIO()) as out:
         assert main(["export", str(folder / "best.safetensors"), *words]) == 0
-    assert [path.name for path in (folder / "out").iterdir()] == ["model.onnx"]
+    assert {path.name for path in (folder / "out").iterdir()} == {"model.onnx", "model.xml", "model.bin"}
     return ByCommand(detector, json.loads(out.getvalue()))
 
 
@@ -170,12 +174,13 @@ def test_a_photograph_by_the_command(by_command: ByCommand):
     detector, report = by_command
     assert (report["task"], report["img_size"]) == ("detect", list(SIZE))
     assert "one picture at a time" in report["limits"]
-    run = onnx_runner(report["files"]["onnx"])
     inputs = prepare(sample_picture(), detector.preprocessing, SIZE)
-    assert agree(detector, run, inputs) == report["errors"]["onnx"]
     tall = prepare(sample_picture().rotate(90, expand=True), detector.preprocessing, SIZE)  # with more padding
-    agree(detector, run, tall)
-    assert [output.shape[0] for output in run(NOTHING)] == [0, 0, 0, 0]
+    runs = onnx_runner(report["files"]["onnx"]), openvino_runner(report["files"]["openvino"], "float32")
+    for kind, run in zip(("onnx", "openvino"), runs, strict=True):
+        assert agree(detector, run, inputs) == report["errors"][kind]
+        agree(detector, run, tall)
+        assert [output.shape[0] for output in run(NOTHING)] == [0, 0, 0, 0]
 
 
 def test_names_and_metadata(by_command: ByCommand):

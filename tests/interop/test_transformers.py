@@ -97,3 +97,37 @@ def test_upernet_of_transformers(ours: Any, name: str, tmp_path: Path):
     again = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.allclose(again(images).logits, model(images).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cat_tiny", "crossformer_tiny", "cabvit_h_l1"])
+def test_the_wrapper_of_timms_models(ours: Any, name: str, tmp_path: Path):
+    """It builds on the meta device; what no file holds is made all the same, and we read what it saves."""
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    options = SMALL[name] | {"img_size": 64}
+    config = TimmWrapperConfig(architecture=name, num_labels=7, model_args=options)
+    model = TimmWrapperForImageClassification(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path)
+    again = TimmWrapperForImageClassification.from_pretrained(tmp_path).eval()
+    mine = transept.create_model(name, weights=tmp_path / "model.safetensors", num_classes=7, **options).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images).logits
+        assert torch.allclose(again(images).logits, expected, atol=1e-5)
+        assert torch.allclose(mine(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p8_224", "cat_tiny"])
+def test_folders_of_ours_in_the_wrapper(ours: Any, name: str, tmp_path: Path):
+    from transformers import AutoModelForImageClassification
+
+    model = transept.create_model(name, num_classes=3, img_size=64, **SMALL[name]).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    transept.save_pretrained(model, tmp_path)
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(theirs(images).logits, model(images), atol=1e-4)

@@ -152,9 +152,39 @@ def test_timm_reads_what_the_card_says_it_reads(name: str, tmp_path: Path):
     assert type(theirs).__module__.startswith("timm.")
     assert theirs.num_classes == 7
     assert torch.allclose(theirs(image()), model(image()), atol=1e-5)
+    assert tuple(load_file(tmp_path / name / "model.safetensors")) <= tuple(theirs.state_dict())
+    four = timm.create_model(f"local-dir:{tmp_path / name}", pretrained=True, in_chans=4)
+    assert four(image()[:, [0, 1, 2, 0]]).shape == (2, 7)
     pyramid = tiny(name, features_only=True)
     transept.save_pretrained(pyramid, tmp_path / "pyramid")
     assert "timm" not in (tmp_path / "pyramid" / "README.md").read_text()
+
+
+def test_timm_is_not_named_where_it_lacks_the_model(tmp_path: Path):
+    model = transept.create_model("xcit_nano_12_p8_224", patch_size=4, depth=1, img_size=16, num_classes=2)
+    transept.save_pretrained(model, tmp_path)
+    assert "timm's own" not in (tmp_path / "README.md").read_text()
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["cat_tiny", "crossformer_tiny", "cabvit_h_l1"])
+@torch.inference_mode()
+def test_timm_gives_our_models_the_weights_it_is_told(name: str, tmp_path: Path):
+    model = tiny(name).eval()
+    model.pretrained_cfg["mean"] = (0.5, 0.5, 0.5)
+    transept.save_pretrained(model, tmp_path)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(theirs(image()), model(image()))
+    assert tuple(theirs.pretrained_cfg["mean"]) == (0.5, 0.5, 0.5)
+    plain = timm.create_model(f"local-dir:{tmp_path}").eval()
+    assert plain.num_classes == 7
+    assert not torch.equal(plain(image()), model(image()))
+    options = json.loads((tmp_path / "config.json").read_text())["model_args"] | {"num_classes": 7}
+    for overlay in ({"file": str(tmp_path / "model.safetensors")}, {"state_dict": model.state_dict()}):
+        theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
+        assert torch.equal(theirs(image()), model(image()))
+    with pytest.raises(UsageError, match=f"no published checkpoint is called '{name}.mine'"):
+        timm.create_model(f"{name}.mine", pretrained=True)
 
 
 def test_what_cannot_be_saved_is_refused(model, tmp_path: Path):
@@ -306,7 +336,7 @@ def test_broken_files(model, tmp_path: Path):
     save_file({**state, "head.bias": torch.zeros(5)}, weights)
     assert "head.bias is (5,) for (7,) in the model" in load()
     save_file({**state, "head.bias": torch.zeros(7, dtype=torch.int64)}, weights)
-    assert "head.bias is of type I64 for torch.float32 in the model" in load()
+    assert "head.bias is of type torch.int64 for torch.float32 in the model" in load()
     weights.write_bytes(weights.read_bytes()[:-50])
     assert "is no whole safetensors file" in load()
     weights.write_bytes(b"\xff" * 8)

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import transept
-from transept.errors import UsageError
+from transept.errors import TranseptError, UsageError
 from transept.weights.catalogue.records import CHECKPOINTS
+from transept.weights.convert import from_official
 from transept.weights.fetch.keeping import local_path
+from transept.weights.files.writing import write_state_dict
 from transept.weights.load import default_checkpoint
 
 TINY = dict(depth=1, img_size=32, num_classes=5)
@@ -54,6 +57,57 @@ def test_checkpoint_forms(model, tmp_path: Path, wrapper: str | None, prefix: st
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "weights.pth")
     fresh = transept.create_model("cait_xxs24_224", weights=tmp_path / "weights.pth", **TINY)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in fresh.state_dict().items())
+
+
+def test_moving_averages_of_torch(model, tmp_path: Path):
+    """As torchvision's training script saves them: a counter beside names that all begin with "module."."""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    torch.save({"model": model.state_dict(), "model_ema": average.state_dict()}, tmp_path / "w.pth")
+    fresh = transept.create_model("cait_xxs24_224", **TINY)
+    report = transept.load_weights(fresh, tmp_path / "w.pth", wrapper="model_ema")
+    assert (report.prefix, report.skipped) == ("module.", ("n_averaged (a counter of training)",))
+    assert torch.equal(fresh.cls_token, model.cls_token)
+    assert not report.dropped + report.missing
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.uint16])
+def test_numbers_of_another_kind_are_refused(model, tmp_path: Path, dtype: torch.dtype):
+    """A table that is resized among them: nothing is computed of what is not taken."""
+    before = model.head.weight.clone()
+    other = transept.create_model("cait_xxs24_224", **(TINY | {"img_size": 64})).state_dict()
+    save_file(
+        other | {name: other[name].to(dtype) for name in ("head.weight", "pos_embed")}, tmp_path / "w.safetensors"
+    )
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        TranseptError, match=f"pos_embed is {kind} in the file and float32 in the model; head.weight is"
+    ):
+        transept.load_weights(model, tmp_path / "w.safetensors", strict=False)
+    assert torch.equal(model.head.weight, before)
+
+
+def test_floats_of_any_width_are_taken(model, tmp_path: Path):
+    kinds = (torch.float16, torch.float64, torch.float8_e4m3fn)
+    state = {name: value.to(kinds[i % 3]) for i, (name, value) in enumerate(model.state_dict().items())}
+    save_file(state, tmp_path / "w.safetensors")
+    transept.load_weights(model, tmp_path / "w.safetensors")
+    assert all(torch.equal(value, state[name].float()) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pickles_of_numpy_in_either_orientation(tmp_path: Path, dtype: torch.dtype):
+    """PASSL turns matrices, detectron2 does not; the biases say which, and what has no sign is bfloat16 there."""
+    name, options = "xcit_nano_12_p16_224", dict(depth=1, embed_dim=32, num_heads=2, img_size=32, num_classes=3)
+    state = {key: value.to(dtype) for key, value in transept.create_model(name, **options).state_dict().items()}
+    for file, turned in (("w.pkl", False), ("w.pdparams", True)):
+        write_state_dict(tmp_path / "w.pdparams", from_official(state, "XCiT", "PASSL" if turned else "official"))
+        (tmp_path / "w.pdparams").rename(tmp_path / file)
+        fresh = transept.create_model(name, **options)
+        report = transept.load_weights(fresh, tmp_path / file)
+        assert bool(report.transposed) == turned
+        assert report.dialect == ("PASSL" if turned else "official")
+        for key, value in fresh.state_dict().items():
+            assert key.endswith("num_batches_tracked") or torch.equal(value, state[key].float()), key
 
 
 def test_safetensors_and_report(model, tmp_path: Path):

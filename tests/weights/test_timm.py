@@ -11,6 +11,8 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.utils import ModelEmaV3
 
 import transept
+from tests.helpers import SMALL
+from transept.errors import UsageError
 
 
 @pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "cait_xxs24_224"])
@@ -69,6 +71,18 @@ def test_pyramids_of_timm():
     maps = model(torch.randn(1, 3, 128, 160))
     sizes = zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
     assert [m.shape[1:] for m in maps] == [(c, 128 // r, 160 // r) for c, r in sizes]
+
+
+@pytest.mark.parametrize("name", ["cat_tiny", "crossformer_tiny", "cabvit_h_l1", "cabvit_p_l0"])
+def test_levels_are_counted_from_the_end(name: str):
+    for wanted, levels in (((-1,), (3,)), ((-1, 0), (3, 0)), (2, (2, 3))):
+        model = timm.create_model(name, features_only=True, out_indices=wanted, **SMALL[name])
+        assert model.out_indices == levels
+    with torch.no_grad():
+        assert model.feature_info.channels() == [m.shape[1] for m in model(torch.randn(2, 3, 64, 64))]
+    for wrong in (0, 5, (-5,)):
+        with pytest.raises(UsageError, match="give some of the four levels 0, 1, 2, 3"):
+            timm.create_model(name, features_only=True, out_indices=wrong, **SMALL[name])
 
 
 @pytest.mark.parametrize("name", ["cat_tiny", "crossformer_tiny", "cabvit_h_l1"])

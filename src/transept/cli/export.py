@@ -26,7 +26,7 @@ from transept.export.backbone import export_backbone
 from transept.export.batches import TOLERANCE
 from transept.export.detector import BOX_TOLERANCE, MASK_TOLERANCE, SCORE_TOLERANCE
 from transept.export.int8 import CALIBRATION_PICTURES, compare_top1, export_int8, latency_ratio
-from transept.export.onnx import DEFAULT_FORMATS, FILES, Exported, check_formats
+from transept.export.onnx import DEFAULT_FORMATS, FILES, LEAST_OPSET, Exported, check_formats, check_opset
 from transept.inference.compile import BFLOAT16_LIMIT, Precision
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
@@ -79,6 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"some of {', '.join(FILES)} (default: {' '.join(DEFAULT_FORMATS)})",
     )
     parser.add_argument(
+        "--opset", type=int, metavar="N", help=f"of ONNX, {LEAST_OPSET} or more (default: what torch recommends)"
+    )
+    parser.add_argument(
         "--dtype",
         choices=get_args(Precision),
         default="auto",
@@ -88,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     formats = check_formats(args.format)
+    check_opset(args.opset, formats)
     _check_options(args)
     task = None if args.backbone and names_model(args.model) else load(args.model)
     picture = None if args.image is None else task.read(args.image) if task else read_image(args.image)
@@ -101,7 +105,12 @@ def run(args: argparse.Namespace) -> None:
     calibration = _calibration(args.calibration, task, splits) if args.int8 else []
     size = None if args.img_size is None else (args.img_size[0], args.img_size[1])
     options: dict[str, Any] = dict(
-        img_size=size, formats=formats, picture=picture, dynamic_size=args.dynamic_size, dtype=args.dtype
+        img_size=size,
+        formats=formats,
+        picture=picture,
+        dynamic_size=args.dynamic_size,
+        dtype=args.dtype,
+        opset=args.opset,
     )
     if args.backbone or task is None:
         exported = export_backbone(_pyramid(args.model, task), out, **options)

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 from transept import __version__
 from transept.errors import TranseptError, UsageError, rank_of_environment, unknown, warnings_as_sentences
@@ -80,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("transept"):
             raise
-        package = (error.name or "").partition(".")[0]
+        package, _, part = (error.name or "").partition(".")
+        if part and find_spec(package):
+            return _fail(f"{package!r} is installed, but lacks {error.name}: pip install -U {package}", 2)
         hint = f"pip install 'transept[{_EXTRAS[package]}]'" if package in _EXTRAS else f"pip install {package}"
         return _fail(f"this needs the package {package!r}: {hint}", 2)
     except Exception as error:

@@ -23,6 +23,7 @@ def export_backbone(
     picture: Picture | None = None,
     dynamic_size: bool = False,
     dtype: Precision = "auto",
+    opset: int | None = None,
 ) -> Exported:
     """Write files of the formats to `folder`, once they agree with eager in float32 on a picture.
 
@@ -37,6 +38,7 @@ def export_backbone(
         dynamic_size: the graph takes all images whose sides are multiples of `size_step` (see the metadata), and is
             compared at `img_size` and at a size that is not square; it was traced at neither.
         dtype: of a package and for OpenVINO; "auto": bfloat16 where this processor multiplies it faster.
+        opset: of ONNX, 18 or more; default: the exporter's.
 
     Returns:
         Files and differences: the largest of each map, in its standard deviations.
@@ -66,4 +68,6 @@ def export_backbone(
         "mean": list(config["mean"]),
         "std": list(config["std"]),
     }
-    return write_batch_graphs(model, batches, names, Path(folder), formats, metadata, step=step, dtype=dtype)
+    return write_batch_graphs(
+        model, batches, names, Path(folder), formats, metadata, step=step, dtype=dtype, opset=opset
+    )

@@ -31,6 +31,7 @@ def write_batch_graphs(
     *,
     step: int | None = None,
     dtype: Precision = "float32",
+    opset: int | None = None,
 ) -> Exported:
     """Write the files of `write_graphs` once they agree with eager in float32 on every batch.
 
@@ -41,6 +42,7 @@ def write_batch_graphs(
         step: the graph takes all images whose sides are multiples of this, and is traced at a size that is none of the
             batches'; None: those of the first batch's size.
         dtype: of a package and for OpenVINO; "auto": bfloat16 where this processor multiplies it faster.
+        opset: of ONNX; default: the exporter's.
 
     Raises:
         UsageError: the model does not take images of a batch's size; and as `write_graphs`.
@@ -76,8 +78,9 @@ def write_batch_graphs(
     if "package" in formats:
         metadata["weights"] = weights_digest(model)
     axes = [Axis(name, "batch") for name in outputs]
+    inputs = {"images": example}
     return write_graphs(
-        model, {"images": example}, axes, folder, formats, metadata, compare, dynamic=dynamic, dtype=precision
+        model, inputs, axes, folder, formats, metadata, compare, dynamic=dynamic, dtype=precision, opset=opset
     )
 
 

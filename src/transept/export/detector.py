@@ -124,6 +124,7 @@ def export_detector(
     formats: Sequence[str] = DEFAULT_FORMATS,
     picture: Picture | None = None,
     dtype: Precision = "auto",
+    opset: int | None = None,
 ) -> Exported:
     """Write files of the formats to `folder`, in float32, once they agree with eager on a picture.
 
@@ -133,6 +134,7 @@ def export_detector(
         img_size: height and width of the graph's pictures, padding included; default: `default_size`.
         formats: some of `FILES`, but no package.
         picture: what to compare on, best one with objects that the detector knows; default: `sample_picture`.
+        opset: of ONNX, 18 or more; default: the exporter's.
 
     Returns:
         Files and differences: the number of `detections` compared, and largest differences of `boxes` (pixels of the
@@ -179,7 +181,7 @@ def export_detector(
         **detector.read_as,
     }
     outputs = [Axis(name, "detections") for name in whole.outputs]
-    return write_graphs(whole, inputs._asdict(), outputs, Path(folder), formats, metadata, compare)
+    return write_graphs(whole, inputs._asdict(), outputs, Path(folder), formats, metadata, compare, opset=opset)
 
 
 def compare_detections(expected: Detections, actual: Detections, name: str, most: int) -> dict[str, float]:

@@ -44,6 +44,7 @@ def export_logits(
     picture: Picture | None = None,
     dynamic_size: bool = False,
     dtype: Precision = "auto",
+    opset: int | None = None,
 ) -> Exported:
     """Write files of the formats to `folder`, once they agree with eager in float32 on a picture.
 
@@ -58,6 +59,7 @@ def export_logits(
         dynamic_size: the graph takes all images whose sides are multiples of `size_step` (see the metadata), and is
             compared at `img_size` and at a size that is not square; it was traced at neither.
         dtype: of a package and for OpenVINO; "auto": bfloat16 where this processor multiplies it faster.
+        opset: of ONNX, 18 or more; default: the exporter's.
 
     Returns:
         Files and differences: the largest of the `logits`, in their standard deviations.
@@ -82,4 +84,6 @@ def export_logits(
         **task.read_as,
     }
     assert isinstance(task, nn.Module)
-    return write_batch_graphs(task, batches, ["logits"], Path(folder), formats, metadata, step=step, dtype=dtype)
+    return write_batch_graphs(
+        task, batches, ["logits"], Path(folder), formats, metadata, step=step, dtype=dtype, opset=opset
+    )

@@ -44,6 +44,9 @@ _NEEDS: Mapping[Format, tuple[str, str, Sequence[str]]] = {
 }
 """The extra of a format, and its packages."""
 
+LEAST_OPSET = 18
+"""What the exporter's operators are written in. Asked for less, it writes this all the same, or what none reads."""
+
 METADATA = "transept"
 _EXTRA_FILE = f"{METADATA}.json"
 
@@ -83,6 +86,7 @@ def write_graphs(
     *,
     dynamic: Shape = None,
     dtype: Dtype = "float32",
+    opset: int | None = None,
 ) -> Exported:
     """Trace `module` with example inputs, by name, and write the files of `FILES` to `folder`.
 
@@ -92,12 +96,15 @@ def write_graphs(
     Args:
         dynamic: axes of every input that may have other lengths than the example's, which are then 2 or more.
         dtype: what a package computes in, and OpenVINO's graph is compared in. The other files hold float32.
+        opset: of ONNX, `LEAST_OPSET` or more; default: the exporter's.
 
     Raises:
-        UsageError: an unknown format, or the packages that write and run it are not installed.
+        UsageError: an unknown format, the packages that write and run it are not installed, or an opset that cannot be
+            written or read here.
         TranseptError: the folder cannot be written to, or what `compare` raises.
     """
     chosen = check_formats(formats)
+    check_opset(opset, chosen)
     names = {"inputs": list(inputs), "outputs": [axis.output for axis in outputs]}
     metadata = {"transept": version("transept"), **names, **metadata}
     if {"package", "openvino"} & {*chosen}:
@@ -114,7 +121,7 @@ def write_graphs(
     errors: dict[Format, dict[str, float]] = {}
 
     def write_onnx(path: Path) -> None:
-        _write_onnx(program(), path, list(inputs), outputs, metadata)
+        _write_onnx(program(), path, list(inputs), outputs, metadata, opset)
         errors["onnx"] = compare("onnx", onnx_runner(path))
 
     def write_pt2(path: Path) -> None:
@@ -131,7 +138,7 @@ def write_graphs(
             source = path.with_name(FILES["onnx"])
             if "onnx" not in chosen:
                 source = Path(name, FILES["onnx"])
-                _write_onnx(program(), source, list(inputs), outputs, metadata)
+                _write_onnx(program(), source, list(inputs), outputs, metadata, opset)
             write_openvino(source, path, json.dumps(metadata, ensure_ascii=False), METADATA)
         errors["openvino"] = compare("openvino", openvino_runner(path, dtype))
 
@@ -168,6 +175,20 @@ def check_formats(formats: Sequence[str]) -> list[Format]:
     return chosen
 
 
+def check_opset(opset: int | None, formats: Sequence[str]) -> None:
+    """Whether an opset may be asked for, of these formats.
+
+    Raises:
+        UsageError: it is too low, or no format is made of ONNX.
+    """
+    if opset is None:
+        return
+    if not {"onnx", "openvino"} & {*formats}:
+        raise UsageError(f"opset={opset} is of ONNX, which none of the formats {', '.join(formats)} is; leave it out")
+    if opset < LEAST_OPSET:
+        raise UsageError(f"opset={opset} cannot be written: torch writes {LEAST_OPSET} and later ones")
+
+
 def onnx_runner(path: Path) -> Run:
     """An ONNX file in onnxruntime, on the CPU."""
     import onnxruntime  # an extra
@@ -197,7 +218,12 @@ def pt2_runner(path: Path) -> Run:
 
 
 def _write_onnx(
-    program: ExportedProgram, path: Path, inputs: list[str], outputs: Sequence[Axis], metadata: Mapping[str, Any]
+    program: ExportedProgram,
+    path: Path,
+    inputs: list[str],
+    outputs: Sequence[Axis],
+    metadata: Mapping[str, Any],
+    opset: int | None,
 ) -> None:
     # An extra.
     import onnx_ir
@@ -208,12 +234,16 @@ def _write_onnx(
             program,
             dynamo=True,
             verbose=False,
+            opset_version=opset,
             input_names=inputs,
             output_names=[axis.output for axis in outputs],
             # Unknown to the exporter; as what it makes of `sort` is TopK, which is stable by its definition, that does.
             custom_translation_table={torch.ops.aten.sort.stable: aten_sort},
         )
     assert written is not None
+    got = written.model.opset_imports[""]
+    if opset not in (None, got):
+        raise UsageError(f"opset={opset} cannot be written: torch {torch.__version__} writes {got} in its place")
     axes = [axis.counts for axis in outputs]
     for value, first in (
         *zip(written.model.graph.outputs, axes, strict=True),

@@ -64,12 +64,15 @@ class RoIFeatures:
         rois = torch.cat((rois[:, :1].clamp(min=0), rois[:, 1:]), dim=1)  # without extent, those of no image read 0
         if torch.compiler.is_compiling():
             # The number of regions on a level is not known in a traced graph, so every level reads all of them. One
-            # that does not belong to the level is given no extent: it has no sampling points, costs nothing, reads 0.
+            # that does not belong to the level is given no extent: it has no sampling points and costs nothing. What it
+            # reads, 0 or in OpenVINO the mean of nothing, is not taken.
+            solid = (rois[:, 3:] > rois[:, 1:3]).all(dim=1)
             features = torch.zeros(())
             for i, (x, stride) in enumerate(zip(maps, self.strides, strict=False)):
-                here = torch.cat((rois[:, :1], rois[:, 1:] * (levels == i)[:, None]), dim=1)
-                pooled = roi_align(x, here.to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
-                features = pooled + features
+                here = (solid & (levels == i))[:, None]
+                regions = torch.cat((rois[:, :1], rois[:, 1:] * here), dim=1)
+                pooled = roi_align(x, regions.to(x), self.size, 1 / stride, sampling_ratio=0, aligned=True)
+                features = torch.where(here[..., None, None], pooled, features)
             return features
         indices = [(levels == i).nonzero().flatten() for i in range(len(self.strides))]
         pooled = [

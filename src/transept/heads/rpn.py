@@ -146,6 +146,7 @@ def _emptied(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tenso
 
     `to_rois` knows it by that.
     """
-    kept = torch.zeros_like(scores).index_fill(0, suppress(boxes, scores, iou_threshold), 1.0)
-    kept = kept * (scores > 0)
-    return boxes * kept[:, None], scores * kept
+    kept = suppress(boxes, scores, iou_threshold)
+    # Values are gathered, not filled in: OpenVINO expands nothing to a length that is a difference.
+    scores = torch.zeros_like(scores).scatter(0, kept, scores[kept])
+    return boxes * (scores > 0)[:, None], scores

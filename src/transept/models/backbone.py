@@ -52,6 +52,10 @@ class Family:
     """timm has classifiers of the same names and arguments, and loads official names."""
     not_in_timm: frozenset[str] = frozenset()
     """Fields of the config that timm's classifiers do not take."""
+    values_in_timm: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Fields of which they take these values only."""
+    first_conv: str | None = None
+    """The convolution that reads the image, which timm fits to other channels, where timm has the family."""
     any_size: Mapping[str, Any] = field(default_factory=dict)
     """Options with which a classifier takes images of any size, where it does not by itself."""
     dense_options: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
@@ -374,8 +378,12 @@ def level_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     return take
 
 
-def pyramid_levels(out_indices: Sequence[int]) -> tuple[int, ...]:
-    """`out_indices` as a tuple, if they name some of a pyramid's four levels."""
-    if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
-        raise ValueError(f"out_indices={tuple(out_indices)}; give some of the four levels 0, 1, 2, 3")
-    return tuple(out_indices)
+def pyramid_levels(out_indices: int | Sequence[int]) -> tuple[int, ...]:
+    """timm's `out_indices` as numbers of levels, in their order: a count of last levels, or a list (negative: from the
+    end)."""
+    wanted = range(4 - out_indices, 4) if isinstance(out_indices, int) else out_indices
+    levels = tuple(i + 4 if i < 0 and not isinstance(out_indices, int) else i for i in wanted)
+    if not levels or not set(levels) <= {0, 1, 2, 3}:
+        given = out_indices if isinstance(out_indices, int) else tuple(out_indices)
+        raise ValueError(f"out_indices={given}; give some of the four levels 0, 1, 2, 3 (-1 is the last)")
+    return levels

@@ -321,5 +321,6 @@ FAMILY = Family(
     pyramid=CaiTPyramid,
     checkpoint_prefix="module.",
     in_timm=True,
+    first_conv="patch_embed.proj",
     not_in_timm=frozenset({"init_scale"}),
 )

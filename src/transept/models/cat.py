@@ -149,6 +149,10 @@ class InnerPatchSelfAttention(KeepsBias, ShowsAttention):
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
+    def init_non_persistent_buffers(self) -> None:
+        """What no file holds, for a model that was built on the meta device; timm and transformers call it."""
+        self.relative_position_index.copy_(relative_position_index((self.patch_size, self.patch_size)))
+
     def forward(self, x: Tensor) -> Tensor:  # b h w c -> b h w c
         h, w = x.shape[1:3]
         x = pad_to_multiple(x, self.patch_size)
@@ -550,7 +554,7 @@ class CATPyramid(CATTrunk):
         patch_sizes = [config.patch_size] * 4
         super().__init__(config, in_chans, drop_path_rate, patch_sizes, (config.embed_dim, *config.grid))
         self.out_indices = pyramid_levels(out_indices)
-        for level in sorted(set(out_indices)):
+        for level in sorted(set(self.out_indices)):
             self.add_module(f"norm{level}", nn.LayerNorm(self.dims[level], eps=1e-5))
         self.head = nn.Identity()
         self.init_weights()

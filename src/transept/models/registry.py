@@ -96,6 +96,8 @@ def build_model(
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error
     model.pretrained_cfg["architecture"] = name
+    if family.first_conv:
+        model.pretrained_cfg["first_conv"] = family.first_conv
     return model
 
 

@@ -407,4 +407,6 @@ FAMILY = Family(
     classifier=XCiT,
     pyramid=XCiTPyramid,
     in_timm=True,
+    values_in_timm={"patch_size": (8, 16)},
+    first_conv="patch_embed.proj.0.0",
 )

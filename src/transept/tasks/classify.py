@@ -223,9 +223,17 @@ class Classifier(ModelTask):
         picture: Image.Image | None = None,
         dynamic_size: bool = False,
         dtype: Precision = "auto",
+        opset: int | None = None,
     ) -> Exported:
         return export_logits(
-            self, folder, img_size=img_size, formats=formats, picture=picture, dynamic_size=dynamic_size, dtype=dtype
+            self,
+            folder,
+            img_size=img_size,
+            formats=formats,
+            picture=picture,
+            dynamic_size=dynamic_size,
+            dtype=dtype,
+            opset=opset,
         )
 
     def graph_size(self, img_size: tuple[int, int] | None) -> tuple[int, int]:

@@ -233,12 +233,15 @@ class Detector(DenseTask):
         picture: Image.Image | None = None,
         dynamic_size: bool = False,
         dtype: Precision = "auto",
+        opset: int | None = None,
     ) -> Exported:
         if dynamic_size:
             raise UsageError(
                 "a detector's graph is for one size, to which pictures are padded; leave out --dynamic-size"
             )
-        return export_detector(self, folder, img_size=img_size, formats=formats, picture=picture, dtype=dtype)
+        return export_detector(
+            self, folder, img_size=img_size, formats=formats, picture=picture, dtype=dtype, opset=opset
+        )
 
     @property
     def max_detections(self) -> int:

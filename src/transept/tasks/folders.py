@@ -31,6 +31,8 @@ from transept.models.registry import build_model, family_of, find_model
 from transept.tasks.classify import Classifier
 from transept.weights.card import MARKER, model_card
 from transept.weights.catalogue.records import CHECKPOINTS, Checkpoint
+from transept.weights.convert import dialect_of, from_official
+from transept.weights.convert.rules import entries_of, tensors_of
 from transept.weights.fetch import hub
 from transept.weights.load import find_checkpoint
 
@@ -190,6 +192,7 @@ class _Input:
     fixed_input_size: bool
     classifier: str
     num_classes: int
+    first_conv: str | None = None
 
     def __post_init__(self) -> None:
         modes = [mode.value for mode in InterpolationMode]
@@ -233,16 +236,36 @@ class _Saved:
         fields = {name: value for name, value in dataclasses.asdict(self.config).items() if value is not None}
         text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
         return {
-            WEIGHTS: lambda path: _write_weights(self.state, path),
+            WEIGHTS: lambda path: _write_weights(self.named_state(), path),
             CONFIG: lambda path: path.write_text(text, encoding="utf-8"),
         }
+
+    def named_state(self) -> Mapping[str, Tensor]:
+        """The tensors under timm's names where it has the model: transformers reads these and no others."""
+        if not self.in_timm:
+            return self.state
+        _, family = find_model(self.config.architecture)
+        named = from_official(dict(self.state), family.name, "timm")
+        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
+
+    @property
+    def in_timm(self) -> bool:
+        """timm, and transformers through it, build the model by themselves."""
+        config, arguments = self.config, self.config.model_args
+        _, family = find_model(config.architecture)
+        return (
+            family.in_timm
+            and config.global_pool == "token"
+            and "features_only" not in arguments
+            and not family.not_in_timm & arguments.keys()
+            and all(arguments.get(name, values[0]) in values for name, values in family.values_in_timm.items())
+        )
 
     def card(self, repo_id: str, licence: str | None, datasets: Sequence[str] | None) -> str:
         config = self.config
         _, family = find_model(config.architecture)
         pyramid = config.model_args.get("features_only", False)
         use = config.task or ("features" if pyramid else "logits" if config.num_classes else "pooled")
-        in_timm = family.in_timm and not pyramid and not family.not_in_timm & config.model_args.keys()
         return model_card(
             config.architecture,
             family,
@@ -253,7 +276,7 @@ class _Saved:
             licence=licence,
             datasets=datasets,
             repo_id=repo_id,
-            in_timm=in_timm and config.global_pool == "token",
+            in_timm=self.in_timm,
         )
 
 
@@ -292,6 +315,7 @@ def _describe(model: nn.Module, weights: str | None) -> _Saved:
         fixed_input_size=cfg["fixed_input_size"],
         classifier=cfg["classifier"],
         num_classes=backbone.num_classes,
+        first_conv=cfg.get("first_conv"),
     )
     arguments: dict[str, Any] = {"in_chans": channels, "img_size": backbone.config.img_size}
     for field in dataclasses.fields(variant):
@@ -304,7 +328,7 @@ def _describe(model: nn.Module, weights: str | None) -> _Saved:
         architecture=architecture,
         num_classes=backbone.num_classes,
         model_args=arguments,
-        pretrained_cfg=dataclasses.asdict(preprocessing),
+        pretrained_cfg={name: value for name, value in dataclasses.asdict(preprocessing).items() if value is not None},
         transept_version=version("transept"),
         global_pool=backbone.global_pool,
         task="classify" if classifier else None,
@@ -360,11 +384,12 @@ def _build(config: _Config, path: Path, drop_path_rate: float) -> Backbone | Cla
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            blanks = {name: torch.empty(part.get_shape(), device="meta") for name, part in slices.items()}
+            shapes = {name: tuple(blank.shape) for name, blank in _official(blanks, architecture).items()}
             # A config may ask for a billion blocks; each has tensors, and the file has only so many.
             depth = config.model_args.get("depth", config.model_args.get("depths", 0))
-            if sum(depth if isinstance(depth, tuple) else (depth,)) > len(shapes):
-                difference = f"it has {len(shapes)} tensors for {depth} blocks"
+            if sum(depth if isinstance(depth, tuple) else (depth,)) > len(slices):
+                difference = f"it has {len(slices)} tensors for {depth} blocks"
             else:
                 difference = _difference(_blank(config), shapes)
             if difference:
@@ -372,18 +397,18 @@ def _build(config: _Config, path: Path, drop_path_rate: float) -> Backbone | Cla
                     f"the weights in {str(path)!r} do not fit the {architecture} of {CONFIG}: {difference}"
                 )
             model = _instance(config, drop_path_rate)
-            state = model.state_dict()
-            types = {name: _DTYPES.get(part.get_dtype()) for name, part in slices.items()}
-            for name, dtype in types.items():
-                if dtype is None or dtype.is_floating_point != state[name].dtype.is_floating_point:
+            tensors = _official({name: file.get_tensor(name) for name in slices}, architecture)
+            for name, value in model.state_dict().items():
+                fits = tensors[name].is_floating_point() == value.is_floating_point()
+                if tensors[name].dtype not in _STORED or not fits:
                     raise TranseptError(
                         f"the weights in {str(path)!r} do not fit the {architecture} of {CONFIG}: {name} is of type "
-                        f"{slices[name].get_dtype()} for {state[name].dtype} in the model"
+                        f"{tensors[name].dtype} for {value.dtype} in the model"
                     )
-            floating = {dtype for dtype in types.values() if dtype is not None and dtype.is_floating_point}
+            floating = {value.dtype for value in tensors.values() if value.is_floating_point()}
             if len(floating) == 1:
                 model.to(floating.pop())
-            model.load_state_dict({name: file.get_tensor(name) for name in slices})
+            model.load_state_dict(tensors)
     except (SafetensorError, OSError) as error:
         raise TranseptError(f"{str(path)!r} is no whole safetensors file ({error}); fetch or save it again") from error
     except UsageError as error:
@@ -409,15 +434,15 @@ def _build(config: _Config, path: Path, drop_path_rate: float) -> Backbone | Cla
     return Classifier(model, config.label_names, preprocessing).eval()
 
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "BOOL": torch.bool,
-}
+_STORED = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
+
+
+def _official(tensors: dict[str, Tensor], architecture: str) -> dict[str, Tensor]:
+    """The tensors of a folder, which may have timm's names, under ours."""
+    _, family = find_model(architecture)
+    entries = entries_of(tensors)
+    dialect = dialect_of(entries, family.name)
+    return tensors_of(dialect.read(entries)) if dialect else tensors
 
 
 def _read_config(path: Path) -> _Config:
@@ -463,7 +488,7 @@ _ARGUMENTS: dict[str, Any] = {
     "features_only": bool,
     "out_indices": tuple[int, ...],
 }
-_INPUT = {field.name for field in dataclasses.fields(_Input)}
+_INPUT = {field.name for field in dataclasses.fields(_Input)} - {"first_conv"}
 _REQUIRED = {"architecture", "num_classes", "model_args", "pretrained_cfg", "transept_version", "global_pool"}
 _LARGEST = 2**16
 """The largest number in a config, classes among them: a hostile one must not keep us building."""

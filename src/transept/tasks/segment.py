@@ -296,6 +296,7 @@ class Segmenter(DenseTask):
         picture: Image.Image | None = None,
         dynamic_size: bool = False,
         dtype: Precision = "auto",
+        opset: int | None = None,
     ) -> Exported:
         if dynamic_size and self.method == "upernet":
             raise UsageError(
@@ -303,7 +304,14 @@ class Segmenter(DenseTask):
                 "each size with --img-size, without --dynamic-size"
             )
         return export_logits(
-            self, folder, img_size=img_size, formats=formats, picture=picture, dynamic_size=dynamic_size, dtype=dtype
+            self,
+            folder,
+            img_size=img_size,
+            formats=formats,
+            picture=picture,
+            dynamic_size=dynamic_size,
+            dtype=dtype,
+            opset=opset,
         )
 
     def graph_size(self, img_size: tuple[int, int] | None) -> tuple[int, int]:

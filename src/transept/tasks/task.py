@@ -315,6 +315,7 @@ class Task(nn.Module, ABC):
         picture: Image.Image | None = None,
         dynamic_size: bool = False,
         dtype: Precision = "auto",
+        opset: int | None = None,
     ) -> Exported:
         """Files for other runtimes, kept only if they agree with the model on a picture.
 
@@ -324,6 +325,7 @@ class Task(nn.Module, ABC):
             picture: what to compare on; default: a photograph.
             dynamic_size: they take pictures of any size.
             dtype: of a package and for OpenVINO: "float32", "bfloat16", or "auto", what this processor does best.
+            opset: of ONNX, 18 or more; default: the exporter's.
 
         Raises:
             UsageError: a size that cannot be, an unknown format, or packages that are not installed.

@@ -73,6 +73,7 @@ def load_contents(
             inside, others = others, {}
         inside, inner_dialect = _officially(inside, family.name, "")
         dialect = inner_dialect if dialect == OFFICIAL else dialect
+        _check_types({**{prefix + name: entry for name, entry in inside.items()}, **others}, model, source)
         inside = _fit_backbone(inside, backbone, family, dropped, other_classes)
         others = _fit_classes(others, model, dropped, other_classes)
         entries = {**{prefix + name: entry for name, entry in inside.items()}, **others}
@@ -183,6 +184,32 @@ def _fit_classes(entries: Entries, model: nn.Module, dropped: list[KeyReport], o
     return out
 
 
+def _check_types(entries: Entries, model: nn.Module, source: str) -> None:
+    """Numbers with a fraction are not to come of integers, truth values or complex numbers.
+
+    Raises:
+        TranseptError: a parameter has another kind of number in the file.
+    """
+    wrong = [
+        f"{name} is {_type(entry.tensor)} in the file and {_type(value)} in the model"
+        for name, value in model.state_dict().items()
+        if (entry := entries.get(name)) and value.is_floating_point() and not entry.tensor.is_floating_point()
+    ]
+    if wrong:
+        raise TranseptError(
+            f"the weights in {source!r} do not fit {_title(model)}: {listed(wrong, 6, '; ')}; give a file of floating "
+            "point numbers: of a quantised one, that which it was made from"
+        )
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _title(model: nn.Module) -> str:
+    return getattr(getattr(model, "backbone", model), "pretrained_cfg", {}).get("architecture", type(model).__name__)
+
+
 def _write(
     model: nn.Module,
     entries: Entries,
@@ -193,6 +220,7 @@ def _write(
     strict: bool,
 ) -> LoadReport:
     """Check the entries against the model, write them, and report."""
+    _check_types(entries, model, source)
     state = model.state_dict()
     keys = list(dropped)
     misshapen, unknown, missing = [], [], []
@@ -211,7 +239,7 @@ def _write(
             reason, words = _harmless(name, entries, dropped, model) or (None, "")
             keys.append(KeyReport((), name, ("missing",), words, reason))
             missing += [] if reason else [name]
-    title = getattr(getattr(model, "backbone", model), "pretrained_cfg", {}).get("architecture", type(model).__name__)
+    title = _title(model)
     hopeless = bool(misshapen) or not any(key.file and key.model for key in keys)
     if hopeless or (strict and (unknown or missing)):
         guess = identify(contents)

@@ -106,17 +106,16 @@ class Parts:
 
 @dataclass(frozen=True)
 class TransposedLinears:
-    """Matrices of linear layers stored (in, out), as PaddlePaddle does; square ones, too, so shapes do not tell."""
+    """Matrices of linear layers stored (in, out), as PaddlePaddle does; square ones, too."""
 
     def write(self, entries: Entries) -> Entries:
         return {
-            name: entry.changed(entry.tensor.t(), "transposed")
-            if name.endswith(".weight") and entry.tensor.ndim == 2
-            else entry
+            name: entry.changed(entry.tensor.t(), "transposed") if _is_matrix(name, entry) else entry
             for name, entry in entries.items()
         }
 
-    read = write
+    def read(self, entries: Entries) -> Entries:
+        return entries if rows_are_outputs(entries) else self.write(entries)
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,28 @@ class Dialect:
             entries = rule.read(entries)
         return entries
 
-    def fits(self, names: Iterable[str], file_format: str = "") -> bool:
-        """Whether a file with these names, or of this format, is written in this dialect."""
-        return bool(self.format and file_format == self.format) or any(any_match(self.marks, name) for name in names)
+    def fits(self, entries: Entries, file_format: str = "") -> bool:
+        """Whether a file with these names, or of this format, is written in this dialect.
+
+        A format that others use too does not say so of matrices that lie as PyTorch's do.
+        """
+        by_format = bool(self.format) and file_format == self.format and not rows_are_outputs(entries)
+        return by_format or any(any_match(self.marks, name) for name in entries)
+
+
+def rows_are_outputs(entries: Entries) -> bool:
+    """Whether matrices are stored (out, in), as PyTorch does: their biases tell, where they are not square."""
+    for name, entry in entries.items():
+        bias = entries.get(name.removesuffix("weight") + "bias")
+        if _is_matrix(name, entry) and bias is not None and bias.tensor.ndim == 1:
+            rows, columns = entry.tensor.shape
+            if rows != columns and len(bias.tensor) in (rows, columns):
+                return len(bias.tensor) == rows
+    return False
+
+
+def _is_matrix(name: str, entry: Entry) -> bool:
+    return name.endswith(".weight") and entry.tensor.ndim == 2
 
 
 def match(template: str, name: str) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from transept.weights.files.stored_tensors import StoredTensors, is_array, is_te
 from transept.weights.files.unpickling import ActingGlobalError, Call, Global, OddKey, Span, plain
 
 StateDict = dict[str, Tensor]
+PICKLE = "PaddlePaddle"
+"""The format of a pickle of NumPy arrays, which is how PaddlePaddle writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +59,11 @@ WRAPPERS = (  # in the order of preference: DINO's published features are the te
     "ema_state_dict",
     "model_state_dict",
 )
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-"""Prefixes of DataParallel, torch.compile, Lightning and the dense toolboxes; taken off where all names have them."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "timm_model.", "_backbone.")
+"""Prefixes of DataParallel, torch.compile, Lightning, the dense toolboxes and transformers' two wrappers of timm's
+models; taken off where all names have them."""
+_COUNTERS = ("n_averaged",)
+"""Beside the weights in the state dict of torch's AveragedModel."""
 _TWINS = ("Student", "Teacher")  # PASSL's distillation keeps two networks in one state dict
 _TRAINING_STATE = frozenset(
     "optimizer optimizers optimizer_states lr_scheduler lr_schedulers scheduler scaler grad_scaler loss_scaler amp "
@@ -161,7 +167,7 @@ def _read(path: Path, file: BufferedReader, source: mmap, wrapper: str | None) -
         raise TranseptError(
             f"{str(path)!r} is no weights file; expected safetensors, PyTorch (.pth) or PaddlePaddle (.pdparams)"
         ) from None
-    return _choose(path, "PyTorch (before 1.6)" if legacy else "PaddlePaddle", content, tensors, wrapper)
+    return _choose(path, "PyTorch (before 1.6)" if legacy else PICKLE, content, tensors, wrapper)
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -210,11 +216,13 @@ def _choose(
     entries, odd = _named(dicts[wrapper], network)
     tensors: StateDict = {}
     for name, value in entries.items():
-        if isinstance(value, Tensor):
+        if name.rpartition(".")[2] in _COUNTERS:
+            odd.append(f"{plain(name)} (a counter of training)")
+        elif isinstance(value, Tensor):
             tensors[name] = value
         elif stored is not None and is_tensor(value):
             try:
-                tensors[name] = stored.build(value)
+                tensors[name] = _as_meant(stored.build(value), form)
             except UnpicklingError as error:
                 raise UnpicklingError(f"{plain(name)}: {error}") from error
         elif name != "StructuredToParameterName@@":  # Paddle's own table of names
@@ -231,6 +239,11 @@ def _choose(
         skipped=tuple(odd if len(odd) <= _MOST_NAMED else [*odd[:_MOST_NAMED], f"{len(odd) - _MOST_NAMED} more"]),
         metadata=metadata or {},
     )
+
+
+def _as_meant(tensor: Tensor, form: str) -> Tensor:
+    """NumPy has no bfloat16: in its pickles Paddle and others keep the bits as integers without a sign."""
+    return tensor.view(torch.bfloat16) if form == PICKLE and tensor.dtype == torch.uint16 else tensor
 
 
 def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:

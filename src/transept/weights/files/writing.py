@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -34,7 +35,7 @@ def write_state_dict(
         copies = {name: value.clone() if _shares(value) else value for name, value in state.items()}
         write_atomically(path, lambda temporary: save_file(copies, temporary, {"format": "pt", **(metadata or {})}))
     elif path.suffix == ".pdparams":
-        arrays = {name: value.numpy() for name, value in state.items()}
+        arrays = {name: _array(value) for name, value in state.items()}
         write_atomically(path, lambda temporary: temporary.write_bytes(pickle.dumps(arrays, protocol=4)))
     else:
         content = {"model": {prefix + name: value for name, value in state.items()}}
@@ -44,6 +45,11 @@ def write_state_dict(
 def check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{str(path)!r}: give a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+
+
+def _array(value: Tensor) -> Any:
+    """NumPy has no bfloat16; Paddle writes its bits as integers."""
+    return (value.view(torch.uint16) if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _shares(value: Tensor) -> bool:
