@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from transept.cli.shared.forms import formed
-from transept.cli.shared.tables import plain_skipped, print_json
+from transept.cli.shared.tables import print_json
 from transept.cli.shared.tasks import best_device, named_data
 from transept.data.classification.transforms import transforms_for
+from transept.data.images import plain_skipped
 from transept.data.loading import TransformedSet, make_loader
 from transept.errors import UsageError
 from transept.metrics.knn import KNNMeter, NearestNeighbours

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +12,6 @@ from rich.table import Table
 from transept.cost.count import Cost
 from transept.cost.printed import PUBLISHED, PUBLISHED_SYSTEMS, SYSTEM_SIZES, Published
 from transept.cost.rules import count_as_published
-from transept.data.images import Skipped
 from transept.models.registry import find_model
 from transept.tasks.task import Table as PlainTable
 from transept.tasks.task import Task
@@ -30,7 +29,8 @@ def print_table(table: Table) -> None:
 
 def table_for_people(table: PlainTable) -> Table:
     """A task's table as rich prints it."""
-    shown = Table(box=None, pad_edge=False)
+    note = escape(table.note) or None
+    shown = Table(box=None, pad_edge=False, caption=note, caption_justify="left")
     for column in table.columns:
         shown.add_column(column.name, justify="right" if column.is_number else "left", style=column.style)
     for row in table.rows:
@@ -107,11 +107,6 @@ def _figures(name: str, cost: Cost, printed: Published, more: dict[str, Any]) ->
 def scores_as_printed(scores: Mapping[str, float]) -> str:
     """`box AP 45.3, mask AP 40.8`."""
     return ", ".join(f"{METRICS[metric]} {percent(value)}" for metric, value in scores.items())
-
-
-def plain_skipped(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    """Files and annotations that were left out, and why, for JSON."""
-    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
 
 
 def percent(score: float) -> str:
