@@ -1,7 +1,8 @@
 """Numbers and lists as people, and JSON, read them."""
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 
 def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
@@ -9,6 +10,13 @@ def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
     names = list(names)
     rest = len(names) - most
     return separator.join([*names[:most], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def distinct(names: Sequence[str], numbers: Iterable[int] | None = None) -> list[str]:
+    """The names, those that several have with their number (default: their place from 0) behind: `crane (134)`."""
+    often = Counter(names)
+    numbers = range(len(names)) if numbers is None else numbers
+    return [f"{name} ({i})" if often[name] > 1 else name for name, i in zip(names, numbers, strict=True)]
 
 
 def percent(share: float | None) -> str:

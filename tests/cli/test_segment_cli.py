@@ -93,7 +93,7 @@ def test_train_says_once_what_the_data_lacks(run: Path, capsys, tmp_path: Path):
         load_segmentation_splits(str(run.parent / "set"))
 
 
-def test_eval(run: Path, capsys):
+def test_eval(run: Path, capsys, tmp_path: Path):
     result = evaluated(capsys, run)
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert result["miou"] == pytest.approx(max(float(row["val_miou"]) for row in rows), abs=1e-3)
@@ -114,9 +114,16 @@ def test_eval(run: Path, capsys):
         assert row["pixels"] == (true == i).sum()
         assert row["iou"] == (None if either == 0 else pytest.approx(both / either)), name
         assert row["accuracy"] == (None if name == "boat" else pytest.approx(both / (true == i).sum()))
-    assert main(["eval", str(run / "best.safetensors")]) == 0
+        said = ((found == i) & labelled).sum()
+        assert row["precision"] == (None if said == 0 else pytest.approx(both / said))
+        assert row["share"] == pytest.approx((true == i).sum() / labelled.sum())
+    assert main(["eval", str(run / "best.safetensors"), "--report", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    lines = out.splitlines()
+    *lines, written = out.splitlines()
+    assert written == f"{tmp_path}: report.json, per_class.csv, confusion.csv, confusion.png"
+    with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
+        counts = [[int(count) for count in row[1:]] for row in list(csv.reader(file))[1:]]
+    assert counts == [[int(((true == i) & (found == j)).sum()) for j in range(4)] for i in range(4)]
     assert "[ball]" in out
     assert next(line for line in lines if line.startswith("boat")).split()[2] == "-"  # no accuracy without pixels
     assert lines[-1].startswith(f"mIoU {result['miou']:.2%}   pixel accuracy {result['pixel_accuracy']:.2%}")

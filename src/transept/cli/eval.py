@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +28,7 @@ from transept.cli.shared.tasks import (
     was_given,
 )
 from transept.errors import UsageError
+from transept.files import reserve
 from transept.tasks.data_options import DataOptions
 from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.registry import TASKS
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     for name, text in _SKIPS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write tables and pictures of the scores there")
     add_feature_arguments(parser)
     add_form(parser)
     add_options(parser, but=("top",))
@@ -66,16 +69,21 @@ def run(args: argparse.Namespace) -> None:
     options = options_of(args, task, but=("top",))
     inference = inference_of(task, options) if options else None
     data = data_options(args, task)
+    if args.report is not None:
+        check_report(args.report)
     evaluation = task.evaluate(data, inference, batch_size=args.batch_size, workers=args.workers, progress=_tracked)
     for note in (evaluation.measured, *evaluation.notes) if evaluation.measured else evaluation.notes:
         print(f"transept: {note}", file=sys.stderr)
+    report = {} if args.report is None else {"report": str(args.report), "files": evaluation.write(args.report)}
     if args.json:
-        print_json({"model": args.model, "data": data.data} | evaluation.plain())
+        print_json({"model": args.model, "data": data.data} | evaluation.as_dict() | report)
         return
     if evaluation.table is not None:
         print_table(table_for_people(evaluation.table))
         print()
     print(f"{evaluation.summary}   ({evaluation.images} pictures, {evaluation.seconds:.1f} s)")
+    if report:
+        print(f"{report['report']}: {', '.join(report['files'])}")
     if evaluation.skipped and not task.is_dense:  # the data of dense tasks names them when it is loaded
         first = evaluation.skipped[0].path
         print(f"{len(evaluation.skipped)} unreadable files were left out, e.g. {first}", file=sys.stderr)
@@ -98,9 +106,18 @@ def data_options(args: argparse.Namespace, task: Task) -> DataOptions:
 
 def _check_features(args: argparse.Namespace) -> None:
     """Features are read from pictures as they are."""
+    if args.report is not None:
+        raise UsageError("--report is of a trained task's answers; leave it out with --knn and --linear")
     for name in option_names(but=("top", *FeatureExtractor.options)):
         if was_given(args, name):
             refuse(name, kinds_with(name), f"{args.model!r} is a source of features")
+
+
+def check_report(folder: Path) -> None:
+    """Raises `UsageError`, before hours of work, where the report's folder is a file or cannot be written to."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--report {folder}: is a file; give a folder")
+    reserve(folder, 1)
 
 
 def _tracked(batches: Iterable[Any]) -> Iterable[Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
-from transept.data.images import BadImageError, Skipped, as_shown, find_images
+from transept.data.images import BadImageError, Skipped, as_shown, find_images, plain_skipped
 from transept.errors import TranseptError, UsageError
-from transept.tasks.task import Picture, Task, plain_skipped
+from transept.tasks.task import Picture, Task
 
 _TOP = 3
 

@@ -148,7 +148,7 @@ def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bo
                 **{name: value for name, value in result.metrics.items() if name != "loss"},
                 "epoch": result.epoch,
                 "skipped": result.skipped,
-                "test": None if result.test is None else result.test.plain(),
+                "test": None if result.test is None else result.test.as_dict(),
             }
         )
 

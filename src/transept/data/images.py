@@ -43,6 +43,11 @@ class Skipped:
     reason: str
 
 
+def plain_skipped(skipped: Iterable[Skipped]) -> list[dict[str, str]]:
+    """Files and annotations that were left out, and why, for JSON."""
+    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
+
+
 class BadImageError(TranseptError):
     """A file that cannot be read as a picture."""
 

@@ -21,6 +21,8 @@ class Labelled(NamedTuple):
     name: str
     picture: Image.Image
     best: list[tuple[str, float]]
+    truth: str | None = None
+    """The class that it is of, where that is known and to be shown."""
 
 
 def draw_sheet(items: Sequence[Labelled], path: Path) -> None:
@@ -42,7 +44,8 @@ def _draw_picture(axes: Axes, item: Labelled) -> None:
     # Tiny pictures show their pixels, as they are.
     axes.imshow(item.picture, interpolation="nearest" if max(item.picture.size) < 64 else "antialiased")
     axes.set_axis_off()
-    axes.set_title(shorten(item.name, 26), fontsize=6.5, color="#777777", pad=2)
+    title = shorten(item.name, 26) if item.truth is None else f"{shorten(item.name, 26)}\nis: {shorten(item.truth, 22)}"
+    axes.set_title(title, fontsize=6.5, color="#777777", pad=2)
 
 
 def draw_bars(axes: Axes, best: Sequence[tuple[str, float]], bars: int) -> None:

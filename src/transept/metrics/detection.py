@@ -1,7 +1,6 @@
 """COCO's average precision of boxes and masks, computed by faster-coco-eval."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from transept.errors import TranseptError, UsageError
 from transept.metrics.loss import LossMeter
+from transept.words import distinct
 
 Kind = Literal["bbox", "segm"]
 
@@ -162,11 +162,8 @@ def _read(run: Any, categories: Sequence[Mapping[str, Any]]) -> DetectionScores:
     precision, recall = np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
     shape = [len(run.params.iouThrs), len(run.params.recThrs), len(run.params.catIds), 4, 3]
     precision, recall = precision.reshape(shape), recall.reshape(shape[:1] + shape[2:])
-    names = Counter(category["name"] for category in categories)
-    labels = {
-        category["id"]: f"{category['name']} ({category['id']})" if names[category["name"]] > 1 else category["name"]
-        for category in categories
-    }
+    numbers = [category["id"] for category in categories]
+    labels = dict(zip(numbers, distinct([category["name"] for category in categories], numbers), strict=True))
     per_class = {labels[number]: _mean(precision[:, :, k, 0, 2]) for k, number in enumerate(run.params.catIds)}
     return DetectionScores(
         _mean(precision[..., 0, 2]),

@@ -23,8 +23,8 @@ from transept.errors import UsageError
 from transept.export.logits import export_logits
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
-from transept.metrics.accuracy import AccuracyMeter
 from transept.models.backbone import Backbone
+from transept.tasks.classify_results import AnswersMeter, classifier_evaluation
 from transept.tasks.data_options import DataOptions
 from transept.tasks.saving import rebuild, tuples
 from transept.tasks.task import (
@@ -197,22 +197,17 @@ class Classifier(ModelTask):
         images = TransformedSet(splits.val, eval_transform(self.preprocessing))
         loader = make_loader(images, batch_size or 64, workers=workers)
         device = next(self.parameters()).device
-        meter, start = AccuracyMeter(), monotonic()
+        meter, start = AnswersMeter(), monotonic()
         self.eval()
         with torch.inference_mode():
             for batch, labels in progress(loader):
                 logits, labels = self(batch.to(device)), labels.to(device)
                 meter.update(self.loss(logits, labels), logits, labels)
-        scores = meter.means()
-        return Evaluation(
-            metrics=scores,
-            summary=f"top-1 {scores['top1']:.2%}   top-5 {scores['top5']:.2%}   loss {scores['loss']:.4f}",
-            images=meter.samples,
-            seconds=monotonic() - start,
-            skipped=splits.skipped,
-            split=splits.parts.split,
-            measured=splits.parts.measured(len(splits.val), len(set(splits.val.labels)), str(data.data)),
+        evaluation = classifier_evaluation(
+            meter, self.classes, splits.val, seconds=monotonic() - start, skipped=splits.skipped
         )
+        measured = splits.parts.measured(len(splits.val), len(set(splits.val.labels)), str(data.data))
+        return dataclasses.replace(evaluation, split=splits.parts.split, measured=measured)
 
     def export(
         self,

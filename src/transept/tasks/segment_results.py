@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -13,9 +14,11 @@ from transept.data.segmentation.sets import SegmentationSplits
 from transept.draw.overlay import draw_overlay, label_image
 from transept.errors import TranseptError
 from transept.files import write_together
+from transept.metrics.classes import class_scores, most_confused, plain_classes
 from transept.metrics.segmentation import ConfusionMeter, SegmentationScores
 from transept.tasks.classify import ranked_table
 from transept.tasks.dense import predict_all
+from transept.tasks.reports import class_files
 from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_folder
 from transept.words import listed, percent, plain_number
 
@@ -41,13 +44,15 @@ def evaluate_segmenter(
     if not pixels.sum():
         raise TranseptError(f"no pixel of the measured masks of {data!r} is of a class; all are to be ignored")
     absent = [name for name, count in zip(task.classes, pixels.tolist(), strict=True) if count == 0]
-    per_class = _per_class(task.classes, scores, pixels)
+    matrix = meter.matrix.cpu().numpy()
+    per_class = _per_class(task.classes, scores, matrix)
     metrics = {
         "miou": scores.miou,
         "pixel_accuracy": scores.pixel_accuracy,
         "mean_accuracy": scores.mean_accuracy,
         "per_class": per_class,
         "absent": absent,
+        "confused": most_confused(matrix, task.classes),
         "ratios": list(inference.ratios),
         "flip": inference.flip,
         "crop": None if inference.crop is None else list(inference.crop),
@@ -57,28 +62,32 @@ def evaluate_segmenter(
         metrics=metrics,
         summary=f"mIoU {scores.miou:.2%}   pixel accuracy {scores.pixel_accuracy:.2%}   "
         f"mean class accuracy {scores.mean_accuracy:.2%}",
-        table=_class_table(per_class, int(pixels.sum())),
+        table=_class_table(per_class),
         images=len(splits.val),
         seconds=seconds,
         skipped=splits.skipped,
         notes=[_absent_note(absent, data)] if absent else [],
         split=splits.parts.split,
         measured=splits.parts.measured(len(splits.val), len(task.classes) - len(absent), data),
+        files=class_files(per_class, matrix, task.classes, "pixels"),
     )
 
 
-def _per_class(classes: list[str], scores: SegmentationScores, pixels: Tensor) -> dict[str, dict[str, Any]]:
-    rows = zip(classes, scores.iou.tolist(), scores.accuracy.tolist(), pixels.tolist(), strict=True)
+def _per_class(classes: list[str], scores: SegmentationScores, matrix: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Of each class, for JSON; `accuracy` is the recall of its pixels."""
+    figures = plain_classes(classes, class_scores(matrix), "pixels")
+    total = int(matrix.sum())
+    rows = zip(figures.items(), scores.iou.tolist(), scores.accuracy.tolist(), strict=True)
     return {
-        name: {"iou": plain_number(iou), "accuracy": plain_number(accuracy), "pixels": count}
-        for name, iou, accuracy, count in rows
+        name: {"iou": plain_number(iou), "accuracy": plain_number(accuracy), "share": row["pixels"] / total} | row
+        for (name, row), iou, accuracy in rows
     }
 
 
-def _class_table(per_class: dict[str, dict[str, Any]], pixels: int) -> Table:
-    columns = [Column("class"), *(Column(name, True) for name in ("IoU", "accuracy", "of all pixels"))]
+def _class_table(per_class: dict[str, dict[str, Any]]) -> Table:
+    columns = [Column("class"), *(Column(name, True) for name in ("IoU", "accuracy", "precision", "of all pixels"))]
     rows = [
-        [name, percent(row["iou"]), percent(row["accuracy"]), f"{row['pixels'] / pixels:.2%}"]
+        [name, percent(row["iou"]), percent(row["accuracy"]), percent(row["precision"]), percent(row["share"])]
         for name, row in per_class.items()
     ]
     return Table(columns, rows)

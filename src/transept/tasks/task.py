@@ -19,11 +19,12 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
 from transept.checks import shown
-from transept.data.images import DARK, Picture, Skipped, as_array, as_bytes, is_unstated, read_image
+from transept.data.images import DARK, Picture, Skipped, as_array, as_bytes, is_unstated, plain_skipped, read_image
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.splits import Choice
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import DEFAULT_FORMATS, Exported
+from transept.files import write_together
 from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
@@ -57,6 +58,8 @@ class Table(NamedTuple):
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
+    note: str = ""
+    """Below the rows: what they leave out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +95,22 @@ class Evaluation:
     """The split that was measured, as the data calls it; None where the data has none of its own."""
     measured: str = ""
     """What was measured, as a sentence."""
+    files: Mapping[str, Callable[[Path], object]] = field(default_factory=dict, repr=False)
+    """The tables and pictures of a report: what writes each, by the file's name. They read pictures again."""
 
-    def plain(self) -> dict[str, Any]:
-        """As `transept eval --json`."""
+    def write(self, folder: str | PathLike[str]) -> list[str]:
+        """Write the report into the folder, which is created: `files`, and `metrics` as report.json; gives their names.
+
+        Raises:
+            TranseptError: it cannot be written to, or a picture can no longer be read; what was there is as it was.
+        """
+        text = json.dumps(self.as_dict(), ensure_ascii=False, indent=1) + "\n"
+        report = {"report.json": lambda file: file.write_text(text, encoding="utf-8")}
+        write_together(Path(folder), {**report, **self.files})
+        return [*report, *self.files]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as `transept eval --json` prints it."""
         return dict(self.metrics) | {
             "split": self.split,
             "measured": self.measured,
@@ -390,11 +406,6 @@ class ModelTask(Task):
 
 def _is_dark(picture: Picture) -> bool:
     return bool(as_array(picture).max(initial=0) < 256 * DARK)
-
-
-def plain_skipped(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    """Files and annotations that were left out, and why, for JSON."""
-    return [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
 
 
 _Task = TypeVar("_Task", bound=Task)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from transept.cli.shared.forms import formed
 from transept.cli.shared.tables import print_json
 from transept.cli.shared.tasks import best_device, named_data
+from transept.data.images import plain_skipped
 from transept.errors import UsageError
 from transept.tasks.feature_scores import K, feature_scores
 from transept.tasks.load import load_features
-from transept.tasks.task import plain_skipped
 
 
 def add_feature_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,8 @@ def print_table(table: Table) -> None:
 
 def table_for_people(table: PlainTable) -> Table:
     """A task's table as rich prints it."""
-    shown = Table(box=None, pad_edge=False)
+    note = escape(table.note) or None
+    shown = Table(box=None, pad_edge=False, caption=note, caption_justify="left")
     for column in table.columns:
         shown.add_column(column.name, justify="right" if column.is_number else "left", style=column.style)
     for row in table.rows:

@@ -199,7 +199,7 @@ def _test(folder: Path, job: Job) -> Evaluation | None:
         warn(f"the split {job.splits.parts.test!r} is not measured: {error}")
         return None
     if evaluation is not None:
-        text = json.dumps(evaluation.plain(), ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps(evaluation.as_dict(), ensure_ascii=False, indent=1) + "\n"
         write_atomically(folder / TEST, lambda file: file.write_text(text, encoding="utf-8"))
     return evaluation
 
