@@ -25,6 +25,12 @@ class UsageError(TranseptError):
     exit_code = 2
 
 
+class StoppedError(TranseptError):
+    """Ctrl-C ended the work early; what was done is kept and was reported."""
+
+    exit_code = 130
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
     """`no model is called 'xcit_nano'; did you mean 'xcit_nano_12_p16_224'?`, or the known names where none is near."""
     return UsageError(f"no {kind} is called {name!r}; {advice(name, known, hint)}")

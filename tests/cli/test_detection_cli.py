@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
-from tests.helpers import fails
+from tests.helpers import ctrl_c, fails
 from transept.cli.main import main
 from transept.cost.printed import PUBLISHED_DETECTORS
 from transept.data.detection.coco_classes import COCO_CLASSES
@@ -97,14 +99,40 @@ def test_predict(model: Path, data: Path, tmp_path: Path, capsys: pytest.Capture
     for name in drawn:
         assert Image.open(name).width > 128
     written = json.loads((out / "results.json").read_text())
-    assert written["classes"] == CLASSES
-    assert written["results"]
-    assert {result["category_id"] for result in written["results"]} == {0}
-    assert min(result["score"] for result in written["results"]) > 0.4
+    assert {result["category_id"] for result in written} == {0}
+    assert min(result["score"] for result in written) > 0.4
+    images = {image["id"]: image for image in json.loads((out / "images.json").read_text())["images"]}
+    assert [images[i]["file_name"] for i in (1, 2, 3)] == [row["image"] for row in report["images"]]
+    # pycocotools reads both as it reads its own
+    truth = COCO(out / "images.json")
+    loaded = truth.loadRes(str(out / "results.json"))
+    assert len(loaded.anns) == len(written) == sum(sum(row["objects"].values()) for row in report["images"])
+    assert [category["name"] for category in truth.loadCats(truth.getCatIds())] == CLASSES
+    assert truth.imgs[1]["width"] == 128
     detector = Detector.load(model)
     (found,) = detector.predict([Image.open(data / "val2017" / "0.png")])
-    best = max(r["score"] for r in written["results"] if r["image_id"].endswith("val2017/0.png"))
+    best = max(r["score"] for r in written if images[r["image_id"]]["file_name"].endswith("val2017/0.png"))
     assert best == pytest.approx(float(found.scores[found.labels == 0].max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_stopped(model: Path, data: Path, tmp_path: Path, done: int, capsys: pytest.CaptureFixture[str]):
+    """Ctrl-C in the picture after `done`: what was found stays, and is valid."""
+    out = tmp_path / "out"
+    argv = ["predict", str(model), str(data / "val2017"), "--out", str(out), "--score", "0.72", "--json"]
+    with ctrl_c(Detector, done + 1, training=False):
+        assert main(argv) == 130
+    said = capsys.readouterr()
+    if not done:
+        assert said.err == "transept: stopped before the first of 4 pictures was done\n"
+        assert not out.exists()
+        return
+    assert said.err == "transept: stopped: 2 of 4 pictures are done, and their results kept\n"
+    report = json.loads(said.out)
+    assert report["stopped"]
+    assert len(report["images"]) == len(json.loads((out / "images.json").read_text())["images"]) == 2
+    counts = Counter(result["image_id"] for result in json.loads((out / "results.json").read_text()))
+    assert [counts[i] for i in (1, 2)] == [sum(row["objects"].values()) for row in report["images"]]
 
 
 @pytest.mark.parametrize(
@@ -154,13 +182,13 @@ def test_several_scales(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for options in ([], ["--multi-scale", "--flip"]):
         assert main(["predict", model, pattern, "--out", str(tmp_path / "out"), "--json", *options]) == 0
         assert len(json.loads(capsys.readouterr().out)["images"]) == 1
-        found.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"])
+        found.append(json.loads((tmp_path / "out" / "results.json").read_text()))
     assert found[0] != found[1]
     scales = tuple((64, short) for short in range(30, 51, 2))
     (objects,) = detector.predict(
         [Image.open(data / "val2017" / "0.png")], DetectionInference(score_threshold=0.3, scales=scales, flip=True)
     )
-    mine = [result["score"] for result in found[1] if result["image_id"].endswith("0.png")]
+    mine = [result["score"] for result in found[1]]
     assert mine == pytest.approx(objects.scores.tolist(), abs=1e-5)
 
 
@@ -209,9 +237,10 @@ def test_published_detector_by_name(
     capsys.readouterr()
     written = json.loads((out / "results.json").read_text())
     (expected,) = random.predict([picture], DetectionInference(score_threshold=0.3))
-    assert written["classes"] == list(COCO_CLASSES)
-    assert [result["score"] for result in written["results"]] == pytest.approx(expected.scores.tolist(), abs=1e-4)
-    assert {result["category_id"] for result in written["results"]} == {1}
+    assert [result["score"] for result in written] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+    assert {result["category_id"] for result in written} == {1}
+    categories = json.loads((out / "images.json").read_text())["categories"]
+    assert categories[1] == {"id": 1, "name": COCO_CLASSES[1]}
     assert main(["eval", checkpoint.name, "--data", str(data), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report["bbox"]["per_class"]) == set(COCO_CLASSES)

@@ -13,7 +13,7 @@ from transept.data.detection.sets import DetectionSplits
 from transept.data.detection.target import Target
 from transept.data.labels import drawing_palette
 from transept.draw.boxes import draw_objects
-from transept.files import write_together
+from transept.files import GrowingList, write_together
 from transept.heads.instances import Detections
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
@@ -24,7 +24,7 @@ from transept.words import percent, plain_number
 
 SHOWN_SCORE = 0.3
 """Least score of an object that people are shown, where none is asked for."""
-DRAWN, RESULTS = ".objects.png", "results.json"
+DRAWN, RESULTS, IMAGES = ".objects.png", "results.json", "images.json"
 _TITLES: dict[Kind, str] = {"bbox": "box AP", "segm": "mask AP"}
 
 
@@ -90,28 +90,34 @@ def draw_detections(picture: Image.Image, detections: Detections, classes: list[
 
 
 class DetectorResults(Results):
-    """For each picture NAME.objects.png, and results.json with all objects in COCO's result format."""
+    """For each picture NAME.objects.png; results.json with all objects in COCO's result format, and images.json, which
+    says what the numbers of pictures and categories in it mean. Both are whole after each picture."""
 
     def __init__(self, task: Task, out: Path, inputs: Iterable[Path]) -> None:
         check_folder(out, task.kind, "a file")
         super().__init__(task, out)
-        self._names = FileNames.beside(out, [*inputs, out / RESULTS])
-        self._results: list[dict[str, Any]] = []
+        self._names = FileNames.beside(out, [*inputs, out / RESULTS, out / IMAGES])
+        self._objects = GrowingList(out / RESULTS)
+        categories = [{"id": number, "name": name} for number, name in enumerate(task.classes)]
+        head = {"info": {"description": "transept predict"}, "categories": categories, "annotations": []}
+        self._images = GrowingList(
+            out / IMAGES, head=f'{json.dumps(head, ensure_ascii=False)[:-1]}, "images": [', tail="]}"
+        )
 
     def add(self, path: Path, picture: Image.Image, prediction: Detections) -> None:
         classes = self.task.classes
-        size = (picture.height, picture.width)
-        self._results += to_coco_results([prediction], [str(path)], list(range(len(classes))), [size])
+        number, size = len(self.rows) + 1, (picture.height, picture.width)
+        results = to_coco_results([prediction], [number], list(range(len(classes))), [size])
         name = self._names.take(path.stem, {"drawn": DRAWN})["drawn"]
         write_together(self.out, {name: lambda file: draw_detections(picture, prediction, classes, file)})
+        # Pictures first: objects never refer to one that is not listed, even when stopped in between.
+        self._images.extend([{"id": number, "file_name": str(path), "width": picture.width, "height": picture.height}])
+        self._objects.extend(results)
         counts = Counter(item.label for item in self.task.items(prediction))
         self.rows.append({"image": str(path), "objects": dict(counts.most_common()), "drawn": str(self.out / name)})
 
     def finish(self) -> str:
-        content = {"classes": self.task.classes, "results": self._results}
-        text = json.dumps(content, ensure_ascii=False) + "\n"
-        write_together(self.out, {RESULTS: lambda file: file.write_text(text, encoding="utf-8")})
-        return f"{self.out}: *{DRAWN}, {RESULTS}"
+        return f"{self.out}: *{DRAWN}, {RESULTS}, {IMAGES}"
 
     def table(self, top: int) -> Table:
         rows = [
