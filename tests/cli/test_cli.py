@@ -127,6 +127,20 @@ def test_stopped_predict_draws_what_was_done(run: Path, capsys, tmp_path: Path):
     assert (tmp_path / "sheet.png").exists()
 
 
+def test_predict_into_a_table(run: Path, capsys, tmp_path: Path):
+    Image.new("RGB", (20, 20), (230, 210, 190)).save(tmp_path / "a.png")
+    argv = ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "a.csv")]
+    assert main([*argv, "--json"]) == 0
+    (row,) = csv.DictReader((tmp_path / "a.csv").open())
+    assert list(row) == ["path", "label_1", "score_1", "label_2", "score_2"]
+    assert {row["label_1"], row["label_2"]} == {"dark", "light side"}
+    assert float(row["score_1"]) + float(row["score_2"]) == pytest.approx(1)
+    (entry,) = json.loads(capsys.readouterr().out)["images"]
+    assert entry["rows"][0]["label_1"] == row["label_1"]
+    assert main([*argv, "--top", "1"]) == 0
+    assert (tmp_path / "a.csv").read_text().startswith("path,label_1,score_1\n")
+
+
 def test_predict_with_bad_files_among_the_good(run: Path, capsys, tmp_path: Path):
     folder = tmp_path / "my pictures ü"
     folder.mkdir()

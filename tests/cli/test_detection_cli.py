@@ -1,5 +1,6 @@
 """`eval` and `predict` of detectors, on a COCO folder written here."""
 
+import csv
 import json
 import shutil
 from collections import Counter
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from pycocotools.coco import COCO
 
 from tests.helpers import ctrl_c, fails
@@ -113,6 +115,40 @@ def test_predict(model: Path, data: Path, tmp_path: Path, capsys: pytest.Capture
     (found,) = detector.predict([Image.open(data / "val2017" / "0.png")])
     best = max(r["score"] for r in written if images[r["image_id"]]["file_name"].endswith("val2017/0.png"))
     assert best == pytest.approx(float(found.scores[found.labels == 0].max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_table(model: Path, data: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]):
+    """A row for each object, those of Python; nothing else is written."""
+    out = tmp_path / "new" / f"objects{ending}"
+    argv = ["predict", str(model), str(data / "val2017"), "--out", str(out), "--classes", "disc", "--json"]
+    assert main(argv) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(out.parent.iterdir()) == [out]
+    rows = list(csv.DictReader(out.open())) if ending == ".csv" else parquet.read_table(out).to_pylist()
+    assert list(rows[0]) == ["path", "label", "score", "x1", "y1", "x2", "y2"]
+    (found,) = Detector.load(model).predict(
+        [Image.open(data / "val2017" / "3.png")], DetectionInference(score_threshold=0.3, classes=("disc",))
+    )
+    last = [row for row in rows if row["path"] == str(data / "val2017" / "3.png")]
+    assert [float(row["score"]) for row in last] == pytest.approx(found.scores.tolist(), abs=1e-5)
+    assert [float(last[0][side]) for side in ("x1", "y1", "x2", "y2")] == pytest.approx(
+        found.boxes[0].tolist(), abs=1e-2
+    )
+    assert {row["label"] for row in rows} == {"disc"}
+    assert len(rows) == sum(len(row["rows"]) for row in report["images"])
+    assert report["images"][3]["rows"][0]["x1"] == pytest.approx(float(last[0]["x1"]))
+
+
+def test_a_table_without_objects_has_a_header(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = ["predict", str(model), str(data / "val2017" / "0.png"), "--score", "0.99"]
+    assert main([*argv, "--out", str(tmp_path / "a.csv")]) == 0
+    assert (tmp_path / "a.csv").read_text().splitlines() == ["path,label,score,x1,y1,x2,y2"]
+    assert "a.csv: 0 rows of 1 pictures" in capsys.readouterr().out
+    (tmp_path / "b.csv").mkdir()
+    assert "is a folder; give the name of a file" in fails(capsys, [*argv, "--out", str(tmp_path / "b.csv")], 2)
 
 
 @pytest.mark.parametrize("done", [0, 2])

@@ -2,8 +2,8 @@
 
 A classifier draws one sheet of all pictures. A segmenter writes three files for each: NAME.overlay.png with a legend,
 NAME.labels.png whose pixel values are the class numbers, and NAME.shares.json. A detector writes NAME.objects.png for
-each, results.json with all objects in COCO's result format, and images.json with the numbers of pictures and categories.
-Ctrl-C keeps and reports what was done.
+each, results.json with all objects in COCO's result format, and images.json, which names its pictures and categories.
+With --out TABLE.csv or TABLE.parquet all of them write a table and draw nothing. Ctrl-C keeps what was done.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from transept.cli.shared.tables import plain_skipped, print_json, print_table, t
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
 from transept.data.images import BadImageError, Skipped, as_shown, find_images
 from transept.errors import StoppedError, TranseptError, UsageError
-from transept.tasks.task import Picture, Results, Task
+from transept.tasks.table_results import TableResults
+from transept.tasks.task import TABLE_ENDINGS, Picture, Results, Task
 
 _TOP = 3
 
@@ -28,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files, folders of pictures, or patterns")
     parser.add_argument("--top", type=int, default=_TOP, help="how many classes to show (default %(default)s)")
     parser.add_argument(
-        "--out", type=Path, help="a classifier's sheet (default predictions.png), else a folder (default predictions)"
+        "--out",
+        type=Path,
+        help="a classifier's sheet (default predictions.png), else a folder (default predictions); or a table, .csv or "
+        ".parquet",
     )
     parser.add_argument("--no-sheet", action="store_true", help="draw no sheet (classifiers)")
     add_form(parser)
@@ -44,7 +48,11 @@ def run(args: argparse.Namespace) -> None:
     if args.no_sheet and task.is_dense:
         raise UsageError(f"--no-sheet is for classifiers, and {args.model!r} is a {task.kind}")
     inference = inference_of(task, options | ({"top": args.top} if "top" in task.options else {}))
-    results = task.results(args.out, inputs=paths, no_sheet=args.no_sheet)
+    inference = task.compact(inference)
+    if args.out is not None and args.out.suffix.lower() in TABLE_ENDINGS:
+        results = TableResults(task, args.out, inference)
+    else:
+        results = task.results(args.out, inputs=paths, no_sheet=args.no_sheet)
     skipped: list[Skipped] = []
     stopped = False
     try:

@@ -2,19 +2,21 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from transept.data.detection.sets import DetectionSplits
 from transept.data.detection.target import Target
 from transept.data.labels import drawing_palette
-from transept.draw.boxes import draw_objects
+from transept.draw.boxes import LARGEST, draw_objects
 from transept.files import GrowingList, write_together
-from transept.heads.instances import Detections
+from transept.heads.instances import Detections, Size
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.dense import predict_all
@@ -45,7 +47,7 @@ def evaluate_detector(
         size = (picture.shape[-2], picture.shape[-1])
         results.extend(to_coco_results([detections], [target["image_id"]], splits.category_ids, [size]))
 
-    seconds = predict_all(task, splits, data, inference, add, workers=workers, progress=progress)
+    seconds = predict_all(task, splits, data, task.compact(inference), add, workers=workers, progress=progress)
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     scores: dict[Kind, DetectionScores] = {kind: detection_scores(truth, results, kind) for kind in kinds}
     metrics: dict[str, Any] = {"map": scores["bbox"].map}
@@ -76,7 +78,14 @@ def _class_table(scores: dict[Kind, DetectionScores]) -> Table:
 
 
 def draw_detections(picture: Image.Image, detections: Detections, classes: list[str], path: Path) -> None:
-    """The picture with boxes, masks, classes and scores."""
+    """The picture with boxes, masks, classes and scores; a large one scaled down to the pixels that are shown."""
+    if (step := max(picture.size) // LARGEST) > 1:
+        picture = picture.reduce(step)
+        masks = detections.masks
+        if masks is not None and masks.dtype == torch.bool:
+            masks = masks[:, ::step, ::step]
+        detections = detections._replace(boxes=detections.boxes / step, masks=masks)
+    size = (picture.height, picture.width)
     draw_objects(
         picture,
         detections.boxes.float().cpu().numpy(),
@@ -85,8 +94,23 @@ def draw_detections(picture: Image.Image, detections: Detections, classes: list[
         drawing_palette(len(classes)),
         path,
         scores=detections.scores.float().cpu().numpy(),
-        masks=None if detections.masks is None else detections.masks.cpu().numpy(),
+        masks=None if detections.masks is None else _DrawnMasks(detections, size),
     )
+
+
+class _DrawnMasks(Sequence[np.ndarray]):
+    """The masks of an image of this height and width, `H W` bool, each drawn when it is asked for."""
+
+    def __init__(self, detections: Detections, size: Size) -> None:
+        self._detections = detections
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._detections.boxes)
+
+    def __getitem__(self, index: Any) -> Any:
+        one = torch.tensor([index], device=self._detections.boxes.device)
+        return self._detections.take(one).image_masks(self._size)[0].cpu().numpy()
 
 
 class DetectorResults(Results):
