@@ -137,13 +137,13 @@ def assert_same(folder: Path, other: Path) -> None:
 
 
 @contextmanager
-def ctrl_c(kind: type[nn.Module], call: int) -> Iterator[None]:
-    """Sends the signal at the start of a training forward pass of `kind`, counted from 1."""
+def ctrl_c(kind: type[nn.Module], call: int, *, training: bool = True) -> Iterator[None]:
+    """Sends the signal at the start of a forward pass of `kind` in training, or else in use, counted from 1."""
     calls = 0
 
     def look(module: nn.Module, inputs: Any) -> None:
         nonlocal calls
-        if isinstance(module, kind) and module.training:
+        if isinstance(module, kind) and module.training == training:
             calls += 1
             if calls == call:
                 os.kill(os.getpid(), signal.SIGINT)

@@ -25,6 +25,12 @@ class UsageError(TranseptError):
     exit_code = 2
 
 
+class StoppedError(TranseptError):
+    """Ctrl-C ended the work early; what was done is kept and was reported."""
+
+    exit_code = 130
+
+
 def warn(sentence: str) -> None:
     """A `TranseptWarning`, said to whoever called the library."""
     warnings.warn(sentence, TranseptWarning, stacklevel=3)

@@ -1,11 +1,13 @@
 """Writing files so that a crash, a full disk or a reader in between never sees half of one."""
 
 import errno
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from transept.errors import TranseptError
 
@@ -59,6 +61,39 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
         raise TranseptError(
             f"cannot write to {str(folder)!r}: {error.strerror or error}; nothing saved before is lost"
         ) from error
+
+
+class GrowingList:
+    """A JSON file whose list grows: whole and valid after each `extend`, whenever the work is stopped.
+
+    The file begins with the first `extend`, in the place of what was there, and has one line for each item.
+    """
+
+    def __init__(self, path: Path, *, head: str = "[", tail: str = "]") -> None:
+        """`head` and `tail`: the JSON before and behind the items."""
+        self.path = path
+        self._head = head
+        self._tail = f"\n{tail}\n".encode()
+        self._end = 0  # where the tail begins
+
+    def extend(self, items: Iterable[Any]) -> None:
+        """Add items of plain data, one after the other.
+
+        Raises:
+            TranseptError: the disk is full or the folder, which is created, not writable.
+        """
+        lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in items)
+        comma = "," if self._end > len(self._head.encode()) else ""
+        text = ("" if self._end else self._head) + (f"{comma}\n{lines}" if lines else "")
+        added = text.encode()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("r+b" if self._end else "wb") as file:
+                file.seek(self._end)
+                file.write(added + self._tail)  # in one piece: the old tail goes as the new one comes
+            self._end += len(added)
+        except OSError as error:
+            raise TranseptError(f"cannot write {str(self.path)!r}: {error.strerror or error}") from error
 
 
 def reserve(folder: Path, size: int) -> None:

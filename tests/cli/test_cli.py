@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 import transept
-from tests.helpers import fails
+from tests.helpers import ctrl_c, fails
 from transept.cli.main import VERBS, main
 from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
+from transept.tasks.classify import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,32 @@ def test_eval(run: Path, capsys):
     assert main(["eval", str(run / "best.safetensors"), "--data", str(run.parent / "set")]) == 0
     assert "(8 pictures" in capsys.readouterr().out
     assert "'0' is only in the data" in fails(capsys, ["eval", str(run), "--data", "digits"], 1)
+
+
+def test_stopped_predict_draws_what_was_done(run: Path, capsys, tmp_path: Path):
+    for i in range(3):
+        Image.new("RGB", (20, 20), (230, 210, 190)).save(tmp_path / f"{i}.png")
+    argv = ["predict", str(run), str(tmp_path), "--batch-size", "1", "--out", str(tmp_path / "sheet.png"), "--json"]
+    with ctrl_c(Classifier, 2, training=False):
+        assert main(argv) == 130
+    out, err = capsys.readouterr()
+    assert err == "transept: stopped: 1 of 3 pictures are done, and their results kept\n"
+    assert [Path(row["image"]).name for row in json.loads(out)["images"]] == ["0.png"]
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_predict_into_a_table(run: Path, capsys, tmp_path: Path):
+    Image.new("RGB", (20, 20), (230, 210, 190)).save(tmp_path / "a.png")
+    argv = ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "a.csv")]
+    assert main([*argv, "--json"]) == 0
+    (row,) = csv.DictReader((tmp_path / "a.csv").open())
+    assert list(row) == ["path", "label_1", "score_1", "label_2", "score_2"]
+    assert {row["label_1"], row["label_2"]} == {"dark", "light side"}
+    assert float(row["score_1"]) + float(row["score_2"]) == pytest.approx(1)
+    (entry,) = json.loads(capsys.readouterr().out)["images"]
+    assert entry["rows"][0]["label_1"] == row["label_1"]
+    assert main([*argv, "--top", "1"]) == 0
+    assert (tmp_path / "a.csv").read_text().startswith("path,label_1,score_1\n")
 
 
 def test_predict_with_bad_files_among_the_good(run: Path, capsys, tmp_path: Path):

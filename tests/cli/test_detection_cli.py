@@ -1,7 +1,9 @@
 """`eval` and `predict` of detectors, on a COCO folder written here."""
 
+import csv
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
+from pycocotools.coco import COCO
 
-from tests.helpers import fails
+from tests.helpers import ctrl_c, fails
 from transept.cli.main import main
 from transept.cost.printed import PUBLISHED_DETECTORS
 from transept.data.detection.coco_classes import COCO_CLASSES
@@ -97,14 +101,74 @@ def test_predict(model: Path, data: Path, tmp_path: Path, capsys: pytest.Capture
     for name in drawn:
         assert Image.open(name).width > 128
     written = json.loads((out / "results.json").read_text())
-    assert written["classes"] == CLASSES
-    assert written["results"]
-    assert {result["category_id"] for result in written["results"]} == {0}
-    assert min(result["score"] for result in written["results"]) > 0.4
+    assert {result["category_id"] for result in written} == {0}
+    assert min(result["score"] for result in written) > 0.4
+    images = {image["id"]: image for image in json.loads((out / "images.json").read_text())["images"]}
+    assert [images[i]["file_name"] for i in (1, 2, 3)] == [row["image"] for row in report["images"]]
+    # pycocotools reads both as it reads its own
+    truth = COCO(out / "images.json")
+    loaded = truth.loadRes(str(out / "results.json"))
+    assert len(loaded.anns) == len(written) == sum(sum(row["objects"].values()) for row in report["images"])
+    assert [category["name"] for category in truth.loadCats(truth.getCatIds())] == CLASSES
+    assert truth.imgs[1]["width"] == 128
     detector = Detector.load(model)
     (found,) = detector.predict([Image.open(data / "val2017" / "0.png")])
-    best = max(r["score"] for r in written["results"] if r["image_id"].endswith("val2017/0.png"))
+    best = max(r["score"] for r in written if images[r["image_id"]]["file_name"].endswith("val2017/0.png"))
     assert best == pytest.approx(float(found.scores[found.labels == 0].max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_table(model: Path, data: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]):
+    """A row for each object, those of Python; nothing else is written."""
+    out = tmp_path / "new" / f"objects{ending}"
+    argv = ["predict", str(model), str(data / "val2017"), "--out", str(out), "--classes", "disc", "--json"]
+    assert main(argv) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(out.parent.iterdir()) == [out]
+    rows = list(csv.DictReader(out.open())) if ending == ".csv" else parquet.read_table(out).to_pylist()
+    assert list(rows[0]) == ["path", "label", "score", "x1", "y1", "x2", "y2"]
+    (found,) = Detector.load(model).predict(
+        [Image.open(data / "val2017" / "3.png")], DetectionInference(score_threshold=0.3, classes=("disc",))
+    )
+    last = [row for row in rows if row["path"] == str(data / "val2017" / "3.png")]
+    assert [float(row["score"]) for row in last] == pytest.approx(found.scores.tolist(), abs=1e-5)
+    assert [float(last[0][side]) for side in ("x1", "y1", "x2", "y2")] == pytest.approx(
+        found.boxes[0].tolist(), abs=1e-2
+    )
+    assert {row["label"] for row in rows} == {"disc"}
+    assert len(rows) == sum(len(row["rows"]) for row in report["images"])
+    assert report["images"][3]["rows"][0]["x1"] == pytest.approx(float(last[0]["x1"]))
+
+
+def test_a_table_without_objects_has_a_header(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = ["predict", str(model), str(data / "val2017" / "0.png"), "--score", "0.99"]
+    assert main([*argv, "--out", str(tmp_path / "a.csv")]) == 0
+    assert (tmp_path / "a.csv").read_text().splitlines() == ["path,label,score,x1,y1,x2,y2"]
+    assert "a.csv: 0 rows of 1 pictures" in capsys.readouterr().out
+    (tmp_path / "b.csv").mkdir()
+    assert "is a folder; give the name of a file" in fails(capsys, [*argv, "--out", str(tmp_path / "b.csv")], 2)
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_stopped(model: Path, data: Path, tmp_path: Path, done: int, capsys: pytest.CaptureFixture[str]):
+    """Ctrl-C in the picture after `done`: what was found stays, and is valid."""
+    out = tmp_path / "out"
+    argv = ["predict", str(model), str(data / "val2017"), "--out", str(out), "--score", "0.72", "--json"]
+    with ctrl_c(Detector, done + 1, training=False):
+        assert main(argv) == 130
+    said = capsys.readouterr()
+    if not done:
+        assert said.err == "transept: stopped before the first of 4 pictures was done\n"
+        assert not out.exists()
+        return
+    assert said.err == "transept: stopped: 2 of 4 pictures are done, and their results kept\n"
+    report = json.loads(said.out)
+    assert report["stopped"]
+    assert len(report["images"]) == len(json.loads((out / "images.json").read_text())["images"]) == 2
+    counts = Counter(result["image_id"] for result in json.loads((out / "results.json").read_text()))
+    assert [counts[i] for i in (1, 2)] == [sum(row["objects"].values()) for row in report["images"]]
 
 
 @pytest.mark.parametrize(
@@ -154,13 +218,13 @@ def test_several_scales(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for options in ([], ["--multi-scale", "--flip"]):
         assert main(["predict", model, pattern, "--out", str(tmp_path / "out"), "--json", *options]) == 0
         assert len(json.loads(capsys.readouterr().out)["images"]) == 1
-        found.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"])
+        found.append(json.loads((tmp_path / "out" / "results.json").read_text()))
     assert found[0] != found[1]
     scales = tuple((64, short) for short in range(30, 51, 2))
     (objects,) = detector.predict(
         [Image.open(data / "val2017" / "0.png")], DetectionInference(score_threshold=0.3, scales=scales, flip=True)
     )
-    mine = [result["score"] for result in found[1] if result["image_id"].endswith("0.png")]
+    mine = [result["score"] for result in found[1]]
     assert mine == pytest.approx(objects.scores.tolist(), abs=1e-5)
 
 
@@ -209,9 +273,10 @@ def test_published_detector_by_name(
     capsys.readouterr()
     written = json.loads((out / "results.json").read_text())
     (expected,) = random.predict([picture], DetectionInference(score_threshold=0.3))
-    assert written["classes"] == list(COCO_CLASSES)
-    assert [result["score"] for result in written["results"]] == pytest.approx(expected.scores.tolist(), abs=1e-4)
-    assert {result["category_id"] for result in written["results"]} == {1}
+    assert [result["score"] for result in written] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+    assert {result["category_id"] for result in written} == {1}
+    categories = json.loads((out / "images.json").read_text())["categories"]
+    assert categories[1] == {"id": 1, "name": COCO_CLASSES[1]}
     assert main(["eval", checkpoint.name, "--data", str(data), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report["bbox"]["per_class"]) == set(COCO_CLASSES)

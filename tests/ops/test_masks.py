@@ -1,6 +1,8 @@
 """Masks to the grids of boxes and back."""
 
+import pytest
 import torch
+from torch.nn.functional import grid_sample
 
 from transept.ops.masks import crop_masks, paste_masks
 
@@ -42,9 +44,24 @@ def test_full_masks_fill_their_boxes():
 def test_many_masks_are_pasted_in_chunks(monkeypatch):
     masks, boxes = torch.rand(7, 5, 5), torch.tensor([[1.0, 2, 17, 13]]) + torch.arange(7)[:, None]
     whole = paste_masks(masks, boxes, (16, 24))
-    monkeypatch.setattr("transept.ops.masks._CHUNK", 2 * 16 * 24)
+    monkeypatch.setattr("transept.ops.masks._CHUNK", 3 * 19)
     assert torch.equal(paste_masks(masks, boxes, (16, 24)), whole)
     assert 0 < whole.float().mean() < 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5])
+def test_only_the_reach_of_a_box_is_computed(threshold: float):
+    """What a grid over the whole image gives, to the bit: also of boxes beyond it, and where the rim fades."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(40, 4, generator=generator) * 60 - 15
+    boxes[:30, 2:] = boxes[:30, :2] + boxes[:30, 2:].abs()  # the others are turned inside out
+    masks = torch.rand(40, 3, 4, generator=generator)
+    y, x = torch.arange(33) + 0.5, torch.arange(47) + 0.5
+    x1, y1, x2, y2 = boxes[..., None].unbind(dim=1)
+    u, v = (x - x1) / (x2 - x1) * 2 - 1, (y - y1) / (y2 - y1) * 2 - 1
+    grid = torch.stack((u[:, None].expand(-1, 33, -1), v[:, :, None].expand(-1, -1, 47)), dim=-1)
+    whole = grid_sample(masks[:, None], grid, align_corners=False)[:, 0] >= threshold
+    assert torch.equal(paste_masks(masks, boxes, (33, 47), threshold), whole)
 
 
 def test_no_masks():

@@ -5,7 +5,7 @@ import torch
 
 from transept.layers.pyramid import Shrink, scale_modules
 from transept.ops.attention import attend
-from transept.ops.interpolation import resize_position_embedding
+from transept.ops.interpolation import resize_map, resize_position_embedding, resize_rows
 from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
 
 
@@ -62,3 +62,12 @@ def test_shrink_equals_max_pool_where_that_works():
 def test_unknown_stride_is_refused():
     with pytest.raises(ValueError, match="patch_size=12"):
         scale_modules(6, 12)
+
+
+@pytest.mark.parametrize("size", [(40, 33), (7, 5), (16, 31), (11, 9)])
+def test_rows_of_a_resized_map(size: tuple[int, int]):
+    x = torch.randn(2, 3, 11, 9, generator=torch.Generator().manual_seed(0))
+    whole = resize_map(x, size)
+    for start in range(0, size[0], 4):
+        stop = min(start + 4, size[0])
+        torch.testing.assert_close(resize_rows(x, size, start, stop), whole[..., start:stop, :])

@@ -411,3 +411,26 @@ def test_palette():
     assert palette[:19] == drawing_palette(19)
     steps = np.abs(np.diff(np.array(palette), axis=0)).sum(axis=1)
     assert steps.min() > 60  # neighbours differ
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [
+        SegmentationInference(),
+        SegmentationInference(ratios=(0.5, 1.5), flip=True),
+        SegmentationInference(crop=(32, 32)),
+    ],
+    ids=["whole", "scales and mirror", "windows"],
+)
+def test_large_pictures_are_labelled_by_strips(monkeypatch: pytest.MonkeyPatch, inference: SegmentationInference):
+    """The same labels and scores, and never all classes of all pixels at once."""
+    model = tiny(preprocessing=SMALL_SCENES)
+    pixels = np.random.default_rng(0).integers(0, 256, (190, 131, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    (whole,) = model.predict([picture], inference)
+    monkeypatch.setattr("transept.tasks.segment._PIECE", len(model.classes) * 131 * 7)
+    monkeypatch.setattr(Segmenter, "probabilities", None)
+    (strips,) = model.predict([picture], inference)
+    assert (strips.labels == whole.labels).float().mean() > 0.999  # all but ties
+    assert (strips.labels.dtype, strips.scores.dtype) == (whole.labels.dtype, whole.scores.dtype)
+    torch.testing.assert_close(strips.scores, whole.scores, rtol=1e-4, atol=1e-5)

@@ -2,7 +2,8 @@
 
 A classifier draws one sheet of all pictures. A segmenter writes three files for each: NAME.overlay.png with a legend,
 NAME.labels.png whose pixel values are the class numbers, and NAME.shares.json. A detector writes NAME.objects.png for
-each, and results.json with all objects in COCO's result format.
+each, results.json with all objects in COCO's result format, and images.json, which names its pictures and categories.
+With --out TABLE.csv or TABLE.parquet all of them write a table and draw nothing. Ctrl-C keeps what was done.
 """
 
 import argparse
@@ -10,13 +11,15 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
 from transept.data.images import BadImageError, Skipped, as_shown, find_images, plain_skipped
-from transept.errors import TranseptError, UsageError
-from transept.tasks.task import Picture, Task
+from transept.errors import StoppedError, TranseptError, UsageError
+from transept.tasks.table_results import TableResults
+from transept.tasks.task import TABLE_ENDINGS, Picture, Results, Task
 
 _TOP = 3
 
@@ -26,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files, folders of pictures, or patterns")
     parser.add_argument("--top", type=int, default=_TOP, help="how many classes to show (default %(default)s)")
     parser.add_argument(
-        "--out", type=Path, help="a classifier's sheet (default predictions.png), else a folder (default predictions)"
+        "--out",
+        type=Path,
+        help="a classifier's sheet (default predictions.png), else a folder (default predictions); or a table, .csv or "
+        ".parquet",
     )
     parser.add_argument("--no-sheet", action="store_true", help="draw no sheet (classifiers)")
     add_form(parser)
@@ -42,24 +48,40 @@ def run(args: argparse.Namespace) -> None:
     if args.no_sheet and task.is_dense:
         raise UsageError(f"--no-sheet is for classifiers, and {args.model!r} is a {task.kind}")
     inference = inference_of(task, options | ({"top": args.top} if "top" in task.options else {}))
-    results = task.results(args.out, inputs=paths, no_sheet=args.no_sheet)
+    inference = task.compact(inference)
+    if args.out is not None and args.out.suffix.lower() in TABLE_ENDINGS:
+        results = TableResults(task, args.out, inference)
+    else:
+        results = task.results(args.out, inputs=paths, no_sheet=args.no_sheet)
     skipped: list[Skipped] = []
-    readable = _read(task, paths, skipped)
+    stopped = False
+    try:
+        _predict(task, _read(task, paths, skipped), inference, results)
+    except KeyboardInterrupt:
+        stopped = True
+    if not results.rows:
+        if stopped:
+            raise StoppedError(f"stopped before the first of {len(paths)} pictures was done")
+        raise TranseptError(f"none of the {len(paths)} files is a readable picture")
+    written = results.finish()
+    if args.json:
+        about = {"skipped": plain_skipped(skipped), "stopped": stopped} | results.about
+        print_json({"model": args.model, "images": results.rows} | about)
+    else:
+        print_table(table_for_people(results.table(args.top)))
+        if skipped:
+            print(f"\n{len(skipped)} of {len(paths)} files could not be read and were skipped")
+        if written:
+            print(f"\n{written}")
+    if stopped:
+        raise StoppedError(f"stopped: {len(results.rows)} of {len(paths)} pictures are done, and their results kept")
+
+
+def _predict(task: Task, readable: Iterator[tuple[Path, Picture]], inference: Any, results: Results) -> None:
     while batch := list(islice(readable, task.pictures_at_once(inference))):
         answers = task.predict([picture for _, picture in batch], inference)
         for (path, picture), answer in zip(batch, answers, strict=True):
             results.add(path, as_shown(picture), answer)
-    if not results.rows:
-        raise TranseptError(f"none of the {len(paths)} files is a readable picture")
-    written = results.finish()
-    if args.json:
-        print_json({"model": args.model, "images": results.rows, "skipped": plain_skipped(skipped)} | results.about)
-        return
-    print_table(table_for_people(results.table(args.top)))
-    if skipped:
-        print(f"\n{len(skipped)} of {len(paths)} files could not be read and were skipped")
-    if written:
-        print(f"\n{written}")
 
 
 def _read(task: Task, paths: list[Path], skipped: list[Skipped]) -> Iterator[tuple[Path, Picture]]:

@@ -20,6 +20,8 @@ from transept.files import write_atomically
 
 _LONGEST = 7.0
 """Inches of the picture's longest side. Lines and letters have the same size in every figure."""
+LARGEST = 2800
+"""Pixels of the longest side of a drawn figure; more of the picture's own are not seen."""
 _CLEAR = 1000
 """Longest side in pixels below which a picture is enlarged, so that outlines of masks stay thin and smooth."""
 _STRENGTH = 0.42
@@ -47,7 +49,7 @@ def draw_objects(
     path: Path,
     *,
     scores: np.ndarray | None = None,
-    masks: np.ndarray | None = None,
+    masks: Sequence[np.ndarray] | np.ndarray | None = None,
 ) -> None:
     """The picture with its objects in the colours of their classes.
 
@@ -63,14 +65,15 @@ def draw_objects(
         path: to write to; the suffix decides the format (.png, .jpg, .pdf, .svg). In .pdf and .svg lines and letters
             can be enlarged at will.
         scores: `n`, in 0..1.
-        masks: `n H W`, bool.
+        masks: `n H W`, bool, or what gives `H W` for each number, one at a time.
 
     Raises:
         TranseptError: masks of another size than the picture's; a file that cannot be written.
     """
     width, height = picture.size
-    if masks is not None and masks.shape != (len(boxes), height, width):
-        raise TranseptError(f"masks are {masks.shape} for {len(boxes)} objects on a picture of {height} x {width}")
+    if masks is not None and (len(masks) != len(boxes) or (len(masks) and masks[0].shape != (height, width))):
+        shape = (len(masks), *(masks[0].shape if len(masks) else ()))
+        raise TranseptError(f"masks are {shape} for {len(boxes)} objects on a picture of {height} x {width}")
     unit = max(width, height) / (_LONGEST * 72)  # pixels of the picture in a typographic point
     chips = list(_place_labels(boxes, labels, scores, classes, palette, (width, height), unit))
     counts: Counter[int] = Counter(map(int, labels))
@@ -95,7 +98,7 @@ def add_objects(
     palette: Sequence[RGB],
     inches: float,
     *,
-    masks: np.ndarray | None = None,
+    masks: Sequence[np.ndarray] | np.ndarray | None = None,
 ) -> None:
     """As `draw_objects`, without scores and legend, into axes whose longest side is so many inches."""
     unit = max(picture.size) / (inches * 72)
@@ -110,7 +113,7 @@ def _add_objects(
     colors: Sequence[RGB],
     chips: Sequence[_Label],
     unit: float,
-    masks: np.ndarray | None,
+    masks: Sequence[np.ndarray] | np.ndarray | None,
 ) -> None:
     width, height = picture.size
     shown = picture.convert("RGB") if masks is None else _tinted(picture, masks, colors)
@@ -122,7 +125,7 @@ def _add_objects(
         _draw_label(axes, chip, unit)
 
 
-def _tinted(picture: Image.Image, masks: np.ndarray, colors: Sequence[RGB]) -> Image.Image:
+def _tinted(picture: Image.Image, masks: Sequence[np.ndarray] | np.ndarray, colors: Sequence[RGB]) -> Image.Image:
     """The picture, enlarged where it is small, with the insides and outlines of masks in their colours."""
     times = -(-_CLEAR // max(picture.size))
     enlarged = picture.convert("RGB").resize(
@@ -130,16 +133,17 @@ def _tinted(picture: Image.Image, masks: np.ndarray, colors: Sequence[RGB]) -> I
     )
     canvas = np.asarray(enlarged, dtype=np.float32).copy()
     line = 2 * max(1, round(max(enlarged.size) / 1400)) + 1
-    order = np.argsort([-int(mask.sum()) for mask in masks], kind="stable")  # what is small lies on top
+    order = np.argsort([-int(masks[i].sum()) for i in range(len(masks))], kind="stable")  # what is small lies on top
     outlines: list[tuple[tuple[slice, slice], np.ndarray, RGB]] = []
     for i in order:
-        rows, columns = (np.flatnonzero(masks[i].any(axis=axis)) for axis in (1, 0))
+        mask = masks[i]
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
         if not len(rows):
             continue
         # A rim of one pixel, so that smoothing and outlines end inside the window.
         y1, y2 = max(rows[0] - 1, 0), min(rows[-1] + 2, picture.height)
         x1, x2 = max(columns[0] - 1, 0), min(columns[-1] + 2, picture.width)
-        part = Image.fromarray(masks[i, y1:y2, x1:x2].astype(np.uint8) * 255)
+        part = Image.fromarray(mask[y1:y2, x1:x2].astype(np.uint8) * 255)
         part = part.resize((part.width * times, part.height * times), Image.Resampling.BICUBIC)
         if times > 1:  # no steps where there were pixels
             part = part.filter(ImageFilter.GaussianBlur(0.6 * times))

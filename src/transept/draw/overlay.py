@@ -13,8 +13,8 @@ from transept.files import write_atomically
 
 _STRENGTH = 0.55
 """Opacity of the classes' colours over the picture."""
-_CLEAR = 480
-"""Longest side in pixels below which a picture is enlarged for drawing."""
+_LARGEST = 2600
+"""Pixels of the longest side of a picture that a figure can show; larger pictures are scaled down for drawing."""
 _CLEAR = 480
 """Longest side in pixels below which a picture is enlarged for drawing."""
 _SMALLEST = 0.001
@@ -59,6 +59,8 @@ def draw_overlay(
 ) -> None:
     """The tinted picture, and beside it the classes that occur with their shares."""
     occurring = shares(labels, classes)
+    if (step := max(picture.size) // _LARGEST) > 1:
+        picture, labels = picture.reduce(step), labels[::step, ::step]
     named = {name: share for name, share in occurring.items() if share >= _SMALLEST}
     width, height = picture.size
     tall = min(max(4.5 * height / width, 2.2), 9.0)

@@ -39,3 +39,16 @@ def resize_map(x: Float[Tensor, "b c _h _w"], size: Sequence[int]) -> Float[Tens
     if same_size(x.shape[-2:], size):
         return x
     return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_rows(
+    x: Float[Tensor, "b c _h _w"], size: Sequence[int], start: int, stop: int
+) -> Float[Tensor, "b c _rows _w2"]:
+    """Rows `start` to `stop` of `resize_map(x, size)`, without the others; equal to rounding."""
+    height = x.shape[-2]
+    y = ((torch.arange(start, stop, device=x.device) + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
+    upper = y.floor().long()
+    lower = (upper + 1).clamp(max=height - 1)
+    first, last = int(upper[0]), int(lower[-1])
+    wide = resize_map(x[..., first : last + 1, :], (last + 1 - first, size[1]))
+    return torch.lerp(wide[..., upper - first, :], wide[..., lower - first, :], (y - upper)[:, None].to(x.dtype))

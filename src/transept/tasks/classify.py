@@ -157,6 +157,14 @@ class Classifier(ModelTask):
         labels, scores = prediction.labels.tolist(), prediction.scores.tolist()
         return [Item(self.classes[label], score) for label, score in zip(labels, scores, strict=True)]
 
+    def columns(self, inference: ClassificationInference) -> dict[str, type]:
+        ranks = range(1, min(inference.top, len(self.classes)) + 1)
+        return {name: kind for rank in ranks for name, kind in ((f"label_{rank}", str), (f"score_{rank}", float))}
+
+    def records(self, prediction: Classification) -> list[tuple[Any, ...]]:
+        """One row: the best classes side by side."""
+        return [tuple(value for item in self.items(prediction) for value in (item.label, item.score))]
+
     def draw(self, picture: Image.Image, prediction: Classification, path: Path) -> None:
         draw_sheet([self._labelled(picture, prediction, "")], path)
 
@@ -165,7 +173,8 @@ class Classifier(ModelTask):
     ) -> "ClassifierResults":
         out = out or Path("predictions.png")
         if out.suffix.lower() not in PICTURE_ENDINGS:
-            raise UsageError(f"--out {out}: give a name that ends in .png, .jpg, .pdf, .svg or .webp")
+            endings = ".png, .jpg, .pdf, .svg or .webp, or .csv or .parquet"
+            raise UsageError(f"--out {out}: give a name that ends in {endings}")
         return ClassifierResults(self, out, sheet=not no_sheet)
 
     def _labelled(self, picture: Image.Image, prediction: Classification, title: str) -> Labelled:

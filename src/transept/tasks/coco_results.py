@@ -15,8 +15,8 @@ Result = dict[str, Any]
 """`image_id`, `category_id`, `bbox` (x, y, width, height in pixels), `score`, and with masks `segmentation` (run-length
 encoded, as JSON takes it)."""
 
-_TOGETHER = 16
-"""Masks that are drawn at a time, so that large pictures need little memory."""
+_TOGETHER = 2**23
+"""Pixels of the masks that are drawn at a time, so that large pictures need little memory."""
 
 
 def to_coco_results(
@@ -87,8 +87,9 @@ def _encoded(detections: Detections, size: Size | None) -> Iterable[dict[str, An
         if detections.masks.dtype != torch.bool:
             raise UsageError("masks that are not drawn into the image need its height and width: give sizes")
         size = (detections.masks.shape[-2], detections.masks.shape[-1])
-    for start in range(0, len(detections.boxes), _TOGETHER):
-        end = min(start + _TOGETHER, len(detections.boxes))
+    together = max(1, _TOGETHER // (size[0] * size[1]))
+    for start in range(0, len(detections.boxes), together):
+        end = min(start + together, len(detections.boxes))
         some = detections.take(torch.arange(start, end, device=detections.boxes.device))
         drawn = some.image_masks(size).cpu().numpy().astype(np.uint8)
         for rle in api.encode(np.asfortranarray(drawn.transpose(1, 2, 0))):

@@ -189,6 +189,17 @@ class Detector(DenseTask):
         rows = zip(prediction.labels.tolist(), prediction.scores.tolist(), prediction.boxes.tolist(), strict=True)
         return [Item(self.classes[label], score, (x1, y1, x2, y2)) for label, score, (x1, y1, x2, y2) in rows]
 
+    def columns(self, inference: DetectionInference) -> dict[str, type]:
+        return super().columns(inference) | dict.fromkeys(("x1", "y1", "x2", "y2"), float)
+
+    def records(self, prediction: Detections) -> list[tuple[Any, ...]]:
+        """A row for each object."""
+        return [(item.label, item.score, *(item.box or ())) for item in self.items(prediction)]
+
+    def compact(self, inference: DetectionInference) -> DetectionInference:
+        """Masks stay grids over their boxes."""
+        return dataclasses.replace(inference, draw_masks=False)
+
     def draw(self, picture: Image.Image, prediction: Detections, path: Path) -> None:
         draw_detections(picture, prediction, self.classes, path)
 

@@ -3,19 +3,21 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from transept.data.detection.sets import DetectionSplits
 from transept.data.detection.target import Target
 from transept.data.labels import drawing_palette
-from transept.draw.boxes import draw_objects
-from transept.files import write_together
-from transept.heads.instances import Detections
+from transept.draw.boxes import LARGEST, draw_objects
+from transept.files import GrowingList, write_together
+from transept.heads.instances import Detections, Size
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.dense import predict_all
@@ -25,7 +27,7 @@ from transept.words import percent, plain_number
 
 SHOWN_SCORE = 0.3
 """Least score of an object that people are shown, where none is asked for."""
-DRAWN, RESULTS = ".objects.png", "results.json"
+DRAWN, RESULTS, IMAGES = ".objects.png", "results.json", "images.json"
 _TITLES: dict[Kind, str] = {"bbox": "box AP", "segm": "mask AP"}
 
 
@@ -46,7 +48,7 @@ def evaluate_detector(
         size = (picture.shape[-2], picture.shape[-1])
         results.extend(to_coco_results([detections], [target["image_id"]], splits.category_ids, [size]))
 
-    seconds = predict_all(task, splits, data, inference, add, workers=workers, progress=progress)
+    seconds = predict_all(task, splits, data, task.compact(inference), add, workers=workers, progress=progress)
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     scores: dict[Kind, DetectionScores] = {kind: detection_scores(truth, results, kind) for kind in kinds}
     absent = {name for name, value in scores["bbox"].per_class.items() if math.isnan(value)}
@@ -80,7 +82,14 @@ def _class_table(scores: dict[Kind, DetectionScores]) -> Table:
 
 
 def draw_detections(picture: Image.Image, detections: Detections, classes: list[str], path: Path) -> None:
-    """The picture with boxes, masks, classes and scores."""
+    """The picture with boxes, masks, classes and scores; a large one scaled down to the pixels that are shown."""
+    if (step := max(picture.size) // LARGEST) > 1:
+        picture = picture.reduce(step)
+        masks = detections.masks
+        if masks is not None and masks.dtype == torch.bool:
+            masks = masks[:, ::step, ::step]
+        detections = detections._replace(boxes=detections.boxes / step, masks=masks)
+    size = (picture.height, picture.width)
     draw_objects(
         picture,
         detections.boxes.float().cpu().numpy(),
@@ -89,33 +98,54 @@ def draw_detections(picture: Image.Image, detections: Detections, classes: list[
         drawing_palette(len(classes)),
         path,
         scores=detections.scores.float().cpu().numpy(),
-        masks=None if detections.masks is None else detections.masks.cpu().numpy(),
+        masks=None if detections.masks is None else _DrawnMasks(detections, size),
     )
 
 
+class _DrawnMasks(Sequence[np.ndarray]):
+    """The masks of an image of this height and width, `H W` bool, each drawn when it is asked for."""
+
+    def __init__(self, detections: Detections, size: Size) -> None:
+        self._detections = detections
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._detections.boxes)
+
+    def __getitem__(self, index: Any) -> Any:
+        one = torch.tensor([index], device=self._detections.boxes.device)
+        return self._detections.take(one).image_masks(self._size)[0].cpu().numpy()
+
+
 class DetectorResults(Results):
-    """For each picture NAME.objects.png, and results.json with all objects in COCO's result format."""
+    """For each picture NAME.objects.png; results.json with all objects in COCO's result format, and images.json, which
+    says what the numbers of pictures and categories in it mean. Both are whole after each picture."""
 
     def __init__(self, task: Task, out: Path, inputs: Iterable[Path]) -> None:
         check_folder(out, task.kind, "a file")
         super().__init__(task, out)
-        self._names = FileNames.beside(out, [*inputs, out / RESULTS])
-        self._results: list[dict[str, Any]] = []
+        self._names = FileNames.beside(out, [*inputs, out / RESULTS, out / IMAGES])
+        self._objects = GrowingList(out / RESULTS)
+        categories = [{"id": number, "name": name} for number, name in enumerate(task.classes)]
+        head = {"info": {"description": "transept predict"}, "categories": categories, "annotations": []}
+        self._images = GrowingList(
+            out / IMAGES, head=f'{json.dumps(head, ensure_ascii=False)[:-1]}, "images": [', tail="]}"
+        )
 
     def add(self, path: Path, picture: Image.Image, prediction: Detections) -> None:
         classes = self.task.classes
-        size = (picture.height, picture.width)
-        self._results += to_coco_results([prediction], [str(path)], list(range(len(classes))), [size])
+        number, size = len(self.rows) + 1, (picture.height, picture.width)
+        results = to_coco_results([prediction], [number], list(range(len(classes))), [size])
         name = self._names.take(path.stem, {"drawn": DRAWN})["drawn"]
         write_together(self.out, {name: lambda file: draw_detections(picture, prediction, classes, file)})
+        # Pictures first: objects never refer to one that is not listed, even when stopped in between.
+        self._images.extend([{"id": number, "file_name": str(path), "width": picture.width, "height": picture.height}])
+        self._objects.extend(results)
         counts = Counter(item.label for item in self.task.items(prediction))
         self.rows.append({"image": str(path), "objects": dict(counts.most_common()), "drawn": str(self.out / name)})
 
     def finish(self) -> str:
-        content = {"classes": self.task.classes, "results": self._results}
-        text = json.dumps(content, ensure_ascii=False) + "\n"
-        write_together(self.out, {RESULTS: lambda file: file.write_text(text, encoding="utf-8")})
-        return f"{self.out}: *{DRAWN}, {RESULTS}"
+        return f"{self.out}: *{DRAWN}, {RESULTS}, {IMAGES}"
 
     def table(self, top: int) -> Table:
         rows = [

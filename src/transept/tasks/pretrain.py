@@ -89,6 +89,9 @@ class FeatureExtractor(ModelTask):
         finally:
             self.train(training)
 
+    def columns(self, inference: int) -> dict[str, type]:
+        raise self._no_classes()
+
     def items(self, prediction: Tensor) -> list[Item]:
         raise self._no_classes()
 

@@ -1,7 +1,7 @@
 """Semantic segmentation: a class for every pixel."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 
 from transept.data.channels import fit_channels
-from transept.data.images import as_bytes
+from transept.data.images import as_bytes, size_of
 from transept.data.labels import Color, drawing_palette
 from transept.data.resizing import squashed
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
@@ -27,7 +27,7 @@ from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
 from transept.inference.windows import sliding_logits
 from transept.models.backbone import Backbone
-from transept.ops.interpolation import resize_map
+from transept.ops.interpolation import resize_map, resize_rows
 from transept.ops.masks import IGNORE_LABEL
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
@@ -38,6 +38,8 @@ from transept.tasks.task import Evaluation, Halves, Item, Option, Picture
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The ratios of multi-scale testing, as published."""
+_PIECE = 2**25
+"""So many probabilities (classes times pixels) are made at once: 128 MiB of float32, several times."""
 
 
 class Outputs(NamedTuple):
@@ -194,9 +196,29 @@ class Segmenter(DenseTask):
         """RGB pictures (or bytes `3 H W`) of any sizes to the class of each of their pixels, each at its own size."""
         predictions = []
         for picture in pictures:
-            scores, labels = self.probabilities(picture, inference).max(dim=0)
-            predictions.append(Segmentation(labels, scores))
+            width, height = size_of(picture)
+            rows = max(1, _PIECE // (len(self.classes) * width))
+            if rows >= height:
+                scores, labels = self.probabilities(picture, inference).max(dim=0)
+                predictions.append(Segmentation(labels, scores))
+            else:
+                predictions.append(self._by_strips(picture, inference or SegmentationInference(), rows))
         return predictions
+
+    def _by_strips(self, picture: Picture, inference: SegmentationInference, rows: int) -> Segmentation:
+        """As `probabilities`, of so many rows at a time: of all at once they take `k H W` numbers."""
+        width, height = size_of(picture)
+        views = list(self._views(picture, inference))
+        device = views[0][0].device
+        labels = torch.empty(height, width, dtype=torch.int64, device=device)
+        scores = torch.empty(height, width, device=device)
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            strip = self._sum(
+                (resize_rows(logits, (height, width), start, stop), flipped) for logits, flipped in views
+            ).div_(len(views))
+            torch.max(strip, dim=0, out=(scores[start:stop], labels[start:stop]))
+        return Segmentation(labels, scores)
 
     @torch.inference_mode()
     def probabilities(self, picture: Picture, inference: SegmentationInference | None = None) -> Tensor:
@@ -205,22 +227,34 @@ class Segmenter(DenseTask):
         Logits are resized to the picture before the softmax, as in the official tests.
         """
         inference = inference or SegmentationInference()
+        width, height = size_of(picture)
+        views = self._views(picture, inference)
+        total = self._sum((resize_map(logits, (height, width)), flipped) for logits, flipped in views)
+        return total.div_(len(inference.ratios) * (1 + inference.flip))
+
+    @staticmethod
+    def _sum(views: Iterable[tuple[Tensor, bool]]) -> Tensor:
+        """The sum of the probabilities `k h w` that logits `1 k h w`, some of them of mirror images, give."""
+        total = None
+        for logits, flipped in views:
+            share = logits.float().softmax(dim=1)[0]
+            share = share.flip(-1) if flipped else share
+            total = share if total is None else total.add_(share)
+        assert total is not None
+        return total
+
+    def _views(self, picture: Picture, inference: SegmentationInference) -> Iterator[tuple[Tensor, bool]]:
+        """Logits `1 k h w` of each scale, at its own size, and whether they are of the mirror image."""
         image = as_bytes(picture, self.in_chans).to(next(self.parameters()).device)
         training = self.training
         self.eval()
         try:
-            total = None
             for ratio in inference.ratios:
                 scaled = segmentation_eval_transform(self.preprocessing, ratio)(tv_tensors.Image(image))[None]
                 for flipped in (False, True) if inference.flip else (False,):
-                    logits = self.logits(scaled.flip(-1) if flipped else scaled, inference)
-                    share = resize_map(logits, image.shape[-2:]).float().softmax(dim=1)[0]
-                    share = share.flip(-1) if flipped else share
-                    total = share if total is None else total.add_(share)
+                    yield self.logits(scaled.flip(-1) if flipped else scaled, inference), flipped
         finally:
             self.train(training)
-        assert total is not None
-        return total.div_(len(inference.ratios) * (1 + inference.flip))
 
     def logits(self, images: Tensor, inference: SegmentationInference) -> Tensor:
         """Normalised images `b 3 H W` to logits `b k H W`: at once, or by sliding windows where there is a crop."""
@@ -254,6 +288,10 @@ class Segmenter(DenseTask):
     def items(self, prediction: Segmentation) -> list[Item]:
         """The share of the picture that each class has."""
         return [Item(name, share) for name, share in shares(prediction.labels.cpu().numpy(), self.classes).items()]
+
+    def columns(self, inference: SegmentationInference) -> dict[str, type]:
+        """A row for each class that occurs."""
+        return {"class": str, "share": float}
 
     def draw(self, picture: Image.Image, prediction: Segmentation, path: Path) -> None:
         draw_overlay(picture, prediction.labels.cpu().numpy(), self.classes, self.palette, path)

@@ -35,6 +35,8 @@ from transept.weights.files.reading import read_checkpoint
 Halves = Literal["both", "val"]
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 """The formats of drawings."""
+TABLE_ENDINGS = (".csv", ".parquet")
+"""The formats of tables of answers."""
 
 
 class Item(NamedTuple):
@@ -266,6 +268,18 @@ class Task(nn.Module, ABC):
     def items(self, prediction: Any) -> list[Item]:
         """A prediction in words, most important first."""
 
+    def columns(self, inference: Any) -> dict[str, type]:
+        """Names and types (`str`, `float`, `int`) of what `records` gives."""
+        return {"label": str, "score": float}
+
+    def records(self, prediction: Any) -> list[tuple[Any, ...]]:
+        """A prediction as rows of a table."""
+        return [(item.label, item.score) for item in self.items(prediction)]
+
+    def compact(self, inference: Any) -> Any:
+        """The same inference, with answers in the form that takes `results` and `draw` the least memory."""
+        return inference
+
     @abstractmethod
     def draw(self, picture: Image.Image, prediction: Any, path: Path) -> None:
         """The picture with the prediction, written in the format of the path's ending."""
@@ -494,4 +508,6 @@ def check_classes(expected: Sequence[str], classes: Sequence[str], data: str) ->
 def check_folder(out: Path, kind: str, writes: str) -> None:
     """Raises `UsageError` where `out`, which is to be a folder, is or looks like a file."""
     if out.suffix.lower() in PICTURE_ENDINGS or (out.exists() and not out.is_dir()):
-        raise UsageError(f"--out {out}: a {kind} writes {writes} for each picture; give a folder")
+        raise UsageError(
+            f"--out {out}: a {kind} writes {writes} for each picture; give a folder or a table, .csv or .parquet"
+        )

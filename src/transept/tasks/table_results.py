@@ -1,0 +1,95 @@
+"""The answers of `predict` in one table, as CSV or Parquet."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from transept.errors import TranseptError, UsageError
+from transept.files import write_atomically
+from transept.tasks.task import TABLE_ENDINGS, Column, Results, Table, Task
+
+
+class TableResults(Results):
+    """The rows of all pictures in a table whose first column is their path; nothing is drawn.
+
+    A CSV file grows with each picture; Parquet is written at the end.
+    """
+
+    def __init__(self, task: Task, out: Path, inference: Any) -> None:
+        """
+        Raises:
+            UsageError: another ending, a folder, or a package that is not installed.
+        """
+        super().__init__(task, out)
+        if out.is_dir():
+            raise UsageError(f"--out {out}: is a folder; give the name of a file")
+        self._types = {"path": str, **task.columns(inference)}
+        self._write = _WRITERS[out.suffix.lower()](out, self._types)
+        self._count = 0
+
+    def add(self, path: Path, picture: Image.Image, prediction: Any) -> None:
+        rows = [(str(path), *values) for values in self.task.records(prediction)]
+        self._write.add(rows)
+        self._count += len(rows)
+        names = list(self._types)[1:]
+        self.rows.append({"image": str(path), "rows": [dict(zip(names, row[1:], strict=True)) for row in rows]})
+
+    def finish(self) -> str:
+        self._write.finish()
+        return f"{self.out}: {self._count} rows of {len(self.rows)} pictures"
+
+    def table(self, top: int) -> Table:
+        return Table(
+            [Column("picture"), Column("rows", True)], [[row["image"], str(len(row["rows"]))] for row in self.rows]
+        )
+
+
+class _CSV:
+    def __init__(self, path: Path, types: dict[str, type]) -> None:
+        self.path = path
+        self._header: list[Sequence[Any]] = [tuple(types)]
+
+    def add(self, rows: Sequence[Sequence[Any]]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("w" if self._header else "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([*self._header, *rows])
+            self._header = []
+        except OSError as error:
+            raise TranseptError(f"cannot write {str(self.path)!r}: {error.strerror or error}") from error
+
+    def finish(self) -> None:
+        """All is there."""
+
+
+class _Parquet:
+    def __init__(self, path: Path, types: dict[str, type]) -> None:
+        try:
+            import pyarrow  # an extra
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--out {path} needs the package 'pyarrow': pip install 'transept[data]', or give a name that ends in "
+                ".csv"
+            ) from error
+        self.path = path
+        kinds = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
+        self._schema = pyarrow.schema([(name, kinds[kind]) for name, kind in types.items()])
+        self._rows: list[Sequence[Any]] = []
+
+    def add(self, rows: Sequence[Sequence[Any]]) -> None:
+        self._rows += rows
+
+    def finish(self) -> None:
+        import pyarrow.parquet  # an extra
+
+        names = self._schema.names
+        rows = [dict(zip(names, row, strict=True)) for row in self._rows]
+        table = pyarrow.Table.from_pylist(rows, schema=self._schema)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, lambda file: pyarrow.parquet.write_table(table, file))
+
+
+_WRITERS: dict[str, type[_CSV | _Parquet]] = dict(zip(TABLE_ENDINGS, (_CSV, _Parquet), strict=True))
