@@ -428,6 +428,7 @@ def test_large_pictures_are_labelled_by_strips(monkeypatch: pytest.MonkeyPatch, 
     pixels = np.random.default_rng(0).integers(0, 256, (190, 131, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     (whole,) = model.predict([picture], inference)
+    monkeypatch.setattr("transept.tasks.segment._WHOLE", 0)
     monkeypatch.setattr("transept.tasks.segment._PIECE", len(model.classes) * 131 * 7)
     monkeypatch.setattr(Segmenter, "probabilities", None)
     (strips,) = model.predict([picture], inference)

@@ -49,6 +49,6 @@ def resize_rows(
     y = ((torch.arange(start, stop, device=x.device) + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
     upper = y.floor().long()
     lower = (upper + 1).clamp(max=height - 1)
-    first, last = int(upper[0]), int(lower[-1])
-    wide = resize_map(x[..., first : last + 1, :], (last + 1 - first, size[1]))
-    return torch.lerp(wide[..., upper - first, :], wide[..., lower - first, :], (y - upper)[:, None].to(x.dtype))
+    # Down first, where the rows are short.
+    rows = torch.lerp(x[..., upper, :], x[..., lower, :], (y - upper)[:, None].to(x.dtype))
+    return resize_map(rows, (stop - start, size[1]))

@@ -38,8 +38,10 @@ from transept.tasks.task import Evaluation, Halves, Item, Option, Picture
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The ratios of multi-scale testing, as published."""
+_WHOLE = 2**27
+"""Probabilities (classes times pixels) of a picture that are made at once: 512 MiB of float32, several times."""
 _PIECE = 2**25
-"""So many probabilities (classes times pixels) are made at once: 128 MiB of float32, several times."""
+"""Of a larger picture so many at a time."""
 
 
 class Outputs(NamedTuple):
@@ -195,14 +197,17 @@ class Segmenter(DenseTask):
     ) -> list[Segmentation]:
         """RGB pictures (or bytes `3 H W`) of any sizes to the class of each of their pixels, each at its own size."""
         predictions = []
+        inference = inference or SegmentationInference()
         for picture in pictures:
             width, height = size_of(picture)
-            rows = max(1, _PIECE // (len(self.classes) * width))
-            if rows >= height:
+            row = len(self.classes) * width
+            if row * height <= _WHOLE:
                 scores, labels = self.probabilities(picture, inference).max(dim=0)
                 predictions.append(Segmentation(labels, scores))
             else:
-                predictions.append(self._by_strips(picture, inference or SegmentationInference(), rows))
+                predictions.append(
+                    self._by_strips(picture, inference, max(1, _PIECE // row))
+                )
         return predictions
 
     def _by_strips(self, picture: Picture, inference: SegmentationInference, rows: int) -> Segmentation:
