@@ -205,9 +205,7 @@ class Segmenter(DenseTask):
                 scores, labels = self.probabilities(picture, inference).max(dim=0)
                 predictions.append(Segmentation(labels, scores))
             else:
-                predictions.append(
-                    self._by_strips(picture, inference, max(1, _PIECE // row))
-                )
+                predictions.append(self._by_strips(picture, inference, max(1, _PIECE // row)))
         return predictions
 
     def _by_strips(self, picture: Picture, inference: SegmentationInference, rows: int) -> Segmentation:
