@@ -60,7 +60,7 @@ def test_eval_measures_all_that_it_is_given_and_says_what(files: Path, capsys: p
     page, said = measured(capsys, model, "--data", str(files / "flat"))
     assert (page["images"], page["split"]) == (11, None)
     assert page["measured"] == "11 pictures in 2 classes; the folder has no split"
-    assert said == f"transept: {page['measured']}\n"
+    assert said.startswith(f"transept: {page['measured']}\n")
     page, said = measured(capsys, model, "--data", str(files / "set"))
     assert (page["images"], page["split"]) == (4, "val")
     assert "there is also 'test': --split test measures that" in said

@@ -328,7 +328,7 @@ def _picture(pixels: np.ndarray, *, as_bands: bool) -> Picture:
         return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if mode == "L" else pixels), mode))
     if count == 3 or not as_bands:
         return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
-    return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+    return tv_tensors.Image(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))  # a file's own bytes are read-only
 
 
 def sample_picture(channels: int = 3) -> Picture:

@@ -57,7 +57,7 @@ def test_wrong_folders(tmp_path: Path):
             load_splits(str(path))
         assert "\n" not in str(caught.value)
 
-    refused("digit", "there is no data 'digit'; give 'digits' or a folder")
+    refused("digit", "there is no data 'digit'; give 'digits', a folder")
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (5, 5)).save(tmp_path / "flat" / "a.png")
     refused(tmp_path / "flat", "has no subfolders")
