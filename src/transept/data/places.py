@@ -5,6 +5,8 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from transept.files import files_below
+
 WINDOWS, TAILS = "paths with Windows separators", "paths of another place, found by their end"
 """What names are counted as."""
 
@@ -50,9 +52,8 @@ class PictureFolder:
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
         files = defaultdict(list)
-        for folder, _, names in os.walk(self.folder, followlinks=True):
-            for name in names:
-                files[name].append(Path(folder, name))
+        for file in files_below(self.folder):
+            files[file.name].append(file)
         return files
 
 

@@ -71,11 +71,6 @@ class Values:
     inverted: bool = False
     """The lowest value is white."""
 
-    @property
-    def is_unstated(self) -> bool:
-        """16 bits, of which nobody says how many are used."""
-        return self.array.dtype == np.uint16 and self.stated is None
-
     def missing(self) -> np.ndarray:
         """`H W c`, true where there is no value."""
         missing = np.isnan(self.array) if self.array.dtype.kind == "f" else np.zeros(self.array.shape, bool)

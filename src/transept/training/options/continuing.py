@@ -1,12 +1,12 @@
 """What may change when a run goes on: its length, and where and how it is computed, not what it learns."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from transept.errors import UsageError
-from transept.training.options.parsing import pairs, parse_recipe
+from transept.training.options.parsing import flat, pairs, parse_recipe
 from transept.training.options.recipe import Recipe, plain
 
 CHANGEABLE = (
@@ -48,7 +48,7 @@ def continued(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:
 
 def changes(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Options that make another run than the one kept in its state: dotted names to the values then and now."""
-    now, then = (dict(_leaves(page, "")) for page in (plain(dataclasses.asdict(recipe)), kept))
+    now, then = (dict(flat(page)) for page in (plain(dataclasses.asdict(recipe)), kept))
     return {
         name: (then.get(name), now[name])
         for name in now
@@ -62,14 +62,6 @@ def with_interval(recipe: Recipe) -> Recipe:
     if schedule.iterations is None:
         return recipe
     return replace(recipe, schedule=replace(schedule, evaluate_every=schedule.interval))
-
-
-def _leaves(page: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in page.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _is_one_of(name: str, names: Sequence[str]) -> bool:

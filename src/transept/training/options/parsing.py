@@ -28,7 +28,7 @@ def parse_recipe(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:
     Raises:
         UsageError: an unknown, ill-typed or impossible option: the sentence begins with its name.
     """
-    values = with_new_names(dict(_flat(page)))
+    values = with_new_names(dict(flat(page, whole=_FREE)))
     texts = with_new_names(pairs(options))
     for kind, names in (("recipe option", values), ("option", texts)):
         for name in names:
@@ -70,11 +70,12 @@ def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", kind
 
 
-def _flat(page: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(page: Mapping[str, Any], prefix: str = "", *, whole: str | None = None) -> Iterator[tuple[str, Any]]:
+    """The values of a page by their dotted names; the section called `whole` is one value."""
     for key, value in page.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and name != _FREE:
-            yield from _flat(value, f"{name}.")
+        if isinstance(value, Mapping) and name != whole:
+            yield from flat(value, f"{name}.", whole=whole)
         else:
             yield name, value
 
