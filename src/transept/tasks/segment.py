@@ -310,6 +310,8 @@ class Segmenter(DenseTask):
             reduce_zero_label=options.reduce_zero_label,
             val_fraction=options.val_fraction,
             skip_bad_images=options.skip_bad_images,
+            skip_bad_annotations=options.skip_bad_annotations,
+            known=self.classes if halves == "val" else None,
             reading=self.reading_of(options),
         )
 

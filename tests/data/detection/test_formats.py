@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from transept.data.detection.formats import find_annotations
+from transept.data.detection.masks import decode_masks
 from transept.data.detection.sets import DetectionSplits, load_detection_splits
 from transept.errors import TranseptError, TranseptWarning
 
@@ -68,14 +69,14 @@ def test_outlines_are_masks(tmp_path: Path):
         splits = load_detection_splits(str(root))
     target = splits.train[0][1]
     assert target["boxes"].tolist()[:2] == [CAT, DOG]
-    assert target["boxes"].tolist()[2:] == [[15, 15, 25, 25], [0, 0, 14, 4]]  # a circle, and a group of two polygons
-    with pytest.raises(
-        TranseptError, match="annotation train/a.json:shape 1 has no segmentation, which instance masks"
-    ):
+    # A circle, a group of two polygons, a mask.
+    assert target["boxes"].tolist()[2:] == [[15, 15, 25, 25], [0, 0, 14, 4], [50, 2, 53, 4]]
+    with pytest.raises(TranseptError, match="annotation train/a.json:shape 1 has no segmentation, which masks need"):
         load(root, masks=True)
     masks = load(root, masks=True, skip_bad_annotations=True).train[0][1]["masks"].numpy()
     assert masks[0].sum() == pytest.approx(15 * 20 + 15 * 6 / 2, rel=0.1)
     assert masks[1].sum() == pytest.approx(np.pi * 25, rel=0.1)
+    assert np.argwhere(masks[3]).tolist() == [[2, 51], [3, 50], [3, 51], [3, 52]]
 
 
 def test_label_studio(tmp_path: Path):
@@ -85,7 +86,18 @@ def test_label_studio(tmp_path: Path):
     assert found is not None
     content = found[""].content
     boxes = [each["bbox"] for each in content["annotations"]]
-    np.testing.assert_allclose(boxes, [[8, 9, 30, 20], [40, 10, 15, 26]], atol=1e-9)
+    np.testing.assert_allclose(boxes, [[8, 9, 30, 20], [40, 10, 15, 26], [0, 0, 60, 40]], atol=1e-9)
+    painted = decode_masks([content["annotations"][2]["segmentation"]], (40, 60))[0]
+    expected = np.zeros((40, 60), np.uint8)
+    expected[10:30, 20:45] = expected[0, 0] = expected[39, 59] = 1
+    np.testing.assert_array_equal(painted, expected)
+    minimal = find_annotations(copied(tmp_path / "min", "label_studio_min"))
+    assert minimal is not None
+    columns = ("image_id", "category_id", "bbox", "segmentation")
+    assert [[each.get(key) for key in columns] for each in minimal[""].content["annotations"]] == [
+        [each.get(key) for key in columns] for each in content["annotations"]
+    ]
+    assert len(minimal[""].content["images"]) == len(content["images"])
     assert [each["file_name"] for each in content["images"]] == ["/data/upload/1/0f1e2d3c-a.png", "/set/b.png"]
     tasks = json.loads((root / "project-1.json").read_text())
     result = tasks[0]["annotations"][0]["result"][0]

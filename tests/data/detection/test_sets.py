@@ -178,7 +178,7 @@ def test_bad_annotations_are_named(tmp_path: Path, annotation: dict[str, Any], m
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        (None, "annotation 5 has no segmentation, which instance masks need"),
+        (None, "annotation 5 has no segmentation, which masks need"),
         ([[1, 2, 3, 4]], "annotation 5 has a polygon of 4 numbers; it needs pairs, three or more"),
         ([[1, 2, 3, 4, 5, 6, 7]], "has a polygon of 7 numbers"),
         ([1, 2, 3, 4, 5, 6], "is no list of polygons"),

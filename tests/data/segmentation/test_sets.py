@@ -255,7 +255,9 @@ def test_bad_pairs_are_left_out_on_request(tmp_path: Path):
 def test_wrong_folders_and_lists(tmp_path: Path):
     refused("digits-scene", "there is no data 'digits-scene'; give 'digits-scenes' or a folder")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "has no pictures with masks; put them into images/training")
+    refused(
+        tmp_path / "empty", "has neither masks nor outlines of objects; put pictures and masks into images/training"
+    )
     root = fill(tmp_path / "set", index_mask(), None)
     refused(root, "does not say what the values of its masks mean; add a classes.txt")
     for text, message in [

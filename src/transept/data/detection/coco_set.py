@@ -21,7 +21,7 @@ from transept.data.labels import drawing_palette
 from transept.data.measure import Source, spread
 from transept.data.places import TAILS, PictureFolder
 from transept.data.reading import PLAIN, Reading
-from transept.errors import TranseptError, TranseptWarning
+from transept.errors import TranseptError, TranseptWarning, warn
 from transept.words import listed
 
 # The heads of up to so many pictures are read when a set is loaded; of larger sets existence alone is checked there.
@@ -126,6 +126,34 @@ class CocoSet(DetectionSet):
                 annotations.append(entry)
         return self._ground_truth(annotations)
 
+    def say_left_out(self) -> None:
+        """Nothing is left out or changed without a word."""
+        for what, counts in (("left out", self.reasons), ("not used as they are", self.left_out)):
+            if counts:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+                example = f"; e.g. {self.skipped[0].reason}" if counts is self.reasons else ""
+                warn(f"{str(self.file)!r}, {what}: {reasons}{example}")
+
+    def picture(self, index: int) -> np.ndarray:
+        """Bytes `H W c`.
+
+        Raises:
+            BadImageError: as when it is taken with its objects.
+        """
+        path, (height, width) = self.paths[index], self.sizes[index]
+        picture = as_array(read_image(path, reading=self.reading))
+        if picture.shape[:2] != (height, width):  # annotated as it is stored, not as it is seen
+            picture = as_array(read_image(path, upright=False, reading=self.reading))
+        if picture.shape[:2] != (height, width):
+            raise BadImageError(
+                path, f"is {picture.shape[1]} x {picture.shape[0]}, but {str(self.file)!r} says {width} x {height}"
+            )
+        return picture
+
+    def outlines(self, index: int) -> list[tuple[int, Any]]:
+        """The class and COCO's segmentation of each object, crowds included; of sets with masks."""
+        return [(int(self._labels[row]), self._masks[row]) for row in self._rows(index)]
+
     def some_files(self, indices: Sequence[int] | None = None) -> list[Source]:
         """Those to measure the set by, or at these places."""
         return [(self.paths[i], self.paths[i]) for i in (spread(len(self)) if indices is None else indices)]
@@ -135,18 +163,11 @@ class CocoSet(DetectionSet):
         return np.arange(*self._spans[index])
 
     def _read(self, index: int) -> np.ndarray:
-        """Bytes `H W c`."""
+        """`picture`, kept while there is room."""
         kept = self._kept.get(index)
         if kept is not None:
             return kept
-        path, (height, width) = self.paths[index], self.sizes[index]
-        picture = as_array(read_image(path, reading=self.reading))
-        if picture.shape[:2] != (height, width):  # annotated as it is stored, not as it is seen
-            picture = as_array(read_image(path, upright=False, reading=self.reading))
-        if picture.shape[:2] != (height, width):
-            raise BadImageError(
-                path, f"is {picture.shape[1]} x {picture.shape[0]}, but {str(self.file)!r} says {width} x {height}"
-            )
+        picture = self.picture(index)
         if picture.nbytes <= self._room:
             self._room -= picture.nbytes
             self._kept[index] = picture

@@ -33,7 +33,7 @@ def _plain_polygon(polygon: list[Any], taken: Counter[str]) -> list[Any]:
 def mask_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
     """Why a polygon or run-length encoding is none of a picture of this size, as the end of a sentence."""
     if not segmentation:
-        return "has no segmentation, which instance masks need"
+        return "has no segmentation, which masks need"
     if isinstance(segmentation, list):
         for polygon in segmentation:
             if not isinstance(polygon, array) and not (
@@ -89,16 +89,18 @@ def decode_masks(segmentations: list[Any], size: tuple[int, int]) -> np.ndarray:
     """Masks `n H W`, rasterised at the picture's own size."""
     if not segmentations:
         return np.zeros((0, *size), np.uint8)
+    encoded = [run_lengths(segmentation, size) for segmentation in segmentations]
+    return np.ascontiguousarray(mask_api().decode(encoded).transpose(2, 0, 1))
+
+
+def run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Polygons or run lengths of COCO as compressed run lengths."""
     api = mask_api()
-    encoded = []
-    for segmentation in segmentations:
-        if isinstance(segmentation, list):
-            encoded.append(api.merge(api.frPyObjects(segmentation, *size)))
-        elif isinstance(segmentation["counts"], list):
-            encoded.append(api.frPyObjects(segmentation, *size))
-        else:
-            encoded.append(segmentation)
-    return np.ascontiguousarray(api.decode(encoded).transpose(2, 0, 1))
+    if isinstance(segmentation, list):
+        return api.merge(api.frPyObjects(segmentation, *size))
+    if isinstance(segmentation["counts"], list):
+        return api.frPyObjects(segmentation, *size)
+    return segmentation
 
 
 def mask_api() -> Any:

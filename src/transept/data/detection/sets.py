@@ -1,13 +1,12 @@
 """Detection data by name or folder: the built-in scenes, and COCO files as they are found."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from transept.data.detection.categories import Coco, unite
+from transept.data.detection.categories import Classes, Coco, unite
 from transept.data.detection.coco_file import read_coco
 from transept.data.detection.coco_set import CocoSet
 from transept.data.detection.formats import find_annotations
@@ -19,7 +18,7 @@ from transept.data.measure import complete, refuse_reading
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
 from transept.data.splits import Choice, Parts, matches, note_bare_tests, say_unmeasured, take
-from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.errors import TranseptError, UsageError
 from transept.words import listed
 
 _FILES = (
@@ -32,6 +31,10 @@ _FILES = (
 _SINGLE = ("*.json", "annotations/*.json")
 _LOOKED_AT = 20
 """Of more JSON files than that none is read to find the one with annotations."""
+
+
+class NoAnnotationsError(TranseptError):
+    """A folder holds nothing that is read as annotations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +107,12 @@ def load_detection_splits(
         val = SceneDetection(DigitScenes("val", scenes[1], seed=seed, options=scene_options), masks=masks)
         val = train if parts.val == "train" else val
         return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, [], {}, parts, {})
-    sources = _find_sources(Path(data).expanduser(), data, choice, masks)
-    parts = take([name for name in sources if name], data, choice, learns=halves == "both")
-    if halves == "both":
-        parts = note_bare_tests(parts, Path(data).expanduser(), ("{}", "images/{}"), "annotations")
+    found = read_annotations(data, halves=halves, choice=choice, known=known, val_fraction=val_fraction, masks=masks)
+    of_train, of_val, order, parts = found
     read = partial(CocoSet, masks=masks, skip_bad_annotations=skip_bad_annotations, min_size=min_size)
-    contents = {name: sources[name]() for name in ([parts.val] if halves == "val" else parts.read)}
-    of_train, of_val = contents.get(parts.train), contents[parts.val]
-    if parts.held_out:
-        of_train, of_val = of_val.divide(val_fraction)
-    if halves == "val":
-        order = of_val.fit(known, data)
+    if of_train is None:
         val = read(of_val.file, of_val.folder, content=of_val.content)
-        _report(val)
+        val.say_left_out()
         _want_pictures(val)
         val.reading = complete(reading, val.some_files())
         if known is not None:
@@ -124,13 +120,11 @@ def load_detection_splits(
         nothing: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
         nothing.classes, nothing.palette, nothing.category_ids = order.names, val.palette, order.ids
         return DetectionSplits(order.names, val.palette, order.ids, nothing, val, val.skipped, {}, parts, {})
-    assert of_train is not None
-    unite(of_train, of_val)
     val = read(of_val.file, of_val.folder, content=of_val.content)
-    _report(val)
+    val.say_left_out()
     _want_pictures(val)
     train = read(of_train.file, of_train.folder, content=of_train.content, drop_empty=not keep_empty)
-    _report(train)
+    train.say_left_out()
     _want_pictures(train)
     train.reading = val.reading = complete(reading, train.some_files())
     counts = of_train.counts()
@@ -148,13 +142,44 @@ def load_detection_splits(
     )
 
 
-def _report(half: CocoSet) -> None:
-    """Nothing is left out or changed without a word."""
-    for what, counts in (("left out", half.reasons), ("not used as they are", half.left_out)):
-        if counts:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-            example = f"; e.g. {half.skipped[0].reason}" if counts is half.reasons else ""
-            warnings.warn(f"{str(half.file)!r}, {what}: {reasons}{example}", TranseptWarning, stacklevel=3)
+class AnnotatedHalves(NamedTuple):
+    """What is to be learnt and measured, before any picture is read."""
+
+    train: Coco | None
+    """None where it is not read."""
+    val: Coco
+    order: Classes
+    """The classes as a model has them."""
+    parts: Parts
+
+
+def read_annotations(
+    data: str,
+    *,
+    halves: Literal["both", "val"],
+    choice: Choice,
+    known: Sequence[str] | None,
+    val_fraction: float,
+    masks: bool,
+) -> AnnotatedHalves:
+    """Find and read the annotations of a folder or file, and give both halves the same categories.
+
+    Arguments and errors are those of `load_detection_splits`.
+    """
+    root = Path(data).expanduser()
+    sources = _find_sources(root, data, choice, masks)
+    parts = take([name for name in sources if name], data, choice, learns=halves == "both")
+    if halves == "both":
+        parts = note_bare_tests(parts, root, ("{}", "images/{}"), "annotations")
+    contents = {name: sources[name]() for name in ([parts.val] if halves == "val" else parts.read)}
+    train, val = contents.get(parts.train), contents[parts.val]
+    if parts.held_out:
+        train, val = val.divide(val_fraction)
+    if halves == "val":
+        return AnnotatedHalves(None, val, val.fit(known, data), parts)
+    assert train is not None
+    unite(train, val)
+    return AnnotatedHalves(train, val, Classes(list(val.names), list(val.names.values())), parts)
 
 
 def _want_pictures(half: CocoSet) -> None:
@@ -205,7 +230,7 @@ def _only_file(root: Path) -> Path:
             f"that is meant: --data {files[0]}"
         )
     if not files:
-        raise TranseptError(
+        raise NoAnnotationsError(
             f"{str(root)!r} has no annotations; COCO's are 'annotations/instances_val2017.json', with pictures in "
             "'val2017', and a single file is given itself: --data FILE.json"
         )

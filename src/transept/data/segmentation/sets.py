@@ -1,41 +1,41 @@
-"""Pictures with a class for each pixel: the built-in scenes, folders of masks, Hugging Face sets."""
+"""Data of segmenters by name or folder: the built-in scenes, folders of masks or outlines, Hugging Face sets."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import torch
-from torchvision import tv_tensors
 
+from transept.data.detection.sets import NoAnnotationsError
 from transept.data.hub import HUB, load_hub
 from transept.data.images import (
     EXTENSIONS,
-    KEEP_BYTES,
     BadImageError,
     Skipped,
-    as_array,
-    read_image,
-    read_mask,
-    stored_form,
 )
 from transept.data.labels import (
     CLASS_FILES,
     Color,
     LabelTable,
     cityscapes_table,
-    drawing_color,
     read_table,
     table_of_names,
 )
-from transept.data.measure import Source, complete, refuse_reading, spread
+from transept.data.measure import complete, refuse_reading
 from transept.data.reading import PLAIN, Reading, WantedReading
-from transept.data.scenes import DIGITS, DigitScenes, SceneOptions
+from transept.data.scenes import DigitScenes, SceneOptions
+from transept.data.segmentation.outlines import load_outlines
+from transept.data.segmentation.pictures import (
+    SCENES,
+    HubSegmentation,
+    MaskedPictures,
+    SceneSegmentation,
+    SegmentationSet,
+)
 from transept.data.segmentation.pixels import black_and_white, check_training_pixels, count_classes
 from transept.data.splits import Choice, Parts, kind_of, lowest, matches, note_bare_tests, take
 from transept.errors import TranseptError, TranseptWarning, UsageError
@@ -43,9 +43,6 @@ from transept.files import files_below
 from transept.ops.masks import IGNORE_LABEL
 from transept.words import listed
 
-Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
-
-SCENES = "digits-scenes"
 # Up to so many pictures are decoded and checked when a set is loaded (ADE20K's 20,000 would take minutes); of larger
 # sets each one is checked when it is read.
 _CHECK_FILES = 4000
@@ -61,143 +58,6 @@ _LAYOUTS = (
     ("{}", ("{}_labels", "{}_masks")),
 )
 _FLAT = ("images", ("annotations", "masks", "labels"))
-
-
-class SegmentationSet(Sequence[Pair]):
-    """Pictures (8 bits: RGB, `3 H W`, or other bands `c H W`) with masks (classes, `H W`, 64-bit).
-
-    Pixels of no class are `IGNORE_LABEL`.
-    """
-
-    reading: Reading = PLAIN
-    """How files become pictures."""
-    classes: list[str]
-    palette: list[Color]
-    """A colour for each class."""
-    paths: list[Path]
-    """The pictures' files, or names for those that have none."""
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The picture `H W c` and its classes `H W`, both 8 bit."""
-        raise NotImplementedError
-
-    def __getitem__(self, index: int) -> Pair:  # pyright: ignore[reportIncompatibleMethodOverride]
-        picture, mask = self.arrays(index)
-        return (
-            tv_tensors.Image(torch.from_numpy(picture.copy()).permute(2, 0, 1).contiguous()),
-            tv_tensors.Mask(torch.from_numpy(mask.astype(np.int64))),
-        )
-
-
-class SceneSegmentation(SegmentationSet):
-    """`digits-scenes`: the ground and ten digits."""
-
-    def __init__(self, scenes: DigitScenes) -> None:
-        self.scenes = scenes
-        self.classes = ["ground", *DIGITS]
-        self.palette = [(40, 40, 40), *map(drawing_color, range(10))]
-        self.paths = [Path(f"{SCENES}-{scenes.split}-{scenes.seed}-{i:05d}.png") for i in range(len(scenes))]
-
-    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        scene = self.scenes[index]
-        return scene.image, scene.semantic
-
-
-class _Source(NamedTuple):
-    """A picture and its mask: paths, or files in memory with names for errors."""
-
-    picture: Path | bytes
-    mask: Path | bytes
-    picture_name: Path
-    mask_name: Path
-
-
-class MaskedPictures(SegmentationSet):
-    """Pictures and masks of the same size from files. Decoded ones are kept while they fit into a gigabyte."""
-
-    def __init__(self, paths: Sequence[Path], masks: Sequence[Path], table: LabelTable) -> None:
-        self.table = table
-        self.classes, self.palette = table.classes, table.palette
-        self.paths = list(paths)
-        self.masks = list(masks)
-        self.reading: Reading = PLAIN
-        """How the pictures' files become pictures."""
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._room = KEEP_BYTES
-
-    def use_table(self, table: LabelTable) -> None:
-        """Read the masks by another table of the same classes."""
-        self.table = table
-        self._kept.clear()
-        self._room = KEEP_BYTES
-
-    def source(self, index: int) -> _Source:
-        return _Source(self.paths[index], self.masks[index], self.paths[index], self.masks[index])
-
-    def some_files(self, indices: Sequence[int] | None = None) -> list[Source]:
-        """Pictures to measure the set by, or at these places; one that is missing says so when it is read."""
-        files: list[Source] = []
-        for i in spread(len(self)) if indices is None else indices:
-            with suppress(BadImageError):
-                source = self.source(i)
-                files.append((_open(source.picture), source.picture_name))
-        return files
-
-    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """As in the base class.
-
-        Raises:
-            BadImageError: either file is unreadable, the mask is of another size than the picture, or a value of it
-                is no class.
-        """
-        kept = self._kept.get(index)
-        if kept is None:
-            kept = _read_pair(self.source(index), self.table, self.reading)
-            size = kept[0].nbytes + kept[1].nbytes
-            if size <= self._room:
-                self._room -= size
-                self._kept[index] = kept
-        return kept
-
-    def take(self, indices: Sequence[int]) -> "MaskedPictures":
-        """The set of these alone."""
-        paths, masks = ([files[i] for i in indices] for files in (self.paths, self.masks))
-        return self._read_so(MaskedPictures(paths, masks, self.table))
-
-    def _read_so(self, other: "MaskedPictures") -> "MaskedPictures":
-        other.reading = self.reading
-        return other
-
-
-class HubSegmentation(MaskedPictures):
-    """A table of the `datasets` library with a picture and a mask in each row."""
-
-    def __init__(self, rows: Any, columns: tuple[str, str], table: LabelTable, name: str) -> None:
-        from datasets import Image as ImageFeature  # an extra
-
-        self.columns = columns
-        # Undecoded, so that our reader sees the file: EXIF tag, formats, errors with a name.
-        self.rows = rows.select_columns(list(columns))
-        for column in columns:
-            self.rows = self.rows.cast_column(column, ImageFeature(decode=False))
-        picture, mask = ([Path(f"{name}[{i}].{column}") for i in range(len(rows))] for column in columns)
-        super().__init__(picture, mask, table)
-
-    def take(self, indices: Sequence[int]) -> MaskedPictures:
-        name = str(self.paths[0]).partition("[")[0] if self.paths else ""
-        return self._read_so(HubSegmentation(self.rows.select(indices), self.columns, self.table, name))
-
-    def source(self, index: int) -> _Source:
-        row = self.rows[index]
-        names = self.paths[index], self.masks[index]
-        for column, name in zip(self.columns, names, strict=True):
-            if row[column] is None or not (row[column]["bytes"] or row[column]["path"]):
-                raise BadImageError(name, "is empty")
-        picture, mask = (row[column]["bytes"] or Path(row[column]["path"]) for column in self.columns)
-        return _Source(picture, mask, *names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +82,13 @@ def load_segmentation_splits(
     *,
     halves: Literal["both", "val"] = "both",
     choice: Choice | None = None,
+    known: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     reduce_zero_label: bool | None = None,
     columns: tuple[str, str] | None = None,
     val_fraction: float = 0.2,
     skip_bad_images: bool = False,
+    skip_bad_annotations: bool = False,
     scenes: tuple[int, int] = (2000, 200),
     reading: Reading | WantedReading = PLAIN,
     seed: int = 0,
@@ -242,14 +104,17 @@ def load_segmentation_splits(
               `train/images`; Cityscapes' own layout), or with `images/` and `masks/` alone. Where there is no
               validation split, the training pictures are divided as in `load_splits`. What the values or colours of
               the masks mean stands in a file of it that `read_table` knows;
+            - a folder or file with outlines of objects that `load_detection_splits` reads;
             - a folder that the `datasets` library wrote (`save_to_disk`), or `hf:` and the name of a set on the hub.
         halves: `val` reads what is measured alone; `train` is then empty.
         choice: which splits; default: training and validation.
+        known: the classes of a model, in its order, by which outlines become masks.
         classes: names in the order of the masks' values, instead of a class list.
         reduce_zero_label: the value 0 means nothing and k is class k - 1, as in ADE20K; None: as the class list says.
         columns: the picture's and the mask's, of a `datasets` table with other image columns than two.
         val_fraction: held out where the data has no validation split.
         skip_bad_images: leave out what is unreadable or does not fit; it is in `skipped`.
+        skip_bad_annotations: leave out objects without an outline that can be used; their pixels count as background.
         scenes: number of training and validation scenes of `digits-scenes`.
         reading: how the pictures' files become pictures; a part may be left to the training pictures to say.
         seed: of `digits-scenes`.
@@ -274,8 +139,10 @@ def load_segmentation_splits(
     root = Path(data).expanduser()
     if data.startswith(HUB) or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
         sets, parts = _hub_sets(data, halves, choice, classes, reduce_zero_label, columns, val_fraction)
-    elif root.is_dir():
-        sets, parts, skipped = _folder_sets(root, halves, choice, classes, reduce_zero_label, val_fraction)
+    elif root.is_dir() and (folders := _split_folders(root, choice)):
+        sets, parts, skipped = _folder_sets(root, folders, halves, choice, classes, reduce_zero_label, val_fraction)
+    elif root.exists():
+        sets, parts = _outlined_sets(root, halves, choice, classes or known, val_fraction, skip_bad_annotations)
     else:
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with images/ and annotations/")
     reading = complete(reading, (sets[0] if len(sets[0]) else sets[1]).some_files())
@@ -303,27 +170,6 @@ def load_segmentation_splits(
         check_training_pixels(pixels[0], train.table, data)
     absent = _absent(train, pixels[0], data) if halves == "both" else []
     return SegmentationSplits(val.classes, val.palette, train, val, skipped, absent, parts)
-
-
-def _read_pair(source: _Source, table: LabelTable, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
-    picture = as_array(read_image(_open(source.picture), name=source.picture_name, reading=reading))
-    height, width = picture.shape[:2]
-    mask = read_mask(_open(source.mask), name=source.mask_name)
-    if mask.size != (width, height):
-        # A mask drawn on the picture as it is stored, before the EXIF tag turns it, is turned with it.
-        stored, orientation = stored_form(_open(source.picture), name=source.picture_name)
-        if mask.size == stored:
-            mask = read_mask(_open(source.mask), name=source.mask_name, orientation=orientation)
-    if mask.size != (width, height):
-        raise BadImageError(
-            source.mask_name,
-            f"is {mask.width} x {mask.height}, but its picture {str(source.picture_name)!r} is {width} x {height}",
-        )
-    return picture, table.encode(mask, source.mask_name)
-
-
-def _open(source: Path | bytes) -> Path | BinaryIO:
-    return BytesIO(source) if isinstance(source, bytes) else source
 
 
 def _check(pictures: MaskedPictures) -> tuple[np.ndarray | None, list[Skipped]]:
@@ -410,6 +256,7 @@ def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list
 
 def _folder_sets(
     root: Path,
+    folders: dict[str, tuple[Path, Path]],
     halves: Literal["both", "val"],
     choice: Choice,
     classes: Sequence[str] | None,
@@ -417,7 +264,6 @@ def _folder_sets(
     val_fraction: float,
 ) -> tuple[list[MaskedPictures], Parts, list[Skipped]]:
     """Training (where it is read) and measured pictures, and what has no partner."""
-    folders = _split_folders(root, choice)
     parts = take([name for name in folders if name], str(root), choice, learns=halves == "both")
     if halves == "both":
         parts = note_bare_tests(parts, root, [pictures for pictures, _ in _LAYOUTS], "masks")
@@ -439,13 +285,31 @@ def _split_folders(root: Path, choice: Choice) -> dict[str, tuple[Path, Path]]:
     for layout in () if choice.is_whole else _LAYOUTS:
         if found := _find_folders(root, layout, choice):
             return found
-    flat = _find_folders(root, _FLAT, choice)
-    if not flat:
-        raise TranseptError(
-            f"{str(root)!r} has no pictures with masks; put them into images/training, annotations/training, "
-            "images/validation and annotations/validation"
+    return _find_folders(root, _FLAT, choice)
+
+
+def _outlined_sets(
+    root: Path,
+    halves: Literal["both", "val"],
+    choice: Choice,
+    known: Sequence[str] | None,
+    val_fraction: float,
+    skip_bad_annotations: bool,
+) -> tuple[list[MaskedPictures], Parts]:
+    try:
+        return load_outlines(
+            str(root),
+            halves=halves,
+            choice=choice,
+            known=known,
+            val_fraction=val_fraction,
+            skip_bad_annotations=skip_bad_annotations,
         )
-    return flat
+    except NoAnnotationsError as error:
+        raise TranseptError(
+            f"{str(root)!r} has neither masks nor outlines of objects; put pictures and masks into images/training, "
+            "annotations/training, images/validation and annotations/validation"
+        ) from error
 
 
 def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], choice: Choice) -> dict[str, tuple[Path, Path]]:
@@ -454,9 +318,15 @@ def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], choice: Choic
         beside = {name.lower(): path for name, path in matches(root, masks, choice).items()}
         for name, pictures in matches(root, layout[0], choice).items():
             there = beside.get(name.lower())
-            if there is not None and there.is_dir() and pictures.is_dir():
+            if there is not None and there.is_dir() and pictures.is_dir() and not _holds_text(there):
                 found.setdefault(name, (pictures, there))
     return found
+
+
+def _holds_text(folder: Path) -> bool:
+    """Whether there are no masks but YOLO's outlines."""
+    endings = {file.suffix.lower() for file in files_below(folder)}
+    return ".txt" in endings and not endings.intersection(EXTENSIONS)
 
 
 def _masks_end_so(folder: Path, ending: str) -> bool:

@@ -35,6 +35,7 @@ class SegmentJob(Job):
             reduce_zero_label=recipe.reduce_zero_label,
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,
+            skip_bad_annotations=recipe.skip_bad_annotations,
             reading=recipe.reading,
         )
         self.skipped = self.splits.skipped

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 from transept.data.classification.image_set import ImageSet
 from transept.data.detection.coco_set import CocoSet
-from transept.data.segmentation.sets import MaskedPictures
+from transept.data.segmentation.pictures import MaskedPictures
 from transept.errors import TranseptError
 
 

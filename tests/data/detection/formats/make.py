@@ -68,7 +68,9 @@ def voc_writer() -> None:
 
 
 def labelme() -> None:
+    import numpy as np
     from labelme._label_file import LabelFile
+    from labelme.utils import img_arr_to_b64
 
     x1, y1, x2, y2 = CAT
     shared = {"group_id": None, "flags": {}, "description": "", "mask": None, "other_data": {}}
@@ -80,6 +82,9 @@ def labelme() -> None:
         shared | {"label": "cat", "points": [[0, 0], [4, 0], [4, 4]], "shape_type": "polygon", "group_id": 7},
         shared | {"label": "cat", "points": [[10, 0], [14, 0], [14, 4]], "shape_type": "polygon", "group_id": 7},
     ]
+    painted = np.array([[0, 1, 0], [1, 1, 1]], bool)  # the pixels between the points, both within
+    mask = {"points": [[50, 2], [52, 3]], "shape_type": "mask", "mask": img_arr_to_b64(painted.astype(np.uint8))}
+    shapes.append(shared | {"label": "dog"} | mask)
     for split, name, found in (("train", "a", shapes), ("val", "b", [])):
         file = HERE / "labelme" / split / f"{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +93,14 @@ def labelme() -> None:
 
 def label_studio() -> None:
     """Results that the labelling interface finds valid, in tasks as the server exports them, and its conversion."""
-    from label_studio_sdk.converter import Converter
+    import numpy as np
+    from label_studio_sdk.converter import Converter, brush
     from label_studio_sdk.label_interface import LabelInterface
 
     config = (
         '<View><Image name="image" value="$image"/><RectangleLabels name="box" toName="image"><Label value="cat"/>'
-        '</RectangleLabels><PolygonLabels name="outline" toName="image"><Label value="dog"/></PolygonLabels></View>'
+        '</RectangleLabels><PolygonLabels name="outline" toName="image"><Label value="dog"/></PolygonLabels>'
+        '<BrushLabels name="brush" toName="image"><Label value="fur"/></BrushLabels></View>'
     )
     x1, y1, x2, y2 = CAT
     place = {"x": x1 / 0.6, "y": y1 / 0.4, "width": (x2 - x1) / 0.6, "height": (y2 - y1) / 0.4, "rotation": 0}
@@ -102,13 +109,17 @@ def label_studio() -> None:
     points = [[x / 0.6, y / 0.4] for x, y in DOG]
     dog = {"id": "r2", "from_name": "outline", "type": "polygonlabels"}
     dog["value"] = {"points": points, "closed": True, "polygonlabels": ["dog"]}
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:45] = mask[0, 0] = mask[39, 59] = 255
+    fur = {"id": "r3", "from_name": "brush", "type": "brushlabels"}
+    fur["value"] = {"format": "rle", "rle": brush.mask2rle(mask), "brushlabels": ["fur"]}
     tasks = [
         {
             "id": 1,
             "data": {"image": "/data/upload/1/0f1e2d3c-a.png"},
-            "annotations": [{"result": [shared | cat, shared | dog]}],
+            "annotations": [{"id": 11, "result": [shared | cat, shared | dog, shared | fur]}],
         },
-        {"id": 2, "data": {"image": "/data/local-files/?d=set/b.png"}, "annotations": [{"result": []}]},
+        {"id": 2, "data": {"image": "/data/local-files/?d=set/b.png"}, "annotations": [{"id": 12, "result": []}]},
         {"id": 3, "data": {"image": "/data/upload/1/c.png"}, "annotations": []},
     ]
     interface = LabelInterface(config)
@@ -119,8 +130,12 @@ def label_studio() -> None:
     file = folder / "project-1.json"
     file.write_text(json.dumps(tasks, indent=1))
     with tempfile.TemporaryDirectory() as out:
-        Converter(config, project_dir=None, download_resources=False).convert_to_coco(str(file), out, is_dir=False)
+        converter = Converter(config, project_dir=None, download_resources=False)
+        converter.convert_to_coco(str(file), out, is_dir=False)
         coco = json.loads((Path(out) / "result.json").read_text())
+        converter.convert_to_json_min(str(file), out, is_dir=False)
+        (HERE / "label_studio_min").mkdir(exist_ok=True)
+        shutil.copyfile(Path(out) / "result.json", HERE / "label_studio_min" / "project-1.json")
     print("Label Studio's own conversion:", [each["bbox"] for each in coco["annotations"]])
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import numpy as np
+
 from transept.data.images import EXTENSIONS, BadImageError, stored_form
 from transept.data.splits import NAMES
 from transept.errors import TranseptError, TranseptWarning
@@ -101,6 +103,31 @@ class Contents:
 def polygon(points: Iterable[Point]) -> Shape:
     corners = list(points)
     return Shape(frame(corners), [[float(side) for corner in corners for side in corner]])
+
+
+def filled(mask: np.ndarray, size: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> Shape | None:
+    """Painted pixels, as run lengths; None where there are none.
+
+    Args:
+        mask: `h w`, true where the object is.
+        size: height and width of the picture.
+        corner: column and row of the mask's first pixel in it.
+
+    Raises:
+        ValueError: the mask reaches beyond the picture.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    (left, top), (height, width) = corner, mask.shape
+    if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
+        raise ValueError(f"its mask of {width} x {height} at {left}, {top} reaches beyond {size[1]} x {size[0]}")
+    whole = np.zeros(size, bool)
+    whole[top : top + height, left : left + width] = mask
+    changes = np.flatnonzero(np.diff(whole.ravel(order="F"), prepend=False)).tolist()  # COCO counts down the columns
+    counts = np.diff(changes, prepend=0, append=whole.size).tolist()
+    box = [left + columns[0], top + rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+    return Shape([float(side) for side in box], {"size": list(size), "counts": counts})
 
 
 def ellipse(center: Point, radii: Point, degrees: float = 0) -> Shape:

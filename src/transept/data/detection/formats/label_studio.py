@@ -1,9 +1,11 @@
-"""Label Studio's JSON: tasks with rectangles, polygons and ellipses in percent of their picture."""
+"""Label Studio's JSON and JSON-MIN: rectangles, polygons and ellipses in percent of a picture, and painted masks."""
 
 import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
 
 from transept.data.detection.formats.content import (
     ROTATED,
@@ -12,6 +14,7 @@ from transept.data.detection.formats.content import (
     Shape,
     box_corners,
     ellipse,
+    filled,
     polygon,
     read_text,
     turned,
@@ -21,9 +24,9 @@ from transept.errors import TranseptError
 
 
 def read_label_studio(root: Path) -> dict[str, Annotated] | None:
-    """The one JSON file of a folder that is an export of Label Studio ("JSON", not "JSON-MIN").
+    """The one JSON file of a folder that is an export of Label Studio ("JSON" or "JSON-MIN").
 
-    Tasks that nobody annotated, and what is neither rectangle, polygon nor ellipse, are left out and counted.
+    Tasks that nobody annotated, and what is neither rectangle, polygon, ellipse nor mask, are left out and counted.
 
     Raises:
         TranseptError: a file cannot be read, there are several, a task has several annotations, or a result lacks what
@@ -66,10 +69,15 @@ def _page(file: Path) -> Any:
 
 
 def _is_export(page: Any) -> bool:
-    return isinstance(page, list) and bool(page) and all(isinstance(t, dict) and "data" in t for t in page)
+    known = ("data", "annotation_id")  # the second is JSON-MIN's
+    return (
+        isinstance(page, list) and bool(page) and all(isinstance(t, dict) and any(k in t for k in known) for t in page)
+    )
 
 
 def _results(task: dict[str, Any], file: Path) -> list[dict[str, Any]] | None:
+    if "data" not in task:
+        return _minimal_results(task)
     done = [each for each in task.get("annotations") or [] if not each.get("was_cancelled")]
     chosen = [each for each in done if each.get("ground_truth")] or done
     if len(chosen) > 1:
@@ -79,15 +87,29 @@ def _results(task: dict[str, Any], file: Path) -> list[dict[str, Any]] | None:
     return chosen[0].get("result") or [] if chosen else None
 
 
+def _minimal_results(task: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Those of JSON-MIN, whose values say their type by the key of their labels."""
+    if task["annotation_id"] is None:
+        return None
+    lists = (value for value in task.values() if isinstance(value, list))
+    values = (value for each in lists for value in each if isinstance(value, dict))
+    sizes = ("original_width", "original_height")
+    return [
+        {"type": next((key for key in value if key.endswith("labels")), None), "value": value}
+        | {key: value[key] for key in sizes if key in value}
+        for value in values
+    ]
+
+
 def _picture(task: dict[str, Any], file: Path) -> str:
     """The path in a task's data, of an upload, of local files (`?d=`), or of a cloud; it is found by its end."""
-    for value in task["data"].values():
+    for value in task.get("data", task).values():
         if isinstance(value, str):
             parts = urlsplit(value)
             name = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
             if Path(name).suffix.lower() in EXTENSIONS:
                 return f"/{name.lstrip('/')}"
-    raise TranseptError(f"{str(file)!r}: task {task.get('id')} has no picture in its 'data'")
+    raise TranseptError(f"{str(file)!r}: task {task.get('id')} names no picture")
 
 
 def _size(results: list[dict[str, Any]]) -> tuple[int, int] | None:
@@ -97,11 +119,15 @@ def _size(results: list[dict[str, Any]]) -> tuple[int, int] | None:
 
 def _shape(result: dict[str, Any], contents: Contents) -> tuple[str, Shape] | None:
     kind, value = result.get("type"), result.get("value", {})
-    if kind not in ("rectanglelabels", "polygonlabels", "ellipselabels"):
+    if kind not in ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels"):
         return None
     if result.get("image_rotation"):
         raise ValueError("it was drawn on a turned picture; save it upright")
     (label,) = value[kind]
+    if kind == "brushlabels":
+        size = result["original_height"], result["original_width"]
+        shape = filled(_painted(value["rle"], size), size)
+        return (label, shape) if shape else None
     across, down = result["original_width"] / 100, result["original_height"] / 100
     if kind == "polygonlabels":
         return label, polygon((x * across, y * down) for x, y in value["points"])
@@ -113,3 +139,39 @@ def _shape(result: dict[str, Any], contents: Contents) -> tuple[str, Shape] | No
         return label, Shape([x, y, width, height])
     contents.taken[ROTATED] += 1  # about the corner at the top left
     return label, polygon(turned(box_corners(x, y, x + width, y + height), (x, y), degrees))
+
+
+def _painted(rle: list[int], size: tuple[int, int]) -> np.ndarray:
+    """The mask `H W` behind a brush's run lengths: of red, green, blue and alpha in turn, of which alpha is the mask.
+
+    A stream of bits: 32 for the number of values, 5 for the bits of a value less 1, four times 4 for the bits of a
+    length less 1. Then blocks: a bit that says whether one value is repeated, 2 bits that choose among the four, the
+    length less 1, and the value or that many of them.
+
+    Raises:
+        ValueError: the lengths do not add up.
+    """
+    bits = np.unpackbits(np.asarray(rle, np.uint8))
+    text, place = (bits + ord("0")).tobytes().decode(), 0
+
+    def number(width: int) -> int:
+        nonlocal place
+        place += width
+        return int(text[place - width : place], 2)
+
+    total, width = number(32), number(5) + 1
+    lengths = [number(4) + 1 for _ in range(4)]
+    if total != 4 * size[0] * size[1] or width != 8:
+        raise ValueError(f"it has {total} values of {width} bits, not 4 x {size[0]} x {size[1]} of 8")
+    values, done = np.empty(total, np.uint8), 0
+    while done < total:
+        repeats, length = number(1), number(lengths[number(2)]) + 1
+        if repeats:
+            values[done : done + length] = number(8)
+        else:
+            values[done : done + length] = np.packbits(bits[place : place + 8 * length])
+            place += 8 * length
+        done += length
+    if done != total:
+        raise ValueError(f"its run lengths add up to {done} values, not {total}")
+    return values.reshape(*size, 4)[:, :, 3] > 0

@@ -2,8 +2,13 @@
 
 import json
 import math
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from transept.data.detection.formats.content import (
     SPLITS,
@@ -11,23 +16,26 @@ from transept.data.detection.formats.content import (
     Contents,
     Shape,
     ellipse,
+    filled,
     frame,
     polygon,
     read_text,
 )
 from transept.errors import TranseptError
+from transept.files import files_below
 
 
 def read_labelme(root: Path) -> dict[str, Annotated] | None:
     """JSON files with `shapes`, in folders of splits or anywhere in the folder.
 
-    Rectangles, polygons and circles are objects; polygons of one `group_id` and label are one, as in LabelMe's own
-    conversion. Other shapes are left out and counted.
+    Rectangles, polygons, circles and masks are objects; polygons of one `group_id` and label are one, as in LabelMe's
+    own conversion. Other shapes are left out and counted.
 
     Raises:
         TranseptError: a file cannot be read, or a shape has no points.
     """
-    pages = {file: page for file in sorted(root.rglob("*.json")) if (page := _page(file)) is not None}
+    files = sorted(file for file in files_below(root) if file.suffix.lower() == ".json")
+    pages = {file: page for file in files if (page := _page(file)) is not None}
     if not pages:
         return None
     contents = Contents(root, root)
@@ -71,13 +79,13 @@ def _objects(page: dict[str, Any], file: str, contents: Contents) -> list[tuple[
     for number, each in enumerate(page["shapes"], 1):
         place = f"{file}:shape {number}"
         try:
-            label, group, shape = str(each["label"]), each.get("group_id"), _shape(each)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            label, group, shape = str(each["label"]), each.get("group_id"), _shape(each, page)
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             raise TranseptError(f"{place} is no shape of LabelMe ({error!r})") from error
         if shape is None:
             contents.left_out[f"shapes of the type {each.get('shape_type')!r}"] += 1
-        elif group is None or shape.segmentation is None or (label, group) not in groups:
-            if group is not None and shape.segmentation is not None:
+        elif group is None or not isinstance(shape.segmentation, list) or (label, group) not in groups:
+            if group is not None and isinstance(shape.segmentation, list):
                 groups[label, group] = len(objects)
             objects.append((place, label, shape))
         else:
@@ -86,11 +94,15 @@ def _objects(page: dict[str, Any], file: str, contents: Contents) -> list[tuple[
     return objects
 
 
-def _shape(each: dict[str, Any]) -> Shape | None:
+def _shape(each: dict[str, Any], page: dict[str, Any]) -> Shape | None:
     kind = each.get("shape_type") or "polygon"
-    if kind not in ("rectangle", "polygon", "circle"):
+    if kind not in ("rectangle", "polygon", "circle", "mask"):
         return None
     points = [(float(x), float(y)) for x, y in each["points"]]
+    if kind == "mask":  # a PNG of the pixels between the two points
+        with Image.open(BytesIO(b64decode(each["mask"], validate=True))) as picture:
+            mask = np.asarray(picture).astype(bool)
+        return filled(mask, (int(page["imageHeight"]), int(page["imageWidth"])), (int(points[0][0]), int(points[0][1])))
     if kind == "rectangle":
         return Shape(frame(points))
     if kind == "circle":

@@ -14,6 +14,7 @@ from transept.data.detection.formats.content import (
     read_xml,
 )
 from transept.errors import TranseptError
+from transept.files import files_below
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -74,7 +75,7 @@ def _files(root: Path) -> dict[str, list[Path]]:
     lists = {SPLITS.get(file.stem): file for file in sorted((root / "ImageSets" / "Main").glob("*.txt"))}
     lists = {split: file for split, file in lists.items() if split}
     if not lists:
-        return {"": sorted(folder.rglob("*.xml"))}
+        return {"": sorted(file for file in files_below(folder) if file.suffix.lower() == ".xml")}
     # A line is a name, in lists of a class with 1 or -1 behind it.
     names = {
         split: [line.split()[0] for line in read_text(file).splitlines() if line.strip()]

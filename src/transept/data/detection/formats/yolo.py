@@ -8,10 +8,11 @@ import yaml
 from transept.data.detection.formats.content import SPLITS, Annotated, Contents, Shape, polygon, read_text, upright_size
 from transept.data.images import EXTENSIONS
 from transept.errors import TranseptError
+from transept.files import files_below
 
 
 def read_yolo(root: Path) -> dict[str, Annotated] | None:
-    """Sets whose YAML file names the classes.
+    """Sets whose YAML file names the classes, or `classes.txt`, a line each, beside a folder `labels` or in it.
 
     Pictures lie where it says (`train: images/train`, or a list `train.txt`), or in `images/train`, `train/images` or
     `images`; the labels in folders called `labels` instead of `images`. A picture with an empty label file, or with
@@ -22,7 +23,11 @@ def read_yolo(root: Path) -> dict[str, Annotated] | None:
     """
     pages = {file: page for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if (page := _page(file))}
     if not pages:
-        return None
+        file = next((each for each in (root / "classes.txt", root / "labels" / "classes.txt") if each.is_file()), None)
+        if file is None or not any(_is_label(each) for each in files_below(root)):
+            return None
+        names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+        pages = {file: {"names": names}}
     if len(pages) > 1:
         raise TranseptError(f"{str(root)!r} has several YAML files with 'names': {', '.join(f.name for f in pages)}")
     file, page = next(iter(pages.items()))
@@ -38,10 +43,14 @@ def read_yolo(root: Path) -> dict[str, Annotated] | None:
     return contents.finish()
 
 
+def _is_label(file: Path) -> bool:
+    return file.suffix == ".txt" and file.name != "classes.txt" and "labels" in file.parts
+
+
 def _pictures(place: Path, root: Path) -> list[Path]:
     """Those of a folder, or of a list of paths from the data folder."""
     if place.is_dir():
-        return sorted(each for each in place.rglob("*") if each.suffix.lower() in EXTENSIONS)
+        return sorted(each for each in files_below(place) if each.suffix.lower() in EXTENSIONS)
     names = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     paths = [_ends_in(root, name) or root / name for name in names]
     lost = next((name for name, path in zip(names, paths, strict=True) if not path.is_relative_to(root)), None)
