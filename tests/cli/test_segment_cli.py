@@ -120,7 +120,7 @@ def test_eval(run: Path, capsys, tmp_path: Path):
     assert main(["eval", str(run / "best.safetensors"), "--report", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     *lines, written = out.splitlines()
-    assert written == f"{tmp_path}: report.json, per_class.csv, confusion.csv, confusion.png"
+    assert written == f"{tmp_path}: report.json, per_class.csv, confusion.csv, confusion.png, worst.png"
     with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
         counts = [[int(count) for count in row[1:]] for row in list(csv.reader(file))[1:]]
     assert counts == [[int(((true == i) & (found == j)).sum()) for j in range(4)] for i in range(4)]

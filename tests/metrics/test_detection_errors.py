@@ -64,7 +64,8 @@ def test_one_error_of_each_kind():
         "background",
     ]
     assert errors.counts == (1, 1, 1, 1, 1, 1)
-    assert errors.near.tolist() == [-1, 0, 1, 2, -1, -1]
+    assert errors.near.tolist() == [-1, 0, 1, 2, 3, -1]
+    assert errors.overlap == pytest.approx([0, 19 / 21, 1, 0.4, 1 / 3, 0])
     cats = 34 / 101  # recalls 0 to 0.33, at a precision of 1
     assert errors.ap50 == pytest.approx(cats / 2)
     # The dog is found at once; the two false dogs come after it.

@@ -40,13 +40,14 @@ class DetectionErrors(NamedTuple):
     kind: np.ndarray
     """Of each box, the place of its error in `KINDS`; -1 where it is right or ignored."""
     near: np.ndarray
-    """Of each false box, the object that it was taken for something else or badly framed, or which it is the second box
-    of; -1 for none."""
+    """Of each false box, the object that it names wrongly, frames badly or finds once more; -1 for none."""
+    overlap: np.ndarray
+    """With that; 0 for none."""
 
 
 def detection_errors(matches: Matches) -> DetectionErrors:
     """The errors of these boxes; NaN where there are no objects."""
-    kind, near = _kinds(matches)
+    kind, near, overlap = _kinds(matches)
     label, right = matches.found.label, matches.object_of >= 0
     support, known = matches.support, matches.support > 0
     free = matches.found_by < 0
@@ -84,31 +85,30 @@ def detection_errors(matches: Matches) -> DetectionErrors:
         false_negative=ap(counted, left=without(free)) - ap50,
         kind=kind,
         near=near,
+        overlap=overlap,
     )
 
 
-def _kinds(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
-    """Of each box its kind of error and the object that it is near, -1 for none."""
+def _kinds(matches: Matches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each box its kind of error, the object that it is near, and how far they overlap; -1, -1 and 0 for none."""
     pairs, number = matches.pairs, len(matches.score)
     same = matches.found.label[pairs.found] == matches.objects.label[pairs.object]
     used = matches.found_by[pairs.object] >= 0
     own, own_iou = _nearest(pairs.take(np.flatnonzero(same)), number)
     other, other_iou = _nearest(pairs.take(np.flatnonzero(~same)), number)
     found, found_iou = _nearest(pairs.take(np.flatnonzero(same & used)), number)
-    nearest = np.maximum(own_iou, other_iou)
-    is_kind = {
-        LOCALISATION: (own_iou >= BACKGROUND) & (own_iou <= FOREGROUND),
-        CLASSIFICATION: other_iou >= FOREGROUND,
-        DUPLICATE: found_iou >= FOREGROUND,
-        IN_BACKGROUND: nearest <= BACKGROUND,
-        BOTH: np.ones(number, bool),
-    }
-    of_kind = {LOCALISATION: own, CLASSIFICATION: other, DUPLICATE: found}
-    nothing = np.full(number, -1)
-    conditions = [~matches.is_false, *is_kind.values()]
-    kind = np.select(conditions, [nothing, *is_kind], -1)
-    near = np.select(conditions, [nothing, *(of_kind.get(each, nothing) for each in is_kind)], -1)
-    return kind, near
+    nothing, no_overlap = np.full(number, -1), np.zeros(number)
+    rules = [  # the first that is true
+        (~matches.is_false, -1, nothing, no_overlap),
+        ((own_iou >= BACKGROUND) & (own_iou <= FOREGROUND), LOCALISATION, own, own_iou),
+        (other_iou >= FOREGROUND, CLASSIFICATION, other, other_iou),
+        (found_iou >= FOREGROUND, DUPLICATE, found, found_iou),
+        (np.maximum(own_iou, other_iou) <= BACKGROUND, IN_BACKGROUND, nothing, no_overlap),
+        (np.ones(number, bool), BOTH, other, other_iou),
+    ]
+    conditions, kinds, near, overlap = zip(*rules, strict=True)
+    kind = np.select(list(conditions), [np.full(number, each) for each in kinds])
+    return kind, np.select(list(conditions), list(near)), np.select(list(conditions), list(overlap))
 
 
 def _nearest(pairs: Pairs, number: int) -> tuple[np.ndarray, np.ndarray]:
