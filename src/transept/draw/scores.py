@@ -23,8 +23,8 @@ _CURVES = 8
 """Of more classes the worst and the best half as many are drawn."""
 _NUMBERED = 15
 """Classes up to which each cell has its share written in it."""
-_NAMED = 200
-"""Classes up to which each row and column has its name."""
+_NAMED = 201
+"""Rows up to which each row and column has its name: 200 classes and the background."""
 
 
 def draw_confusion(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], unit: str, path: Path) -> None:
@@ -100,7 +100,8 @@ def draw_precision_recall(curves: Mapping[str, np.ndarray], path: Path) -> None:
     ranked = sorted(known, key=lambda name: -float(known[name].mean()))
     half = _CURVES // 2
     chosen = ranked if len(ranked) <= _CURVES else ranked[:half] + ranked[-half:]
-    figure = Figure(figsize=(6.4, 4), dpi=144, layout="constrained")
+    longest = max((len(shorten(name)) for name in chosen), default=0)
+    figure = Figure(figsize=(6 + 0.068 * max(longest, 18), 4), dpi=144, layout="constrained")
     axes = figure.subplots()
     for i, name in enumerate(chosen):
         style = "solid" if len(ranked) <= _CURVES or i < half else "dashed"

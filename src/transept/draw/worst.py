@@ -107,7 +107,7 @@ def draw_compared(items: Sequence[Compared], classes: Sequence[str], palette: Se
     for item in items:
         counts += np.bincount(item.true.ravel(), minlength=256) + np.bincount(item.predicted.ravel(), minlength=256)
     shown = [int(number) for number in np.argsort(-counts[: len(classes)], kind="stable") if counts[number]]
-    across = 5 if columns == 2 else 3
+    across = 5 if columns == 2 else 2
     legend = 0.2 * math.ceil(min(len(shown), _NAMED + 1) / across) + 0.2
     wide = 3 * _PANEL * columns + 0.3
     figure = Figure(figsize=(wide, sum(heights) + legend), dpi=144, layout="constrained")

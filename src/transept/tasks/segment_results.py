@@ -41,7 +41,7 @@ def evaluate_segmenter(
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Evaluation:
     """See `Segmenter.evaluate`."""
-    meter, worst = ConfusionMeter(len(task.classes)), _Worst()
+    meter, worst = ConfusionMeter(len(task.classes)), WorstPictures()
 
     def add(picture: Tensor, prediction: Any, mask: Tensor) -> None:
         labels, of_picture = prediction.labels.cpu(), ConfusionMeter(len(task.classes))
@@ -87,10 +87,11 @@ def evaluate_segmenter(
     )
 
 
-class _Worst:
+class WorstPictures:
     """The pictures with the least mean IoU of the classes that occur in them, and what was predicted, made small."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = SHEET) -> None:
+        self._most = most
         self._seen = 0
         self._heap: list[tuple[float, int, np.ndarray]] = []
         """The best of the worst first: IoU and place of the picture, both negative, and class numbers `h w`."""
@@ -101,7 +102,7 @@ class _Worst:
         occurs = meter.matrix.sum(dim=1) > 0
         if occurs.any():  # of one class alone it is the pixel accuracy
             iou = float(meter.scores().iou[occurs].mean())
-            push = heapq.heappush if len(self._heap) < SHEET else heapq.heappushpop
+            push = heapq.heappush if len(self._heap) < self._most else heapq.heappushpop
             push(self._heap, (-iou, -place, _small(labels.numpy())))
 
     def draw(self, pictures: SegmentationSet, classes: Sequence[str], palette: Sequence[Color], path: Path) -> None:
