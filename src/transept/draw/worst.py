@@ -88,7 +88,9 @@ def _draw_boxes(axes: Axes, item: Judged) -> None:
 class Compared(NamedTuple):
     """A picture with class numbers `H W`; 255 is ignored."""
 
-    title: str
+    name: str
+    score: str
+    """How good the prediction is."""
     picture: Image.Image
     true: np.ndarray
     predicted: np.ndarray
@@ -114,16 +116,16 @@ def draw_compared(items: Sequence[Compared], classes: Sequence[str], palette: Se
     grid = figure.add_gridspec(rows, columns, height_ratios=heights, wspace=0.03)
     for i, item in enumerate(items):
         cells = grid[i // columns, i % columns].subgridspec(1, 3, wspace=0.01)
-        pictures = {
-            "picture": item.picture,
-            "true": overlay(item.picture, item.true, palette),
-            "predicted": overlay(item.picture, item.predicted, palette),
-        }
-        for k, (what, picture) in enumerate(pictures.items()):
+        panels = [
+            (shorten(item.name, 34), item.picture),
+            ("true", overlay(item.picture, item.true, palette)),
+            (f"predicted, {item.score}", overlay(item.picture, item.predicted, palette)),
+        ]
+        for k, (title, picture) in enumerate(panels):
             axes = figure.add_subplot(cells[k])
             axes.imshow(picture, interpolation="antialiased")
             axes.set_axis_off()
-            axes.set_title(item.title if k == 0 else what, fontsize=6.5, color="#555555", pad=2, loc="left")
+            axes.set_title(title, fontsize=6.5, color="#555555", pad=2, loc="left")
     names = [entry(palette[number], shorten(classes[number])) for number in shown[:_NAMED]]
     if rest := len(shown) - len(names):
         names.append(entry((255, 255, 255), f"and {rest} more"))

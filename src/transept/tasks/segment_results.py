@@ -14,7 +14,6 @@ from torch import Tensor
 from transept.data.images import as_shown
 from transept.data.labels import Color
 from transept.data.segmentation.sets import SegmentationSet, SegmentationSplits
-from transept.draw.legend import shorten
 from transept.draw.overlay import draw_overlay, label_image
 from transept.draw.worst import Compared, draw_compared
 from transept.errors import TranseptError
@@ -111,8 +110,8 @@ class WorstPictures:
         for iou, place, predicted in sorted(self._heap, key=lambda entry: entry[:2], reverse=True):
             image, mask = pictures[-place]
             picture = as_shown(image).convert("RGB").resize(predicted.shape[::-1], reducing_gap=2.0)
-            title = f"{shorten(pictures.paths[-place].name, 20)}, mIoU {-iou:.1%}"
-            items.append(Compared(title, picture, _small(mask.numpy()), predicted))
+            name = pictures.paths[-place].name
+            items.append(Compared(name, f"mIoU {-iou:.1%}", picture, _small(mask.numpy()), predicted))
         draw_compared(items, classes, palette, path)
 
 
