@@ -336,8 +336,9 @@ def test_bad_annotations(model: Path, data: Path, tmp_path: Path, what: str, cap
     report = json.loads(out)
     assert len(report["skipped"]) >= 1
     assert sentence in report["skipped"][0]["reason"]
-    line, measured = err.strip().splitlines()
+    line, measured, *never = err.strip().splitlines()
     assert measured == f"transept: {report['measured']}"
+    assert all("never found: " in note for note in never)
     assert f"{str(file)!r}, left out: " in line
     assert reason in line
     if what == "no file":

@@ -120,7 +120,7 @@ def test_eval(run: Path, capsys, tmp_path: Path):
     assert main(["eval", str(run / "best.safetensors"), "--report", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     *lines, written = out.splitlines()
-    assert written == f"{tmp_path}: report.json, per_class.csv, confusion.csv, confusion.png"
+    assert written == f"{tmp_path}: report.json, per_class.csv, confusion.csv, confusion.png, worst.png"
     with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
         counts = [[int(count) for count in row[1:]] for row in list(csv.reader(file))[1:]]
     assert counts == [[int(((true == i) & (found == j)).sum()) for j in range(4)] for i in range(4)]
@@ -129,8 +129,10 @@ def test_eval(run: Path, capsys, tmp_path: Path):
     assert lines[-1].startswith(f"mIoU {result['miou']:.2%}   pixel accuracy {result['pixel_accuracy']:.2%}")
     assert err.strip() == (
         "transept: 4 pictures in 3 classes, the split 'validation'\n"
-        f"transept: 1 class never occurs in the measured masks of {str(run.parent / 'set')!r}: 'boat'"
+        f"transept: 1 class never occurs in the measured masks of {str(run.parent / 'set')!r}: 'boat'\n"
+        f"transept: 1 class is never predicted: '[ball]' (pixels: {(true == 2).sum()})"
     )
+    assert Image.open(tmp_path / "worst.png").width > 600
 
 
 def test_eval_with_scales_mirror_and_windows(run: Path, capsys):

@@ -41,13 +41,17 @@ def oracle(truth: dict[str, Any], results: list[dict[str, Any]], kind: Kind) -> 
     per_class = {
         names[number]: v.mean() if v.size else np.nan for number, v in zip(run.params.catIds, each, strict=True)
     }
-    return DetectionScores(*(np.nan if value == -1 else value for value in run.stats), per_class=per_class)
+    curves = {names[number]: run.eval["precision"][0, :, k, 0, 2] for k, number in enumerate(run.params.catIds)}
+    means = (np.nan if value == -1 else value for value in run.stats)
+    return DetectionScores(*means, per_class=per_class, precision50=curves)
 
 
 def assert_equal(ours: DetectionScores, theirs: DetectionScores) -> None:
     for name, value in theirs.means().items():
         np.testing.assert_allclose(ours.means()[name], value, rtol=0, atol=1e-12, err_msg=name)
     assert ours.per_class == pytest.approx(theirs.per_class, abs=1e-12, nan_ok=True)
+    for name, curve in theirs.precision50.items():
+        np.testing.assert_allclose(ours.precision50[name], np.where(curve < 0, np.nan, curve), atol=1e-12)
 
 
 def noisy(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -182,6 +186,24 @@ def test_wrong_results(change: dict[str, Any], kind: Kind, message: str):
     results[0] |= change
     with pytest.raises(TranseptError, match=message):
         detection_scores(truth, results, kind)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_annotations_without_areas_have_those_of_what_is_compared(kind: Kind):
+    truth = a_set(np.random.default_rng(5))
+    results = noisy(truth, np.random.default_rng(5))
+    for annotation in truth["annotations"]:
+        rles = annotation["segmentation"]
+        rle = mask_api.frPyObjects(rles, H, W)
+        box_area = annotation["bbox"][2] * annotation["bbox"][3]
+        annotation["area"] = box_area if kind == "bbox" else float(np.sum(mask_api.area(rle)))
+    expected = detection_scores(truth, results, kind)
+    assert expected.map_small != expected.map
+    for number, annotation in enumerate(truth["annotations"]):
+        annotation["area"] = None
+        if number % 2:
+            del annotation["area"]
+    assert detection_scores(truth, results, kind).means() == pytest.approx(expected.means(), nan_ok=True)
 
 
 def test_annotations_without_masks():

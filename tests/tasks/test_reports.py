@@ -13,8 +13,13 @@ import transept
 from tests.helpers import SMALL, fails
 from transept.cli.main import main
 from transept.data.classification.transforms import Preprocessing
+from transept.data.scenes import DigitScenes
+from transept.data.segmentation.sets import SceneSegmentation
 from transept.draw.scores import draw_confusion
+from transept.metrics.segmentation import ConfusionMeter
+from transept.ops.masks import IGNORE_LABEL
 from transept.tasks.classify import Classifier
+from transept.tasks.segment_results import WorstPictures
 
 NAME = "xcit_nano_12_p8_224"
 FILES = {"report.json", "per_class.csv", "confusion.csv", "confusion.png", "calibration.png"}
@@ -74,6 +79,28 @@ def test_wrong_report_folders(one_class: Path, tmp_path: Path, capsys: pytest.Ca
     assert "is a file; give a folder" in fails(capsys, [*argv, str(tmp_path / "file")], 2)
     assert "cannot" in fails(capsys, [*argv, str(tmp_path / "file" / "below")], 1)
     assert "--report is of a trained task's answers" in fails(capsys, [*argv, str(tmp_path / "r"), "--knn"], 2)
+
+
+def test_the_worst_pictures_of_a_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In the order of their mIoU, each read when it is drawn; a picture without labelled pixels is none."""
+    scenes = SceneSegmentation(DigitScenes("val", 10))
+    worst, faults = WorstPictures(3), {7: 0.9, 3: 0.6, 9: 0.3, 1: 0.1}
+    for place in range(10):
+        mask = scenes[place][1].clone()
+        labels = mask.clone()
+        labels.ravel()[: int(faults.get(place, 0) * labels.numel())] = 1
+        if place == 5:
+            mask[:] = IGNORE_LABEL
+        meter = ConfusionMeter(len(scenes.classes))
+        meter.update(labels, mask)
+        worst.add(meter, labels)
+    read: list[int] = []
+    take = SceneSegmentation.__getitem__
+    monkeypatch.setattr(SceneSegmentation, "__getitem__", lambda self, i: read.append(i) or take(self, i))
+    worst.draw(scenes, scenes.classes, scenes.palette, tmp_path / "worst.png")
+    assert read == [7, 3, 9]
+    with Image.open(tmp_path / "worst.png") as picture:
+        assert 300 < picture.height < picture.width < 2000
 
 
 @pytest.mark.parametrize("number", [3, 80])

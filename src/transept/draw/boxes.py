@@ -99,11 +99,15 @@ def add_objects(
     inches: float,
     *,
     masks: Sequence[np.ndarray] | np.ndarray | None = None,
+    dashed: np.ndarray | None = None,
 ) -> None:
-    """As `draw_objects`, without scores and legend, into axes whose longest side is so many inches."""
+    """As `draw_objects`, without scores and legend, into axes whose longest side is so many inches.
+
+    Boxes where `dashed` is true have dashed lines, and those of a class without a name no label.
+    """
     unit = max(picture.size) / (inches * 72)
     chips = list(_place_labels(boxes, labels, None, classes, palette, picture.size, unit))
-    _add_objects(axes, picture, boxes, [palette[label] for label in labels], chips, unit, masks)
+    _add_objects(axes, picture, boxes, [palette[label] for label in labels], chips, unit, masks, dashed)
 
 
 def _add_objects(
@@ -114,13 +118,14 @@ def _add_objects(
     chips: Sequence[_Label],
     unit: float,
     masks: Sequence[np.ndarray] | np.ndarray | None,
+    dashed: np.ndarray | None = None,
 ) -> None:
     width, height = picture.size
     shown = picture.convert("RGB") if masks is None else _tinted(picture, masks, colors)
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased")
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    _draw_boxes(axes, boxes, colors, unit, thin=masks is not None)
+    _draw_boxes(axes, boxes, colors, unit, np.zeros(len(boxes), bool) if dashed is None else dashed, masks is not None)
     for chip in chips:
         _draw_label(axes, chip, unit)
 
@@ -159,7 +164,9 @@ def _tinted(picture: Image.Image, masks: Sequence[np.ndarray] | np.ndarray, colo
     return Image.fromarray(canvas.round().astype(np.uint8))
 
 
-def _draw_boxes(axes: Axes, boxes: np.ndarray, colors: Sequence[RGB], unit: float, *, thin: bool) -> None:
+def _draw_boxes(
+    axes: Axes, boxes: np.ndarray, colors: Sequence[RGB], unit: float, dashed: np.ndarray, thin: bool
+) -> None:
     sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) / unit if len(boxes) else np.zeros(0)
     for i in np.argsort(-sides, kind="stable"):  # what is small lies on top
         x1, y1, x2, y2 = boxes[i]
@@ -167,7 +174,14 @@ def _draw_boxes(axes: Axes, boxes: np.ndarray, colors: Sequence[RGB], unit: floa
         dark = withStroke(linewidth=line + 0.6, foreground=(0, 0, 0, 0.45))  # keeps it visible on its own colour
         axes.add_patch(
             Rectangle(
-                (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_unit(colors[i]), linewidth=line, path_effects=[dark]
+                (x1, y1),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=_unit(colors[i]),
+                linewidth=line,
+                linestyle=(0, (3, 1.5)) if dashed[i] else "solid",
+                path_effects=[dark],
             )
         )
 
@@ -205,6 +219,8 @@ def _place_labels(
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-6) if len(boxes) else np.zeros(0)
     placed = np.zeros((0, 4))
     for i in np.argsort(areas if scores is None else -scores, kind="stable"):
+        if not classes[int(labels[i])]:
+            continue
         text = shorten(classes[int(labels[i])]) + ("" if scores is None else f" {scores[i]:.2f}")
         across = TextPath((0, 0), text, size=letters, prop=FontProperties()).get_extents().x1
         chip = np.array([(across + 0.7 * letters) * unit, 1.36 * letters * unit])

@@ -1,4 +1,4 @@
-"""A sheet of pictures with what a classifier says about them."""
+"""A sheet of pictures with what a classifier says about them, or about a box in them."""
 
 import math
 from collections.abc import Sequence
@@ -7,12 +7,23 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from transept.draw.legend import shorten
 from transept.files import write_atomically
 
 _BEST, _OTHER, _TEXT = "#c8452d", "#c9d2de", "#222222"
+
+
+class Mark(NamedTuple):
+    """A box drawn on a picture."""
+
+    box: tuple[float, float, float, float]
+    """x1 y1 x2 y2 in its pixels."""
+    color: str
+    dashed: bool = False
 
 
 class Labelled(NamedTuple):
@@ -23,6 +34,7 @@ class Labelled(NamedTuple):
     best: list[tuple[str, float]]
     truth: str | None = None
     """The class that it is of, where that is known and to be shown."""
+    marks: Sequence[Mark] = ()
 
 
 def draw_sheet(items: Sequence[Labelled], path: Path) -> None:
@@ -43,8 +55,21 @@ def draw_sheet(items: Sequence[Labelled], path: Path) -> None:
 def _draw_picture(axes: Axes, item: Labelled) -> None:
     # Tiny pictures show their pixels, as they are.
     axes.imshow(item.picture, interpolation="nearest" if max(item.picture.size) < 64 else "antialiased")
+    for (x1, y1, x2, y2), color, dashed in item.marks:
+        axes.add_patch(
+            Rectangle(
+                (x1 - 0.5, y1 - 0.5),  # pixels lie around their numbers
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=color,
+                linewidth=1.2,
+                linestyle=(0, (3, 1.5)) if dashed else "solid",
+                path_effects=[withStroke(linewidth=2, foreground=(0, 0, 0, 0.45))],
+            )
+        )
     axes.set_axis_off()
-    title = shorten(item.name, 26) if item.truth is None else f"{shorten(item.name, 26)}\nis: {shorten(item.truth, 22)}"
+    title = shorten(item.name, 26) if item.truth is None else f"{shorten(item.name, 26)}\nis: {shorten(item.truth)}"
     axes.set_title(title, fontsize=6.5, color="#777777", pad=2)
 
 

@@ -12,6 +12,8 @@ from transept.metrics.loss import LossMeter
 from transept.words import distinct
 
 Kind = Literal["bbox", "segm"]
+MOST_BOXES = 100
+"""Of each class and picture the best so many count."""
 
 
 class DetectionScores(NamedTuple):
@@ -36,11 +38,14 @@ class DetectionScores(NamedTuple):
     recall_large: float
     per_class: dict[str, float]
     """`map` of each class by its name; where several classes have one name, with the category id behind it."""
+    precision50: Mapping[str, np.ndarray] = {}
+    """Of each class, precision at an overlap of 0.5 and the recalls 0, 0.01, ..., 1: the highest at that recall or a
+    larger one, 0 where none is reached. NaN for a class without objects."""
 
     def means(self) -> dict[str, float]:
-        """All but `per_class`."""
+        """All but `per_class` and `precision50`."""
         scores = self._asdict()
-        del scores["per_class"]
+        del scores["per_class"], scores["precision50"]
         return scores
 
 
@@ -50,13 +55,14 @@ def detection_scores(
     """Scores of results in COCO's format against annotations in COCO's format. Neither is changed.
 
     Boxes (`bbox`) or masks (`segm`) are compared. The size of a result is that of what is compared: for masks that of
-    the mask, also where the result has a box (pycocotools takes the box's then, and mmdetection removes it).
+    the mask, also where the result has a box (pycocotools takes the box's then, and mmdetection removes it). An
+    annotation without `area` has that of its box or mask.
 
     Raises:
         TranseptError: a result of an image or category that the annotations lack, or without what is compared.
         UsageError: faster-coco-eval is not installed.
     """
-    coco, evaluator = _library()
+    coco, evaluator, _ = coco_library()
     image_numbers = {image["id"]: number for number, image in enumerate(ground_truth["images"], 1)}
     categories = [dict(category) for category in ground_truth["categories"]]
     truth = coco(
@@ -67,6 +73,9 @@ def detection_scores(
             "annotations": _numbered(ground_truth["annotations"], kind, image_numbers, "annotation"),
         }
     )
+    for annotation in truth.anns.values():
+        if annotation.get("area") is None:  # which the library takes for 0
+            annotation["area"] = _area(truth, annotation, kind)
     known = {category["id"] for category in categories}
     entries = []
     for position, result in enumerate(results):
@@ -96,7 +105,7 @@ class DetectionMeter(LossMeter):
         Raises:
             UsageError: faster-coco-eval is not installed.
         """
-        _library()  # said before the first epoch, not after it
+        coco_library()  # said before the first epoch, not after it
         self.ground_truth = ground_truth
         self.kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
         super().__init__()
@@ -128,14 +137,19 @@ class DetectionMeter(LossMeter):
         return means
 
 
-def _library() -> tuple[Any, Any]:
+def coco_library() -> tuple[Any, Any, Any]:
+    """faster-coco-eval's COCO, its evaluator, and its functions on masks.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     try:
-        from faster_coco_eval import COCO, COCOeval_faster  # of an extra
+        from faster_coco_eval import COCO, COCOeval_faster, mask  # of an extra
     except ModuleNotFoundError as error:
         raise UsageError(
             "average precision needs the package 'faster-coco-eval': pip install 'transept[detect]'"
         ) from error
-    return COCO, COCOeval_faster
+    return COCO, COCOeval_faster, mask
 
 
 def _numbered(
@@ -157,6 +171,13 @@ def _compared(entry: Mapping[str, Any], kind: Kind, what: str) -> dict[str, Any]
     return {key: entry[key]}
 
 
+def _area(truth: Any, annotation: Mapping[str, Any], kind: Kind) -> float:
+    if kind == "bbox":
+        return float(annotation["bbox"][2] * annotation["bbox"][3])
+    *_, mask_api = coco_library()
+    return float(mask_api.area(truth.annToRLE(annotation)))
+
+
 def _read(run: Any, categories: Sequence[Mapping[str, Any]]) -> DetectionScores:
     # Overlaps, recalls, classes, areas (all, small, medium, large), numbers of objects (1, 10, 100); -1: no object.
     precision, recall = np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
@@ -164,7 +185,9 @@ def _read(run: Any, categories: Sequence[Mapping[str, Any]]) -> DetectionScores:
     precision, recall = precision.reshape(shape), recall.reshape(shape[:1] + shape[2:])
     numbers = [category["id"] for category in categories]
     labels = dict(zip(numbers, distinct([category["name"] for category in categories], numbers), strict=True))
-    per_class = {labels[number]: _mean(precision[:, :, k, 0, 2]) for k, number in enumerate(run.params.catIds)}
+    places = {labels[number]: k for k, number in enumerate(run.params.catIds)}
+    per_class = {name: _mean(precision[:, :, k, 0, 2]) for name, k in places.items()}
+    curves = np.where(precision[0, ..., 0, 2] > -1, precision[0, ..., 0, 2], np.nan)
     return DetectionScores(
         _mean(precision[..., 0, 2]),
         _mean(precision[0, ..., 0, 2]),
@@ -173,6 +196,7 @@ def _read(run: Any, categories: Sequence[Mapping[str, Any]]) -> DetectionScores:
         *(_mean(recall[..., 0, number]) for number in (0, 1, 2)),
         *(_mean(recall[..., area, 2]) for area in (1, 2, 3)),
         per_class=per_class,
+        precision50={name: curves[:, k] for name, k in places.items()},
     )
 
 

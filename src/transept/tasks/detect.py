@@ -26,7 +26,8 @@ from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.detect_methods import METHODS, SingleStage, check_parts
 from transept.tasks.detect_pictures import DetectionInference, detect_pictures, multi_scale_test
-from transept.tasks.detect_results import SHOWN_SCORE, DetectorResults, draw_detections, evaluate_detector
+from transept.tasks.detect_report import SHOWN_SCORE
+from transept.tasks.detect_results import DetectorResults, draw_detections, evaluate_detector
 from transept.tasks.saving import rebuild, tuples
 from transept.tasks.task import Evaluation, Halves, Item, Option
 

@@ -1,4 +1,4 @@
-"""A detector's answers in `eval` and `predict`: COCO's average precision, and objects drawn and listed."""
+"""A detector's answers in `eval` and `predict`: how it is judged, and objects drawn and listed."""
 
 import json
 import math
@@ -22,13 +22,11 @@ from transept.metrics.detection import DetectionScores, Kind, detection_scores
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.dense import predict_all
 from transept.tasks.detect_pictures import DetectionInference
+from transept.tasks.detect_report import TITLES, DetectorReport
 from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_folder
 from transept.words import percent, plain_number
 
-SHOWN_SCORE = 0.3
-"""Least score of an object that people are shown, where none is asked for."""
 DRAWN, RESULTS, IMAGES = ".objects.png", "results.json", "images.json"
-_TITLES: dict[Kind, str] = {"bbox": "box AP", "segm": "mask AP"}
 
 
 def evaluate_detector(
@@ -51,18 +49,21 @@ def evaluate_detector(
     seconds = predict_all(task, splits, data, task.compact(inference), add, workers=workers, progress=progress)
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     scores: dict[Kind, DetectionScores] = {kind: detection_scores(truth, results, kind) for kind in kinds}
+    report = DetectorReport.of(truth, results, scores)
     absent = {name for name, value in scores["bbox"].per_class.items() if math.isnan(value)}
     metrics: dict[str, Any] = {"map": scores["bbox"].map}
     metrics |= {"scales": [list(scale) for scale in inference.scales], "flip": inference.flip}
     return Evaluation(
-        metrics=metrics | {kind: _plain(scores[kind]) for kind in kinds},
-        summary="   ".join(_line(_TITLES[kind], scores[kind]) for kind in kinds),
-        table=_class_table(scores),
+        metrics=metrics | {kind: _plain(scores[kind]) for kind in kinds} | report.metrics(),
+        summary="   ".join(_line(TITLES[kind], scores[kind]) for kind in kinds),
+        table=report.table(),
         images=len(splits.val),
         seconds=seconds,
         skipped=splits.skipped,
+        notes=report.notes(),
         split=splits.parts.split,
         measured=splits.parts.measured(len(splits.val), len(task.classes) - len(absent), data),
+        files=report.files(splits.val),
     )
 
 
@@ -73,12 +74,6 @@ def _plain(scores: DetectionScores) -> dict[str, Any]:
 
 def _line(title: str, scores: DetectionScores) -> str:
     return f"{title} {percent(scores.map)}   AP50 {percent(scores.map50)}   AP75 {percent(scores.map75)}"
-
-
-def _class_table(scores: dict[Kind, DetectionScores]) -> Table:
-    columns = [Column("class"), *(Column(_TITLES[kind], True) for kind in scores)]
-    names = scores["bbox"].per_class
-    return Table(columns, [[name, *(percent(each.per_class[name]) for each in scores.values())] for name in names])
 
 
 def draw_detections(picture: Image.Image, detections: Detections, classes: list[str], path: Path) -> None:

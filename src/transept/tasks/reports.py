@@ -74,14 +74,21 @@ def class_notes(classes: Sequence[str], support: np.ndarray, predicted: np.ndarr
         predicted: how often each was predicted.
         unit: of these counts.
     """
-    rows = list(zip(distinct(classes), support.tolist(), predicted.tolist(), strict=True))
-    absent = [repr(name) for name, true, _ in rows if not true]
-    never = [f"{name!r} ({unit}: {true})" for name, true, often in rows if true and not often]
+    absent = [repr(name) for name, true in zip(distinct(classes), support.tolist(), strict=True) if not true]
     notes = []
     if absent:
         noun = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
         notes.append(f"{noun} no {unit} here, and so no recall: {listed(absent, 10)}")
-    if never:
-        noun = "1 class is" if len(never) == 1 else f"{len(never)} classes are"
-        notes.append(f"{noun} never predicted: {listed(never, 10)}")
-    return notes
+    return notes + never_notes(classes, support, predicted, unit)
+
+
+def never_notes(
+    classes: Sequence[str], support: np.ndarray, often: np.ndarray, unit: str, what: str = "predicted"
+) -> list[str]:
+    """Which classes have true samples and were never predicted, or whatever else was counted in `often`."""
+    rows = zip(distinct(classes), support.tolist(), often.tolist(), strict=True)
+    never = [f"{name!r} ({unit}: {true})" for name, true, times in rows if true and not times]
+    if not never:
+        return []
+    noun = "1 class is" if len(never) == 1 else f"{len(never)} classes are"
+    return [f"{noun} never {what}: {listed(never, 10)}"]

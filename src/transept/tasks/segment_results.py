@@ -1,7 +1,9 @@
-"""A segmenter's answers in `eval` and `predict`: mIoU, and three files for each picture."""
+"""A segmenter's answers in `eval` and `predict`: mIoU and the worst pictures, and three files for each picture."""
 
+import heapq
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +11,23 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from transept.data.images import as_shown
 from transept.data.labels import Color
-from transept.data.segmentation.sets import SegmentationSplits
+from transept.data.segmentation.sets import SegmentationSet, SegmentationSplits
 from transept.draw.overlay import draw_overlay, label_image
+from transept.draw.worst import Compared, draw_compared
 from transept.errors import TranseptError
 from transept.files import write_together
 from transept.metrics.classes import class_scores, most_confused, plain_classes
 from transept.metrics.segmentation import ConfusionMeter, SegmentationScores
 from transept.tasks.classify import ranked_table
 from transept.tasks.dense import predict_all
-from transept.tasks.reports import class_files
+from transept.tasks.reports import SHEET, class_files, never_notes
 from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_folder
 from transept.words import listed, percent, plain_number
 
+_LONGEST = 320
+"""Pixels of a picture's longest side in the sheet of the worst."""
 ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".shares.json"}
 
 
@@ -34,10 +40,13 @@ def evaluate_segmenter(
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Evaluation:
     """See `Segmenter.evaluate`."""
-    meter = ConfusionMeter(len(task.classes))
+    meter, worst = ConfusionMeter(len(task.classes)), WorstPictures()
 
     def add(picture: Tensor, prediction: Any, mask: Tensor) -> None:
-        meter.update(prediction.labels.cpu(), mask)
+        labels, of_picture = prediction.labels.cpu(), ConfusionMeter(len(task.classes))
+        of_picture.update(labels, mask)
+        meter.matrix += of_picture.matrix
+        worst.add(of_picture, labels)
 
     seconds = predict_all(task, splits, data, inference, add, workers=workers, progress=progress)
     scores, pixels = meter.scores(), meter.matrix.sum(dim=1)
@@ -66,11 +75,51 @@ def evaluate_segmenter(
         images=len(splits.val),
         seconds=seconds,
         skipped=splits.skipped,
-        notes=[_absent_note(absent, data)] if absent else [],
+        notes=[
+            *([_absent_note(absent, data)] if absent else []),
+            *never_notes(task.classes, matrix.sum(axis=1), matrix.sum(axis=0), "pixels"),
+        ],
         split=splits.parts.split,
         measured=splits.parts.measured(len(splits.val), len(task.classes) - len(absent), data),
-        files=class_files(per_class, matrix, task.classes, "pixels"),
+        files=class_files(per_class, matrix, task.classes, "pixels")
+        | {"worst.png": partial(worst.draw, splits.val, task.classes, splits.palette)},
     )
+
+
+class WorstPictures:
+    """The pictures with the least mean IoU of the classes that occur in them, and what was predicted, made small."""
+
+    def __init__(self, most: int = SHEET) -> None:
+        self._most = most
+        self._seen = 0
+        self._heap: list[tuple[float, int, np.ndarray]] = []
+        """The best of the worst first: IoU and place of the picture, both negative, and class numbers `h w`."""
+
+    def add(self, meter: ConfusionMeter, labels: Tensor) -> None:
+        """The counts and predicted class numbers `H W` of the next picture."""
+        place, self._seen = self._seen, self._seen + 1
+        occurs = meter.matrix.sum(dim=1) > 0
+        if occurs.any():  # of one class alone it is the pixel accuracy
+            iou = float(meter.scores().iou[occurs].mean())
+            push = heapq.heappush if len(self._heap) < self._most else heapq.heappushpop
+            push(self._heap, (-iou, -place, _small(labels.numpy())))
+
+    def draw(self, pictures: SegmentationSet, classes: Sequence[str], palette: Sequence[Color], path: Path) -> None:
+        """Those pictures, read again, beside their true and their predicted classes."""
+        items = []
+        for iou, place, predicted in sorted(self._heap, key=lambda entry: entry[:2], reverse=True):
+            image, mask = pictures[-place]
+            picture = as_shown(image).convert("RGB").resize(predicted.shape[::-1], reducing_gap=2.0)
+            name = pictures.paths[-place].name
+            items.append(Compared(name, f"mIoU {-iou:.1%}", picture, _small(mask.numpy()), predicted))
+        draw_compared(items, classes, palette, path)
+
+
+def _small(labels: np.ndarray) -> np.ndarray:
+    """Class numbers with no side longer than what a sheet shows."""
+    scale = min(1.0, _LONGEST / max(labels.shape))
+    height, width = (max(1, round(side * scale)) for side in labels.shape)
+    return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST))
 
 
 def _per_class(classes: list[str], scores: SegmentationScores, matrix: np.ndarray) -> dict[str, dict[str, Any]]:

@@ -61,7 +61,7 @@ class Table(NamedTuple):
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     note: str = ""
-    """Below the rows: what they leave out."""
+    """Below the rows: what they leave out, and what is not of one class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
