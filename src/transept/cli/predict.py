@@ -16,7 +16,8 @@ from typing import Any
 from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
-from transept.data.images import BadImageError, Skipped, as_shown, find_images, plain_skipped
+from transept.data.images import BadImageError, Skipped, as_shown, plain_skipped
+from transept.data.inputs import Input, find_inputs, read_input
 from transept.errors import StoppedError, TranseptError, UsageError
 from transept.tasks.table_results import TableResults
 from transept.tasks.task import TABLE_ENDINGS, Picture, Results, Task
@@ -26,7 +27,13 @@ _TOP = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_NAME", help="a run folder, a .safetensors file, or a model's name")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files, folders of pictures, or patterns")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="picture files, folders of pictures, or patterns; @LIST: the files in a list, a path in each line; -: a "
+        "picture's bytes on standard input (@-: a list)",
+    )
     parser.add_argument("--top", type=int, default=_TOP, help="how many classes to show (default %(default)s)")
     parser.add_argument(
         "--out",
@@ -42,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UsageError(f"--top {args.top} must be at least 1")
-    paths = find_images(args.images)
+    inputs = find_inputs(args.images)
     task = formed(args, load_task(args.model))
     options = {**task.shown_defaults, **options_of(args, task, but=("top",))}
     if args.no_sheet and task.is_dense:
@@ -52,17 +59,17 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None and args.out.suffix.lower() in TABLE_ENDINGS:
         results = TableResults(task, args.out, inference)
     else:
-        results = task.results(args.out, inputs=paths, no_sheet=args.no_sheet)
+        results = task.results(args.out, inputs=[each.path for each in inputs], no_sheet=args.no_sheet)
     skipped: list[Skipped] = []
     stopped = False
     try:
-        _predict(task, _read(task, paths, skipped), inference, results)
+        _predict(task, _read(task, inputs, skipped), inference, results)
     except KeyboardInterrupt:
         stopped = True
     if not results.rows:
         if stopped:
-            raise StoppedError(f"stopped before the first of {len(paths)} pictures was done")
-        raise TranseptError(f"none of the {len(paths)} files is a readable picture")
+            raise StoppedError(f"stopped before the first of {len(inputs)} pictures was done")
+        raise TranseptError(f"none of the {len(inputs)} files is a readable picture")
     written = results.finish()
     if args.json:
         about = {"skipped": plain_skipped(skipped), "stopped": stopped} | results.about
@@ -70,11 +77,11 @@ def run(args: argparse.Namespace) -> None:
     else:
         print_table(table_for_people(results.table(args.top)))
         if skipped:
-            print(f"\n{len(skipped)} of {len(paths)} files could not be read and were skipped")
+            print(f"\n{len(skipped)} of {len(inputs)} files could not be read and were skipped")
         if written:
             print(f"\n{written}")
     if stopped:
-        raise StoppedError(f"stopped: {len(results.rows)} of {len(paths)} pictures are done, and their results kept")
+        raise StoppedError(f"stopped: {len(results.rows)} of {len(inputs)} pictures are done, and their results kept")
 
 
 def _predict(task: Task, readable: Iterator[tuple[Path, Picture]], inference: Any, results: Results) -> None:
@@ -84,10 +91,12 @@ def _predict(task: Task, readable: Iterator[tuple[Path, Picture]], inference: An
             results.add(path, as_shown(picture), answer)
 
 
-def _read(task: Task, paths: list[Path], skipped: list[Skipped]) -> Iterator[tuple[Path, Picture]]:
-    for path in paths:
+def _read(task: Task, inputs: list[Input], skipped: list[Skipped]) -> Iterator[tuple[Path, Picture]]:
+    for each in inputs:
         try:
-            yield path, task.read(path)
+            yield each.path, read_input(each, task.read)
         except BadImageError as error:
+            if len(inputs) == 1:
+                raise
             skipped.append(Skipped(error.path, error.reason))
             print(f"transept: skipped {str(error.path)!r}: {error.reason}", file=sys.stderr)
