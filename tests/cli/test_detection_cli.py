@@ -179,6 +179,11 @@ def test_stopped(model: Path, data: Path, tmp_path: Path, done: int, capsys: pyt
         (["eval", "mask_rcnn/cait_xxs24_224", "--data", "DATA"], "no weights of mask_rcnn on cait_xxs24_224"),
         (["eval", "fcos/cat_small.atss_1x_coco", "--data", "DATA"], "are no weights of fcos, but of atss"),
         (["predict", "MODEL", "DATA/val2017", "--score", "1.5"], "--score=1.5 is not in"),
+        (
+            ["predict", "MODEL", "DATA/val2017", "--overlap", "0.3"],
+            "--overlap=0.3 is of tiles; give their size as tile",
+        ),
+        (["predict", "MODEL", "DATA/val2017", "--tile", "0"], "--tile=0 must be at least 1"),
         (["predict", "MODEL", "DATA/val2017", "--classes", "disk", "--out", "OUT"], "did you mean 'disc'"),
         (["predict", "MODEL", "DATA/val2017", "--out", "OUT.png"], "give a folder"),
     ],

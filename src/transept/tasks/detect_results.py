@@ -54,6 +54,8 @@ def evaluate_detector(
     absent = {name for name, value in scores["bbox"].per_class.items() if math.isnan(value)}
     metrics: dict[str, Any] = {"map": scores["bbox"].map}
     metrics |= {"scales": [list(scale) for scale in inference.scales], "flip": inference.flip}
+    if inference.tile is not None:
+        metrics |= {"tile": inference.tile, "overlap": inference.overlap}
     return Evaluation(
         metrics=metrics | {kind: _plain(scores[kind]) for kind in kinds},
         summary="   ".join(_line(_TITLES[kind], scores[kind]) for kind in kinds),
