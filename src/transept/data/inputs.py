@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from transept.data.images import EXTENSIONS, BadImageError, Picture, find_images
+from transept.data.video import ENDINGS as VIDEO_ENDINGS
+from transept.data.video import is_address
 from transept.errors import TranseptError, UsageError
 
 STDIN = "-"
@@ -70,24 +72,24 @@ def find_input(source: str | PathLike[str]) -> Input:
     return inputs[0]
 
 
-def is_address(source: str | PathLike[str]) -> bool:
-    """Whether a word, not a path, begins as addresses do: `https://`."""
-    return isinstance(source, str) and source.partition("://")[0].isalpha() and "://" in source
-
-
 def read_input(image: Input, read: Callable[..., Picture]) -> Picture:
     """The picture, by `read_image` or a task's `read`.
 
     Raises:
-        BadImageError: as `read`; of a file that looks like a list of pictures, with what to give instead.
+        BadImageError: as `read`; of a file that looks like a list of pictures or a video, with what to give instead.
     """
     try:
         return read(image.source, name=image.path)
     except BadImageError as error:
-        if image.content is not None or image.path.suffix.lower() not in _LISTS or not image.path.is_file():
-            raise
-        hint = f"{error.reason}; where it lists pictures, give '{LISTED}{error.path}'"
-        raise BadImageError(error.path, hint) from error
+        hint = "" if image.content is not None or not image.path.is_file() else _hint(image.path)
+        raise BadImageError(error.path, f"{error.reason}; {hint}" if hint else error.reason) from error
+
+
+def _hint(path: Path) -> str:
+    ending = path.suffix.lower()
+    if ending in _LISTS:
+        return f"where it lists pictures, give '{LISTED}{path}'"
+    return f"a video is given alone: transept predict MODEL '{path}'" if ending in VIDEO_ENDINGS else ""
 
 
 def _inputs_of(source: str | PathLike[str]) -> Iterable[Input]:

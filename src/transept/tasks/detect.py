@@ -26,7 +26,13 @@ from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.detect_methods import METHODS, SingleStage, check_parts
 from transept.tasks.detect_pictures import DetectionInference, detect_pictures, multi_scale_test
-from transept.tasks.detect_results import SHOWN_SCORE, DetectorResults, draw_detections, evaluate_detector
+from transept.tasks.detect_results import (
+    SHOWN_SCORE,
+    DetectorResults,
+    draw_detections,
+    evaluate_detector,
+    framed_detections,
+)
 from transept.tasks.saving import rebuild, tuples
 from transept.tasks.task import Evaluation, Halves, Item, Option
 
@@ -213,6 +219,9 @@ class Detector(DenseTask):
 
     def draw(self, picture: Image.Image, prediction: Detections, path: Path) -> None:
         draw_detections(picture, prediction, self.classes, path)
+
+    def draw_frame(self, picture: Image.Image, prediction: Detections) -> Image.Image:
+        return framed_detections(picture, prediction, self.classes)
 
     def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> DetectorResults:
         return DetectorResults(self, out or Path("predictions"), inputs)

@@ -16,6 +16,7 @@ from transept.data.detection.sets import DetectionSplits
 from transept.data.detection.target import Target
 from transept.data.labels import drawing_palette
 from transept.draw.boxes import LARGEST, draw_objects
+from transept.draw.frames import boxed_frame
 from transept.files import GrowingList, write_together
 from transept.heads.instances import Detections, Size
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
@@ -101,6 +102,19 @@ def draw_detections(picture: Image.Image, detections: Detections, classes: list[
         path,
         scores=detections.scores.float().cpu().numpy(),
         masks=None if detections.masks is None else _DrawnMasks(detections, size),
+    )
+
+
+def framed_detections(picture: Image.Image, detections: Detections, classes: list[str]) -> Image.Image:
+    """The picture, at its own size, with boxes, masks, classes and scores."""
+    return boxed_frame(
+        picture,
+        detections.boxes.float().cpu().numpy(),
+        detections.labels.cpu().numpy(),
+        detections.scores.float().cpu().numpy(),
+        classes,
+        drawing_palette(len(classes)),
+        masks=None if detections.masks is None else _DrawnMasks(detections, (picture.height, picture.width)),
     )
 
 

@@ -21,6 +21,7 @@ from transept.data.resizing import Normalise, squashed
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
 from transept.data.segmentation.transforms import SegmentationPreprocessing, TestScale, segmentation_eval_transform
+from transept.draw.frames import tinted_frame
 from transept.draw.overlay import draw_overlay, shares
 from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
@@ -355,6 +356,9 @@ class Segmenter(DenseTask):
 
     def draw(self, picture: Image.Image, prediction: Segmentation, path: Path) -> None:
         draw_overlay(picture, prediction.labels.cpu().numpy(), self.classes, self.palette, path)
+
+    def draw_frame(self, picture: Image.Image, prediction: Segmentation) -> Image.Image:
+        return tinted_frame(picture, prediction.labels.cpu().numpy(), self.classes, self.palette)
 
     def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> SegmenterResults:
         return SegmenterResults(self, self.palette, out or Path("predictions"), inputs)
