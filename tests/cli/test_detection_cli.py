@@ -81,6 +81,10 @@ def test_eval(model: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert "box AP" in out
     assert "AP50" in out
+    assert main(["eval", str(model), "--data", str(data), "--tile", "64", "--json"]) == 0
+    tiled = json.loads(capsys.readouterr().out)
+    assert (tiled["tile"], tiled["overlap"]) == (64, 0.2)
+    assert tiled["bbox"] != report["bbox"]
 
 
 def test_predict(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
