@@ -162,8 +162,15 @@ def test_predict_with_bad_files_among_the_good(run: Path, capsys, tmp_path: Path
     table = capsys.readouterr().out
     assert "light side" in table
     assert "3 of 5 files could not be read" in table
-    assert main(["predict", str(run), str(folder / "c.jpg")]) == 1
-    assert "none of the 1 files is a readable picture" in capsys.readouterr().err
+    assert "c.jpg' is empty" in fails(capsys, ["predict", str(run), str(folder / "c.jpg")])
+    (folder / "list.txt").write_text("absent.png\nb dark.jpg")
+    assert main(["predict", str(run), f"@{folder / 'list.txt'}", *argv[-2:], "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [Path(entry["image"]) for entry in json.loads(out)["images"]] == [folder / "b dark.jpg"]
+    assert err == "transept: skipped 'absent.png': does not exist\n"
+    Path(folder / "list.txt").write_text("absent.png\nd.png")
+    assert main(["predict", str(run), f"@{folder / 'list.txt'}"]) == 1
+    assert "none of the 2 files is a readable picture" in capsys.readouterr().err
     assert "ends in .png" in fails(capsys, ["predict", str(run), str(folder), "--out", "x.doc"], 2)
 
 

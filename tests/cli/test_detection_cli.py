@@ -81,6 +81,10 @@ def test_eval(model: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert "box AP" in out
     assert "AP50" in out
+    assert main(["eval", str(model), "--data", str(data), "--tile", "64", "--json"]) == 0
+    tiled = json.loads(capsys.readouterr().out)
+    assert (tiled["tile"], tiled["overlap"]) == (64, 0.2)
+    assert tiled["bbox"] != report["bbox"]
 
 
 def test_predict(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -179,6 +183,11 @@ def test_stopped(model: Path, data: Path, tmp_path: Path, done: int, capsys: pyt
         (["eval", "mask_rcnn/cait_xxs24_224", "--data", "DATA"], "no weights of mask_rcnn on cait_xxs24_224"),
         (["eval", "fcos/cat_small.atss_1x_coco", "--data", "DATA"], "are no weights of fcos, but of atss"),
         (["predict", "MODEL", "DATA/val2017", "--score", "1.5"], "--score=1.5 is not in"),
+        (
+            ["predict", "MODEL", "DATA/val2017", "--overlap", "0.3"],
+            "--overlap=0.3 is of tiles; give their size as tile",
+        ),
+        (["predict", "MODEL", "DATA/val2017", "--tile", "0"], "--tile=0 must be at least 1"),
         (["predict", "MODEL", "DATA/val2017", "--classes", "disk", "--out", "OUT"], "did you mean 'disc'"),
         (["predict", "MODEL", "DATA/val2017", "--out", "OUT.png"], "give a folder"),
     ],

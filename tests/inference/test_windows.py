@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import conv2d
 
 from transept.errors import UsageError
-from transept.inference.windows import sliding_logits, window_starts
+from transept.inference.windows import ResizedWindows, WindowRows, sliding_logits, window_starts
+from transept.ops.interpolation import resize_map
 
 
 def test_window_starts():
@@ -44,6 +45,19 @@ def test_equals_a_plain_loop(seed: int):
     assert counts.min() >= 1
     result = sliding_logits(edge_aware, images, crop, stride, batch_size=batch_size)
     torch.testing.assert_close(result, total / counts)
+    # The same by rows, of some columns, resized.
+    left = rng.randrange(width)
+    columns = (left, rng.randint(left + 1, width))
+    some = WindowRows(edge_aware, images[0], crop, stride, columns=columns, batch_size=batch_size)
+    strips = [some.rows(y, min(y + 3, height)) for y in range(0, height, 3)]
+    torch.testing.assert_close(torch.cat(strips, dim=2), result[:1, :, :, slice(*columns)])
+    size = rng.randint(1, 40), rng.randint(1, 40)
+    left = rng.randrange(size[1])
+    columns = (left, rng.randint(left + 1, size[1]))
+    resized = ResizedWindows(edge_aware, images[0], size, columns, crop=crop, stride=stride)
+    strips = [resized.rows(y, min(y + 4, size[0])) for y in range(0, size[0], 4)]
+    expected = resize_map(result[:1], size)[..., slice(*columns)]
+    torch.testing.assert_close(torch.cat(strips, dim=2), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_memory_is_bounded():
@@ -59,6 +73,25 @@ def test_memory_is_bounded():
     assert {shape[1:] for shape in shapes} == {(3, 16, 20)}
     assert max(shape[0] for shape in shapes) == 5
     assert sum(shape[0] for shape in shapes) == 2 * 10 * 6
+
+
+def test_rows_are_forgotten():
+    """No more than a row of windows and what is asked for is kept, and each window is looked at once."""
+    seen = []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return x
+
+    image = torch.randn(3, 300, 40)
+    windows = WindowRows(model, image, (16, 16), (11, 11), batch_size=2)
+    for y in range(0, 300, 2):
+        torch.testing.assert_close(windows.rows(y, y + 2)[0], image[:, y : y + 2])
+    assert windows._sum is not None
+    assert windows._sum.shape == (3, 20, 40)
+    assert sum(seen) == 4 * 27
+    with pytest.raises(ValueError, match="row 0 is forgotten; rows are left from 284 on"):
+        windows.rows(0, 2)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transept.heads.instances import Detections
 from transept.models.registry import skeletons
 from transept.tasks.coco_results import from_coco_results, to_coco_results
 from transept.tasks.detect import Detector
-from transept.tasks.detect_pictures import DetectionInference, merge_detections
+from transept.tasks.detect_pictures import DetectionInference, merge_detections, merge_tiles
 
 PREPROCESSING = DetectionPreprocessing(scale=(128, 96))
 
@@ -140,6 +140,53 @@ def test_merging_views():
     assert len(merge_detections([first, second], iou_threshold=0.9).scores) == 4
 
 
+@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn"])
+def test_tiles_are_seen_as_pictures_are(method: str):
+    """Of a mosaic of pictures, tile by tile: each object of a picture is there, or a better one is in its place."""
+    model, picture = detector(method), pictures()[0].crop((0, 0, 150, 150))
+    alone = [picture, picture.transpose(Image.Transpose.ROTATE_180)]
+    mosaic = Image.new("RGB", (300, 150))
+    for i, each in enumerate(alone):
+        mosaic.paste(each, (150 * i, 0))
+    inference = DetectionInference(score_threshold=0.1, tile=150, overlap=0.0, draw_masks=False)
+    (found,) = model.predict([mosaic], inference)
+    whole, *parts = model.predict([mosaic, *alone], replace(inference, tile=None))
+    cut = [torch.zeros(len(whole.labels), dtype=torch.bool)]
+    for i, part in enumerate(parts):
+        parts[i] = part._replace(boxes=part.boxes + torch.tensor([150.0 * i, 0, 150.0 * i, 0]))
+        cut.append((part.boxes[:, 0 if i else 2] - 150 * (1 - i)).abs() <= 1.5)
+    expected = merge_tiles([whole, *parts], cut)
+    assert 3 < len(expected.scores) < sum(len(each.scores) for each in (whole, *parts))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    (batched,) = model.predict([mosaic], replace(inference, batch_size=2))
+    assert len(batched.scores) == len(found.scores)
+    (one,), (other,) = (model.predict([picture], replace(inference, tile=tile)) for tile in (150, None))
+    assert torch.equal(one.boxes, other.boxes)  # one tile is the whole picture
+
+
+def test_merging_tiles():
+    """Part of an object goes where a tile that has the whole of it says nearly as surely what it is."""
+    parts = Detections(
+        torch.tensor([[90.0, 10, 100, 30], [90, 50, 100, 70], [60, 80, 100, 99], [5, 5, 9, 9]]),
+        torch.tensor([0.9, 0.9, 0.9, 0.2]),
+        torch.tensor([0, 0, 0, 1]),
+    )
+    whole = Detections(
+        torch.tensor([[90.0, 10, 120, 30], [90, 50, 120, 70], [94, 80, 120, 99], [5, 5, 9, 9]]),
+        torch.tensor([0.5, 0.4, 0.8, 0.3]),
+        torch.tensor([0, 0, 0, 0]),
+    )
+    cut = [torch.tensor([True, True, True, False]), torch.zeros(4, dtype=torch.bool)]
+    merged = merge_tiles([parts, whole], cut)
+    kept = sorted(zip(merged.boxes[:, 0].tolist(), merged.scores.tolist(), strict=True))
+    # The second part is much surer than the whole, the third has another object in it; classes are apart.
+    expected = [(5, 0.2), (5, 0.3), (60, 0.9), (90, 0.4), (90, 0.5), (90, 0.9), (94, 0.8)]
+    assert kept == [(x, pytest.approx(score)) for x, score in expected]
+    nothing = parts.take(torch.zeros(4, dtype=torch.bool))
+    assert len(merge_tiles([nothing, parts], [cut[0][:0], cut[0]]).scores) == 4
+
+
 def test_preprocessing_is_kept(tmp_path: Path):
     model = detector()
     model.preprocessing = replace(PREPROCESSING, bgr=True, std=(1 / 255,) * 3, antialias=True)
@@ -190,6 +237,8 @@ def test_coco_results_and_back():
     [
         (dict(score_threshold=1.5), r"score_threshold=1.5 is not in \[0, 1\]"),
         (dict(batch_size=0), "batch_size=0 must be at least 1"),
+        (dict(tile=0), "tile=0 must be at least 1"),
+        (dict(tile=64, overlap=1.0), r"overlap=1 is not in \[0, 1\)"),
         (dict(scales=((100, 0),)), "give pairs of a longest long and short side"),
     ],
 )

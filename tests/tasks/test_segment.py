@@ -419,8 +419,9 @@ def test_palette():
         SegmentationInference(),
         SegmentationInference(ratios=(0.5, 1.5), flip=True),
         SegmentationInference(crop=(32, 32)),
+        SegmentationInference(crop=(24, 40), stride=(17, 13), ratios=(0.5, 1.0, 1.5), flip=True, batch_size=3),
     ],
-    ids=["whole", "scales and mirror", "windows"],
+    ids=["whole", "scales and mirror", "windows", "windows of scales and mirror"],
 )
 def test_large_pictures_are_labelled_by_strips(monkeypatch: pytest.MonkeyPatch, inference: SegmentationInference):
     """The same labels and scores, and never all classes of all pixels at once."""
@@ -428,7 +429,8 @@ def test_large_pictures_are_labelled_by_strips(monkeypatch: pytest.MonkeyPatch, 
     pixels = np.random.default_rng(0).integers(0, 256, (190, 131, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     (whole,) = model.predict([picture], inference)
-    monkeypatch.setattr("transept.tasks.segment._WHOLE", 0)
+    crop = inference.crop or (0, 0)
+    monkeypatch.setattr("transept.tasks.segment._WHOLE", len(model.classes) * crop[0] * 37)  # columns at a time
     monkeypatch.setattr("transept.tasks.segment._PIECE", len(model.classes) * 131 * 7)
     monkeypatch.setattr(Segmenter, "probabilities", None)
     (strips,) = model.predict([picture], inference)

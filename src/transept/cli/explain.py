@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from transept.cli.shared.tables import print_json, print_table
+from transept.data.inputs import find_input, read_input
 from transept.errors import UsageError
 from transept.explain.attention import AttentionMap
 from transept.explain.explanation import Explanation
@@ -22,7 +23,7 @@ _SHEET = Path("explanation.png")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_NAME", help="a run folder, a .safetensors file, or a model's name")
-    parser.add_argument("image", metavar="IMAGE", type=Path, help="a picture file")
+    parser.add_argument("image", metavar="IMAGE", help="a picture file, or - for its bytes on standard input")
     parser.add_argument("--kind", help="one kind alone; a wrong one is answered with those that the model has")
     parser.add_argument(
         "--token", type=int, nargs=2, metavar=("X", "Y"), help="pixel of the picture (default: the middle)"
@@ -45,14 +46,15 @@ def run(args: argparse.Namespace) -> None:
             f"{args.model!r} is a {task.kind}, and explain draws classifiers and pretrained backbones; in Python, "
             "transept.attention_maps(task, images) gives the maps of its backbone"
         )
-    explained = Explanation(task, task.read(args.image), args.token)
+    image = find_input(args.image)
+    explained = Explanation(task, read_input(image, task.read), args.token)
     rows = explained.rows_of(args.kind, args.block, args.head) if args.kind else explained.overview()
     explained.draw(rows, args.out)
     if args.json:
         print_json(
             {
                 "model": args.model,
-                "image": str(args.image),
+                "image": str(image.path),
                 "predictions": [{"label": name, "score": score} for name, score in explained.named],
                 "token": list(explained.token) if explained.marked else None,
                 "maps": [_plain(each) for each in explained.shown],

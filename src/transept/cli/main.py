@@ -21,7 +21,7 @@ VERBS = {
     "bench": "time models, beside timm's in the same run",
     "train": "train a model by a recipe",
     "eval": "measure a trained model: accuracy, or mIoU",
-    "predict": "label pictures, or each of their pixels",
+    "predict": "label pictures and videos, or each of their pixels",
     "explain": "draw where a classifier looks in a picture",
     "convert": "convert a checkpoint, or say what it is",
     "export": "write a trained model as ONNX and for torch.export, and check both",
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {text}; run again with --debug for the traceback", 1)
 
 
-_EXTRAS = {"lightning": "train", "torchmetrics": "train", "gradio": "serve"}
+_EXTRAS = {"lightning": "train", "torchmetrics": "train", "gradio": "serve", "av": "video"}
 
 
 def _run(argv: list[str]) -> int:

@@ -3,7 +3,9 @@
 A classifier draws one sheet of all pictures. A segmenter writes three files for each: NAME.overlay.png with a legend,
 NAME.labels.png whose pixel values are the class numbers, and NAME.shares.json. A detector writes NAME.objects.png for
 each, results.json with all objects in COCO's result format, and images.json, which names its pictures and categories.
-With --out TABLE.csv or TABLE.parquet all of them write a table and draw nothing. Ctrl-C keeps what was done.
+With --out TABLE.csv or TABLE.parquet all of them write a table and draw nothing. A video, the address of a stream or a
+camera (/dev/video0), given alone, becomes a video with the answers drawn on its frames (default predictions.mp4), or a
+table with the frame and its seconds. Ctrl-C keeps what was done.
 """
 
 import argparse
@@ -16,7 +18,10 @@ from typing import Any
 from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
-from transept.data.images import BadImageError, Skipped, as_shown, find_images, plain_skipped
+from transept.cli.shared.video import predict_video
+from transept.data.images import BadImageError, Skipped, as_shown, plain_skipped
+from transept.data.inputs import Input, find_inputs, read_input
+from transept.data.video import is_video
 from transept.errors import StoppedError, TranseptError, UsageError
 from transept.tasks.table_results import TableResults
 from transept.tasks.task import TABLE_ENDINGS, Picture, Results, Task
@@ -26,15 +31,24 @@ _TOP = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_NAME", help="a run folder, a .safetensors file, or a model's name")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files, folders of pictures, or patterns")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="picture files, folders of pictures, or patterns; @LIST: the files in a list, a path in each line; -: a "
+        "picture's bytes on standard input (@-: a list); or one video, stream or camera",
+    )
     parser.add_argument("--top", type=int, default=_TOP, help="how many classes to show (default %(default)s)")
     parser.add_argument(
         "--out",
         type=Path,
         help="a classifier's sheet (default predictions.png), else a folder (default predictions); or a table, .csv or "
-        ".parquet",
+        ".parquet; of a video a video (default predictions.mp4), or a table",
     )
     parser.add_argument("--no-sheet", action="store_true", help="draw no sheet (classifiers)")
+    parser.add_argument(
+        "--every", type=int, metavar="N", help="of a video every Nth frame alone; those between show its answer"
+    )
     add_form(parser)
     add_options(parser, but=("top",))
 
@@ -42,27 +56,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UsageError(f"--top {args.top} must be at least 1")
-    paths = find_images(args.images)
+    if args.every is not None and args.every < 1:
+        raise UsageError(f"--every {args.every} must be at least 1")
+    video = len(args.images) == 1 and is_video(args.images[0])
+    if args.every is not None and not video:
+        raise UsageError("--every is for videos, each given alone")
+    inputs = [] if video else find_inputs(args.images)
     task = formed(args, load_task(args.model))
     options = {**task.shown_defaults, **options_of(args, task, but=("top",))}
     if args.no_sheet and task.is_dense:
         raise UsageError(f"--no-sheet is for classifiers, and {args.model!r} is a {task.kind}")
     inference = inference_of(task, options | ({"top": args.top} if "top" in task.options else {}))
     inference = task.compact(inference)
+    if video:
+        predict_video(args, task, inference)
+    else:
+        _predict_pictures(args, task, inference, inputs)
+
+
+def _predict_pictures(args: argparse.Namespace, task: Task, inference: Any, inputs: list[Input]) -> None:
     if args.out is not None and args.out.suffix.lower() in TABLE_ENDINGS:
         results = TableResults(task, args.out, inference)
     else:
-        results = task.results(args.out, inputs=paths, no_sheet=args.no_sheet)
+        results = task.results(args.out, inputs=[each.path for each in inputs], no_sheet=args.no_sheet)
     skipped: list[Skipped] = []
     stopped = False
     try:
-        _predict(task, _read(task, paths, skipped), inference, results)
+        _predict(task, _read(task, inputs, skipped), inference, results)
     except KeyboardInterrupt:
         stopped = True
     if not results.rows:
         if stopped:
-            raise StoppedError(f"stopped before the first of {len(paths)} pictures was done")
-        raise TranseptError(f"none of the {len(paths)} files is a readable picture")
+            raise StoppedError(f"stopped before the first of {len(inputs)} pictures was done")
+        raise TranseptError(f"none of the {len(inputs)} files is a readable picture")
     written = results.finish()
     if args.json:
         about = {"skipped": plain_skipped(skipped), "stopped": stopped} | results.about
@@ -70,11 +96,11 @@ def run(args: argparse.Namespace) -> None:
     else:
         print_table(table_for_people(results.table(args.top)))
         if skipped:
-            print(f"\n{len(skipped)} of {len(paths)} files could not be read and were skipped")
+            print(f"\n{len(skipped)} of {len(inputs)} files could not be read and were skipped")
         if written:
             print(f"\n{written}")
     if stopped:
-        raise StoppedError(f"stopped: {len(results.rows)} of {len(paths)} pictures are done, and their results kept")
+        raise StoppedError(f"stopped: {len(results.rows)} of {len(inputs)} pictures are done, and their results kept")
 
 
 def _predict(task: Task, readable: Iterator[tuple[Path, Picture]], inference: Any, results: Results) -> None:
@@ -84,10 +110,12 @@ def _predict(task: Task, readable: Iterator[tuple[Path, Picture]], inference: An
             results.add(path, as_shown(picture), answer)
 
 
-def _read(task: Task, paths: list[Path], skipped: list[Skipped]) -> Iterator[tuple[Path, Picture]]:
-    for path in paths:
+def _read(task: Task, inputs: list[Input], skipped: list[Skipped]) -> Iterator[tuple[Path, Picture]]:
+    for each in inputs:
         try:
-            yield path, task.read(path)
+            yield each.path, read_input(each, task.read)
         except BadImageError as error:
+            if len(inputs) == 1:
+                raise
             skipped.append(Skipped(error.path, error.reason))
             print(f"transept: skipped {str(error.path)!r}: {error.reason}", file=sys.stderr)

@@ -27,7 +27,7 @@ _CLEAR = 1000
 _STRENGTH = 0.42
 """Opacity of the classes' colours inside masks; less inside those that take much of the picture."""
 _TOO_MUCH = 0.75
-"""Cost (see `_place`) above which a label is left out; a legend then says what its colour means."""
+"""Cost (see `place_label`) above which a label is left out; a legend then says what its colour means."""
 
 
 class _Label(NamedTuple):
@@ -226,13 +226,13 @@ def _place_labels(
         chip = np.array([(across + 0.7 * letters) * unit, 1.36 * letters * unit])
         if chip[0] > size[0] or chip[1] > size[1]:
             continue
-        corner, cost = _place(i, chip, boxes, areas, placed, size)
+        corner, cost = place_label(i, chip, boxes, areas, placed, size)
         if cost <= _TOO_MUCH:
             placed = np.vstack((placed, [*corner, *(corner + chip)]))
             yield _Label(text, palette[int(labels[i])], *corner, *chip)
 
 
-def _place(
+def place_label(
     i: int, chip: np.ndarray, boxes: np.ndarray, areas: np.ndarray, placed: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, float]:
     """The best corner for a label of object i, and what it costs: shares of objects and of other labels hidden."""

@@ -9,6 +9,8 @@ from torch.nn.functional import interpolate
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+Span = tuple[int, int]
+"""The first pixel of a side, and the one behind the last."""
 
 
 def same_size(size: Sequence[int], other: Sequence[int]) -> bool:
@@ -45,10 +47,47 @@ def resize_rows(
     x: Float[Tensor, "b c _h _w"], size: Sequence[int], start: int, stop: int
 ) -> Float[Tensor, "b c _rows _w2"]:
     """Rows `start` to `stop` of `resize_map(x, size)`, without the others; equal to rounding."""
-    height = x.shape[-2]
-    y = ((torch.arange(start, stop, device=x.device) + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
-    upper = y.floor().long()
-    lower = (upper + 1).clamp(max=height - 1)
     # Down first, where the rows are short.
-    rows = torch.lerp(x[..., upper, :], x[..., lower, :], (y - upper)[:, None].to(x.dtype))
+    rows = _resize_side(x, -2, 0, x.shape[-2], size[0], (start, stop))
     return resize_map(rows, (stop - start, size[1]))
+
+
+def resize_part(
+    x: Float[Tensor, "b c _h _w"], corner: Size, whole: Size, size: Size, rows: Span, columns: Span
+) -> Float[Tensor, "b c _rows _columns"]:
+    """Rows and columns of `resize_map(map, size)`, equal to rounding, of a map of which only a part is at hand.
+
+    Args:
+        x: the part, which holds `source_span` of the rows and of the columns.
+        corner: row and column of the map at which it begins.
+        whole: height and width of the map.
+        size: of the resized map.
+        rows: first, and one behind the last.
+        columns: the same.
+    """
+    x = _resize_side(x, -2, corner[0], whole[0], size[0], rows)
+    return _resize_side(x, -1, corner[1], whole[1], size[1], columns)
+
+
+def source_span(side: int, new_side: int, span: Span) -> Span:
+    """The pixels, first and one behind the last, of a side that those of `span` of the resized side are made of."""
+    if side == new_side:
+        return span
+    upper, lower, _ = _neighbours(side, new_side, span, torch.device("cpu"))
+    return int(upper[0]), int(lower[-1]) + 1
+
+
+def _resize_side(x: Tensor, dim: int, first: int, side: int, new_side: int, span: Span) -> Tensor:
+    """Pixels `span` of a side that is resized to `new_side`, of whose `side` pixels `x` holds those from `first` on."""
+    if side == new_side:
+        return x.narrow(dim, span[0] - first, span[1] - span[0])
+    upper, lower, weight = _neighbours(side, new_side, span, x.device)
+    weight = weight.to(x.dtype)[(...,) + (None,) * (-1 - dim)]
+    return torch.lerp(x.index_select(dim, upper - first), x.index_select(dim, lower - first), weight)
+
+
+def _neighbours(side: int, new_side: int, span: Span, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each resized pixel the two that it lies between, and how far it is from the first."""
+    place = ((torch.arange(*span, device=device) + 0.5) * (side / new_side) - 0.5).clamp(min=0)
+    upper = place.floor().long().clamp(max=side - 1)
+    return upper, (upper + 1).clamp(max=side - 1), place - upper

@@ -27,7 +27,7 @@ from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.detect_methods import METHODS, SingleStage, check_parts
 from transept.tasks.detect_pictures import DetectionInference, detect_pictures, multi_scale_test
 from transept.tasks.detect_report import SHOWN_SCORE
-from transept.tasks.detect_results import DetectorResults, draw_detections, evaluate_detector
+from transept.tasks.detect_results import DetectorResults, draw_detections, evaluate_detector, framed_detections
 from transept.tasks.saving import rebuild, tuples
 from transept.tasks.task import Evaluation, Halves, Item, Option
 
@@ -55,7 +55,12 @@ class Detector(DenseTask):
         **VIEW_OPTIONS,
         "score": Option(help=f"least score of an object (shown ones: {SHOWN_SCORE}; when scored: none)", type=float),
         "classes": Option(help="only objects of these classes", type=str, number="+", metavar="CLASS"),
-        "batch_size": Option(help="pictures at once (when scored: one)", type=int),
+        "tile": Option(
+            help="overlapping tiles of so many pixels, beside the whole picture: small objects in large pictures",
+            type=int,
+        ),
+        "overlap": Option(help="share of a tile that the next one sees again (default 0.2)", type=float),
+        "batch_size": Option(help="pictures, or tiles, at once (when scored: one)", type=int),
     }
     shown_defaults: ClassVar[Mapping[str, Any]] = {"score": SHOWN_SCORE}
     data_options = frozenset({"skip_bad_annotations"})
@@ -170,15 +175,21 @@ class Detector(DenseTask):
         flip: bool | None = None,
         score: float | None = None,
         classes: Sequence[str] | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
         batch_size: int | None = None,
     ) -> DetectionInference:
         if score is not None and not 0 <= score < 1:
             raise UsageError(f"score={score:g} is not in [0, 1)")
+        if overlap is not None and tile is None:
+            raise UsageError(f"overlap={overlap:g} is of tiles; give their size as tile, too")
         return DetectionInference(
             score_threshold=score or 0.0,
             classes=None if classes is None else tuple(classes),
             scales=multi_scale_test(self.preprocessing.scale) if multi_scale else (),
             flip=bool(flip),
+            tile=tile,
+            overlap=DetectionInference().overlap if overlap is None else overlap,
             batch_size=1 if batch_size is None else batch_size,
         )
 
@@ -203,6 +214,9 @@ class Detector(DenseTask):
 
     def draw(self, picture: Image.Image, prediction: Detections, path: Path) -> None:
         draw_detections(picture, prediction, self.classes, path)
+
+    def draw_frame(self, picture: Image.Image, prediction: Detections) -> Image.Image:
+        return framed_detections(picture, prediction, self.classes)
 
     def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> DetectorResults:
         return DetectorResults(self, out or Path("predictions"), inputs)

@@ -16,6 +16,7 @@ from transept.data.detection.sets import DetectionSplits
 from transept.data.detection.target import Target
 from transept.data.labels import drawing_palette
 from transept.draw.boxes import LARGEST, draw_objects
+from transept.draw.frames import boxed_frame
 from transept.files import GrowingList, write_together
 from transept.heads.instances import Detections, Size
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
@@ -53,6 +54,8 @@ def evaluate_detector(
     absent = {name for name, value in scores["bbox"].per_class.items() if math.isnan(value)}
     metrics: dict[str, Any] = {"map": scores["bbox"].map}
     metrics |= {"scales": [list(scale) for scale in inference.scales], "flip": inference.flip}
+    if inference.tile is not None:
+        metrics |= {"tile": inference.tile, "overlap": inference.overlap}
     return Evaluation(
         metrics=metrics | {kind: _plain(scores[kind]) for kind in kinds} | report.metrics(),
         summary="   ".join(_line(TITLES[kind], scores[kind]) for kind in kinds),
@@ -94,6 +97,19 @@ def draw_detections(picture: Image.Image, detections: Detections, classes: list[
         path,
         scores=detections.scores.float().cpu().numpy(),
         masks=None if detections.masks is None else _DrawnMasks(detections, size),
+    )
+
+
+def framed_detections(picture: Image.Image, detections: Detections, classes: list[str]) -> Image.Image:
+    """The picture, at its own size, with boxes, masks, classes and scores."""
+    return boxed_frame(
+        picture,
+        detections.boxes.float().cpu().numpy(),
+        detections.labels.cpu().numpy(),
+        detections.scores.float().cpu().numpy(),
+        classes,
+        drawing_palette(len(classes)),
+        masks=None if detections.masks is None else _DrawnMasks(detections, (picture.height, picture.width)),
     )
 
 

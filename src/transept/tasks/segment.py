@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,16 +17,17 @@ from torchvision import tv_tensors
 from transept.data.channels import fit_channels
 from transept.data.images import as_bytes, size_of
 from transept.data.labels import Color, drawing_palette
-from transept.data.resizing import squashed
+from transept.data.resizing import Normalise, squashed
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
-from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
+from transept.data.segmentation.transforms import SegmentationPreprocessing, TestScale, segmentation_eval_transform
+from transept.draw.frames import tinted_frame
 from transept.draw.overlay import draw_overlay, shares
 from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
-from transept.inference.windows import sliding_logits
+from transept.inference.windows import ResizedWindows, sliding_logits
 from transept.models.backbone import Backbone
 from transept.ops.interpolation import resize_map, resize_rows
 from transept.ops.masks import IGNORE_LABEL
@@ -94,6 +96,13 @@ class SegmentationInference:
             )
         if self.batch_size < 1:
             raise UsageError(f"batch_size={self.batch_size} must be at least 1")
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Size and stride of the sliding windows, where there is a crop."""
+        assert self.crop is not None
+        height, width = self.crop
+        return self.crop, self.stride or (-(-height * 2 // 3), -(-width * 2 // 3))
 
 
 class Segmenter(DenseTask):
@@ -204,8 +213,10 @@ class Segmenter(DenseTask):
             if row * height <= _WHOLE:
                 scores, labels = self.probabilities(picture, inference).max(dim=0)
                 predictions.append(Segmentation(labels, scores))
-            else:
+            elif inference.crop is None:
                 predictions.append(self._by_strips(picture, inference, max(1, _PIECE // row)))
+            else:
+                predictions.append(self._by_windows(picture, inference))
         return predictions
 
     def _by_strips(self, picture: Picture, inference: SegmentationInference, rows: int) -> Segmentation:
@@ -222,6 +233,50 @@ class Segmenter(DenseTask):
             ).div_(len(views))
             torch.max(strip, dim=0, out=(scores[start:stop], labels[start:stop]))
         return Segmentation(labels, scores)
+
+    def _by_windows(self, picture: Picture, inference: SegmentationInference) -> Segmentation:
+        """As `_by_strips`, where windows, too, are summed by rows of them, in as many columns as `_WHOLE` has room for.
+
+        Windows that two such spans of columns share are looked at twice.
+        """
+        width, height = size_of(picture)
+        device = next(self.parameters()).device
+        images = self._scaled(as_bytes(picture, self.in_chans).to(device), inference)
+        (crop, stride), classes = inference.windows, len(self.classes)
+        widest = max(image.shape[-1] for image, _ in images)
+        columns = max(1, min(width, _WHOLE // (classes * crop[0]) * width // widest))
+        rows = max(1, _PIECE // (classes * width))
+        labels = torch.empty(height, width, dtype=torch.uint8, device=inference.device or device)
+        scores = torch.empty(height, width, device=labels.device)
+        normalise = Normalise(
+            self.preprocessing.mean, self.preprocessing.std
+        )  # window by window, for the memory's sake
+        options: Any = dict(crop=crop, stride=stride, batch_size=inference.batch_size, device=inference.device)
+        with self._evaluating():
+            for left in range(0, width, columns):
+                right = min(left + columns, width)
+                views = [
+                    ResizedWindows(
+                        lambda windows: self(normalise(tv_tensors.Image(windows)).as_subclass(Tensor)),
+                        image,
+                        (height, width),
+                        (width - right, width - left) if flipped else (left, right),
+                        **options,
+                    )
+                    for image, flipped in images
+                ]
+                for start in range(0, height, rows):
+                    stop = min(start + rows, height)
+                    parts = (view.rows(start, stop) for view in views)
+                    strip = self._sum(zip(parts, (flipped for _, flipped in images), strict=True)).div_(len(views))
+                    scores[start:stop, left:right], labels[start:stop, left:right] = strip.max(dim=0)
+        return Segmentation(labels.long(), scores)
+
+    def _scaled(self, image: Tensor, inference: SegmentationInference) -> list[tuple[Tensor, bool]]:
+        """Bytes `c h w` of each scale, and whether they are of the mirror image."""
+        mirrors = (False, True) if inference.flip else (False,)
+        scaled = [TestScale(self.preprocessing, ratio)(tv_tensors.Image(image)) for ratio in inference.ratios]
+        return [(each.flip(-1) if flipped else each, flipped) for each in scaled for flipped in mirrors]
 
     @torch.inference_mode()
     def probabilities(self, picture: Picture, inference: SegmentationInference | None = None) -> Tensor:
@@ -249,13 +304,18 @@ class Segmenter(DenseTask):
     def _views(self, picture: Picture, inference: SegmentationInference) -> Iterator[tuple[Tensor, bool]]:
         """Logits `1 k h w` of each scale, at its own size, and whether they are of the mirror image."""
         image = as_bytes(picture, self.in_chans).to(next(self.parameters()).device)
-        training = self.training
-        self.eval()
-        try:
+        with self._evaluating():
             for ratio in inference.ratios:
                 scaled = segmentation_eval_transform(self.preprocessing, ratio)(tv_tensors.Image(image))[None]
                 for flipped in (False, True) if inference.flip else (False,):
                     yield self.logits(scaled.flip(-1) if flipped else scaled, inference), flipped
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.training
+        self.eval()
+        try:
+            yield
         finally:
             self.train(training)
 
@@ -263,10 +323,8 @@ class Segmenter(DenseTask):
         """Normalised images `b 3 H W` to logits `b k H W`: at once, or by sliding windows where there is a crop."""
         if inference.crop is None:
             return self(images)
-        height, width = inference.crop
-        stride = inference.stride or (-(-height * 2 // 3), -(-width * 2 // 3))
         return sliding_logits(
-            self, images, inference.crop, stride, batch_size=inference.batch_size, device=inference.device
+            self, images, *inference.windows, batch_size=inference.batch_size, device=inference.device
         )
 
     def inference(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -298,6 +356,9 @@ class Segmenter(DenseTask):
 
     def draw(self, picture: Image.Image, prediction: Segmentation, path: Path) -> None:
         draw_overlay(picture, prediction.labels.cpu().numpy(), self.classes, self.palette, path)
+
+    def draw_frame(self, picture: Image.Image, prediction: Segmentation) -> Image.Image:
+        return tinted_frame(picture, prediction.labels.cpu().numpy(), self.classes, self.palette)
 
     def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> SegmenterResults:
         return SegmenterResults(self, self.palette, out or Path("predictions"), inputs)

@@ -27,7 +27,7 @@ class TableResults(Results):
         if out.is_dir():
             raise UsageError(f"--out {out}: is a folder; give the name of a file")
         self._types = {"path": str, **task.columns(inference)}
-        self._write = _WRITERS[out.suffix.lower()](out, self._types)
+        self._write = table_writer(out, self._types)
         self._count = 0
 
     def add(self, path: Path, picture: Image.Image, prediction: Any) -> None:
@@ -90,6 +90,15 @@ class _Parquet:
         table = pyarrow.Table.from_pylist(rows, schema=self._schema)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, lambda file: pyarrow.parquet.write_table(table, file))
+
+
+def table_writer(path: Path, types: dict[str, type]) -> _CSV | _Parquet:
+    """What writes rows of columns of these names and types, by the ending of the path: `add` some, then `finish`.
+
+    Raises:
+        UsageError: a package that is not installed.
+    """
+    return _WRITERS[path.suffix.lower()](path, types)
 
 
 _WRITERS: dict[str, type[_CSV | _Parquet]] = dict(zip(TABLE_ENDINGS, (_CSV, _Parquet), strict=True))

@@ -22,6 +22,7 @@ from transept.checks import shown
 from transept.data.images import DARK, Picture, Skipped, as_array, as_bytes, is_unstated, plain_skipped, read_image
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.splits import Choice
+from transept.draw.frames import labelled_frame
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.files import write_together
@@ -283,6 +284,10 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def draw(self, picture: Image.Image, prediction: Any, path: Path) -> None:
         """The picture with the prediction, written in the format of the path's ending."""
+
+    def draw_frame(self, picture: Image.Image, prediction: Any) -> Image.Image:
+        """A frame of a video with the prediction, of the same size."""
+        return labelled_frame(picture, [(item.label, item.score) for item in self.items(prediction)])
 
     @abstractmethod
     def results(self, out: Path | None, *, inputs: Iterable[Path], **options: Any) -> Results:

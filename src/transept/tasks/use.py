@@ -3,13 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from transept.data.images import find_images
+from transept.data.inputs import Input, find_inputs, read_input
 from transept.errors import UsageError, unknown
 from transept.tasks.data_options import DataOptions
 from transept.tasks.load import load
@@ -23,9 +22,11 @@ def predict(task: Task | Source, pictures: Source | Picture | Sequence[Source | 
 
     Args:
         task: from `transept.load`, or what that takes.
-        pictures: one or more: files, folders, patterns (`"holiday/*.jpg"`), PIL pictures, or bytes `3 H W` (RGB).
-        options: a classifier's `top=5`; a detector's `score=0.3`, `classes=None`; a detector's or segmenter's
-            `multi_scale=False`, `flip=False`; a segmenter's `crop=(H, W)`, `stride=(H, W)`; `batch_size`.
+        pictures: one or more: files, folders, patterns (`"holiday/*.jpg"`), lists of files (`"@list.txt"`),
+            standard input (`"-"`), PIL pictures, or bytes `3 H W` (RGB).
+        options: a classifier's `top=5`; a detector's `score=0.3`, `classes=None`, `tile=None` (pixels of overlapping
+            tiles), `overlap=0.2`; a detector's or segmenter's `multi_scale=False`, `flip=False`; a segmenter's
+            `crop=(H, W)`, `stride=(H, W)`; `batch_size`.
 
     Returns:
         `Classification` (labels and scores, ` k`), `Detections` (boxes `n 4`, scores and labels ` n`, masks `n H W`) or
@@ -41,7 +42,9 @@ def predict(task: Task | Source, pictures: Source | Picture | Sequence[Source | 
     size = task.pictures_at_once(inference)
     images = _pictures(pictures)
     for start in range(0, len(images), size):
-        chunk = [task.read(each) if isinstance(each, Path) else each for each in images[start : start + size]]
+        chunk = [
+            read_input(each, task.read) if isinstance(each, Input) else each for each in images[start : start + size]
+        ]
         answers += task.predict(chunk, inference)
     return answers
 
@@ -116,9 +119,15 @@ def check_options(task: Task, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _pictures(pictures: Source | Picture | Sequence[Source | Picture]) -> list[Path | Picture]:
+def _pictures(pictures: Source | Picture | Sequence[Source | Picture]) -> list[Input | Picture]:
     several: Sequence[Any] = pictures if isinstance(pictures, list | tuple) else [pictures]
-    inputs: list[Path | Picture] = []
+    inputs: list[Input | Picture] = []
     for each in several:
-        inputs += [each] if isinstance(each, Image.Image | Tensor) else find_images([str(each)])
+        if isinstance(each, Image.Image | Tensor):
+            inputs.append(each)
+        elif isinstance(each, str | PathLike):
+            inputs += find_inputs([each])
+        else:
+            kind = type(each).__name__
+            raise UsageError(f"a picture is a {kind}; give a path, a PIL picture (Image.fromarray), or bytes 3 x H x W")
     return inputs
