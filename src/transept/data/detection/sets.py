@@ -18,7 +18,7 @@ from transept.data.labels import Color
 from transept.data.measure import complete, refuse_reading
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
-from transept.data.splits import Choice, Parts, matches, note_bare_tests, say_unmeasured, take
+from transept.data.splits import Choice, Parts, matches, note_bare_tests, refuse_folds, say_unmeasured, take
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.words import listed
 
@@ -98,6 +98,7 @@ def load_detection_splits(
     choice = choice or Choice()
     if data == SCENES:
         refuse_reading(reading, data)
+        refuse_folds(choice, data)
         parts = take(("train", "val"), data, choice, learns=True)
         length = scenes[0] if halves == "both" or parts.val == "train" else 0
         train = SceneDetection(DigitScenes("train", length, seed=seed, options=scene_options), masks=masks)
@@ -112,7 +113,7 @@ def load_detection_splits(
     contents = {name: sources[name]() for name in ([parts.val] if halves == "val" else parts.read)}
     of_train, of_val = contents.get(parts.train), contents[parts.val]
     if parts.held_out:
-        of_train, of_val = of_val.divide(val_fraction)
+        of_train, of_val = of_val.divide(val_fraction, parts.fold)
     if halves == "val":
         order = of_val.fit(known, data)
         val = read(of_val.file, of_val.folder, content=of_val.content)

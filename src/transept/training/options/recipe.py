@@ -90,6 +90,8 @@ class Recipe(DataOptions):
             "classify.distill": self.classify.distill.kind != "none",
             "optimizer.layer_decay": self.optimizer.layer_decay is not None,
             "classify.augmentation.repeats": self.classify.augmentation.repeats > 1,
+            "classify.multi_label": self.classify.multi_label,
+            "classify.sampler": self.classify.sampler != "none",
         }.items():
             if on:
                 raise UsageError(f"{name} is of task: classify, not of {self.task}")
