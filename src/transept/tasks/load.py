@@ -7,7 +7,7 @@ from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model
 from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.registry import TASKS
-from transept.tasks.run_folder import BEST, CONFIG
+from transept.tasks.run_folder import BEST, CONFIG, FOLDS
 from transept.tasks.task import Task, read_task
 from transept.weights.catalogue.records import Checkpoint, checkpoints_of
 from transept.weights.load import default_checkpoint, find_checkpoint
@@ -63,6 +63,8 @@ def trained_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
+    if (path / FOLDS).is_file():
+        raise TranseptError(f"{str(path)!r} holds the runs of several folds; give one of them, e.g. {path / 'fold-1'}")
     if not (path / BEST).is_file():
         state = "has not finished an epoch yet" if (path / CONFIG).is_file() else "is no run folder"
         raise TranseptError(f"{str(path)!r} {state}: it has no {BEST}")
