@@ -20,6 +20,7 @@ from transept.data.loading import (
     TransformedSet,
     evaluation_batches,
     make_loader,
+    repeat_factors,
 )
 
 PREPROCESSING = Preprocessing(img_size=(16, 16))
@@ -86,6 +87,24 @@ def test_rare_classes_are_drawn_as_often_as_frequent_ones():
     assert len(set(draws)) == len(draws) == 3000  # each time another augmentation
     rest = list(EpochSampler(**options, start_epoch=29, start_batch=3))
     assert rest == draws[-70:]
+
+
+def test_rare_classes_of_objects():
+    """LVIS's factors by hand: of 100 pictures all show class 0, four class 1, one class 2, and one more nothing."""
+    classes = [[0], [0, 1], [0, 1], [0, 1], [0, 1], [0, 2], *[[0]] * 93, []]
+    factors = repeat_factors(classes, 0.16)
+    assert factors[:6].tolist() == [1, 2, 2, 2, 2, 4]
+    assert factors[6:].tolist() == [1] * 94
+    sampler = AspectRatioBatchSampler([(10, 20), (20, 10)] * 50, seed=0, batch_size=8, weights=factors)
+    counts: Counter[int] = Counter()
+    for epoch in range(60):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 12
+        counts.update(draw.sample for batch in batches for draw in batch)
+    shares = np.array([counts[i] for i in range(100)]) / sum(counts.values())
+    assert shares[5] == pytest.approx(4 / factors.sum(), rel=0.25)
+    assert shares[1:5].sum() == pytest.approx(8 / factors.sum(), rel=0.2)
 
 
 def test_repeated_augmentation_shows_a_third_of_the_samples_three_times():

@@ -89,6 +89,7 @@ def test_detection_and_segmentation(tmp_path: Path):
     names, splits = folds_of(load_detection_splits, str(tmp_path / "c.json"), number=4, keep_empty=True)
     assert len(names) == len(set(names)) == 8
     assert all(len(each.val) == 2 and each.counts == {"cell": 3} for each in splits)
+    assert sum(each.train.classes_in(i) == [0] for each in splits for i in range(len(each.train))) == 12
     names, _ = folds_of(load_segmentation_splits, str(tmp_path), number=4)
     assert len(names) == len(set(names)) == 8
     with pytest.raises(UsageError, match="'digits-scenes' is drawn for each split"):

@@ -7,6 +7,7 @@ nor an interruption changes what a run sees, and no random state has to be saved
 import itertools
 import random
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -196,6 +197,21 @@ class JointlyTransformedSet(_Samples):
             return self.transform(*sample)
 
 
+def repeat_factors(classes_of: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
+    """How often each picture is to be drawn, 1 or more, so that rare classes are seen more often.
+
+    Gupta et al., "LVIS", arXiv 1908.03195, Section 5.2: of a class in the share f of all pictures max(1, sqrt(t / f)),
+    and of a picture the largest of its classes'.
+
+    Args:
+        classes_of: the classes of each picture, each once.
+        threshold: t, the share below which a class is rare.
+    """
+    counts = Counter(label for classes in classes_of for label in classes)
+    factors = {label: max(1.0, (threshold * len(classes_of) / count) ** 0.5) for label, count in counts.items()}
+    return np.array([max((factors[label] for label in classes), default=1.0) for classes in classes_of])
+
+
 class AspectRatioBatchSampler(Sampler[list[Draw]]):
     """Batches of wide or of tall pictures, so that little of a batch is padding; shuffled as `EpochSampler` does.
 
@@ -212,13 +228,14 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
         batch_size: int,
         start_epoch: int = 0,
         start_batch: int = 0,
+        weights: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """`sizes`: height and width of each picture; `batch_size` and `start_batch` are of one process."""
         self.wide = [width > height for height, width in sizes]
         self.batch_size = batch_size
-        self.draws = EpochSampler(len(sizes), seed=seed, batch_size=batch_size)
+        self.draws = EpochSampler(len(sizes), seed=seed, batch_size=batch_size, weights=weights)
         self.epoch = self.start_epoch = start_epoch
         self.start_batch = start_batch
         self.rank = rank

@@ -87,6 +87,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "power": 0,
     "probability": 2,
     "randaugment": "rand-x9",
+    "repeat_threshold": 0,
     "repeats": 0,
     "resize_ratio": [0, 1],
     "rois": 0,

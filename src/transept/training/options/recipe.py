@@ -70,6 +70,8 @@ class Recipe(DataOptions):
             self._check_mix()
         else:
             self._refuse_classifiers_options()
+        if self.task != "detect" and self.detect.sampler != "none":
+            raise UsageError(f"detect.sampler is of task: detect, not of {self.task}")
         if self.task == "detect" and self.schedule.iterations is not None:
             raise UsageError(
                 f"schedule.iterations={self.schedule.iterations}, but detectors train by epochs; give schedule.epochs"
