@@ -119,11 +119,13 @@ def test_a_run_that_was_stopped_goes_on(run: Path, data: Path, tmp_path: Path):
     assert_same(run, tmp_path / "again")
 
 
-def test_what_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_refused(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = ["train", "digits", *OPTIONS, "--out", str(tmp_path / "run")]
     assert "with multi_label: folders say one class" in fails(capsys, [*argv, "--data", str(data)], 2)
     teacher = ["--classify.distill.kind", "soft", "--classify.distill.teacher", "cait_xxs24_224"]
     assert "multi_label=true, but distill.kind=soft" in fails(capsys, [*argv, *teacher], 2)
+    said = "gives a picture any number of labels; --knn and --linear are for classifiers of one"
+    assert said in fails(capsys, ["eval", str(run), "--knn"])
     (data / "bare.csv").write_text("path,a,b\n" + "".join(f"{i:04d}.png,0,0\n" for i in range(10)))
     assert main([*argv, "--data", str(data / "bare.csv")]) == 1
     said = capsys.readouterr().err.splitlines()
