@@ -66,7 +66,7 @@ ARGUMENTS = {
     "revision=None, card=True, weights=None, licence=None, datasets=None)",
     "read_image": "(source, *, name='', upright=True, reduce=None, reading=None)",
     "save_pretrained": "(model, folder, *, card=True, weights=None, licence=None, datasets=None)",
-    "train": "(recipe, out, *, data=None, options=None, progress=False)",
+    "train": "(recipe, out, *, data=None, options=None, folds=None, progress=False)",
     "transforms_for": "(model)",
 }
 

@@ -1,6 +1,7 @@
 """Batches depend on the seed and the epoch alone; transforms do what they say."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 
+from transept.data.classification.image_set import ImageSet, Paths
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from transept.data.loading import (
@@ -18,6 +20,7 @@ from transept.data.loading import (
     TransformedSet,
     evaluation_batches,
     make_loader,
+    repeat_factors,
 )
 
 PREPROCESSING = Preprocessing(img_size=(16, 16))
@@ -62,9 +65,9 @@ def shares(world_size: int, **options: Any) -> list[list[Draw]]:
     return [list(EpochSampler(**options, rank=rank, world_size=world_size)) for rank in range(world_size)]
 
 
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_ranks_compute_the_batches_of_one_process(repeats: int):
-    options = dict(length=103, seed=5, start_epoch=2, repeats=repeats)
+@pytest.mark.parametrize(("repeats", "weights"), [(1, None), (3, None), (1, np.arange(103.0))])
+def test_ranks_compute_the_batches_of_one_process(repeats: int, weights: np.ndarray | None):
+    options = dict(length=103, seed=5, start_epoch=2, repeats=repeats, weights=weights)
     whole = list(EpochSampler(**options, batch_size=12, start_batch=3))
     parts = shares(4, **options, batch_size=3, start_batch=3)
     assert [len(part) for part in parts] == [16] * 4  # 103 // 4 less the 9 seen; 3 draws of all are left over
@@ -73,6 +76,35 @@ def test_ranks_compute_the_batches_of_one_process(repeats: int):
         assert sorted(batch) == sorted(whole[12 * number : 12 * number + 12])
     sampler = EpochSampler(**options, batch_size=3, rank=1, world_size=4)
     assert len(sampler) == 25
+
+
+def test_rare_classes_are_drawn_as_often_as_frequent_ones():
+    images = ImageSet(Paths(Path(), [str(i) for i in range(100)]), [0] * 90 + [1] * 8 + [2] * 2)
+    options = dict(length=100, seed=0, batch_size=10, weights=images.rarities(3))
+    draws = [draw for epoch in range(30) for draw in EpochSampler(**options, start_epoch=epoch)]
+    counts = Counter(images.labels[draw.sample] for draw in draws)
+    assert all(abs(counts[label] / len(draws) - 1 / 3) < 0.03 for label in range(3))
+    assert len(set(draws)) == len(draws) == 3000  # each time another augmentation
+    rest = list(EpochSampler(**options, start_epoch=29, start_batch=3))
+    assert rest == draws[-70:]
+
+
+def test_rare_classes_of_objects():
+    """LVIS's factors by hand: of 100 pictures all show class 0, four class 1, one class 2, and one more nothing."""
+    classes = [[0], [0, 1], [0, 1], [0, 1], [0, 1], [0, 2], *[[0]] * 93, []]
+    factors = repeat_factors(classes, 0.16)
+    assert factors[:6].tolist() == [1, 2, 2, 2, 2, 4]
+    assert factors[6:].tolist() == [1] * 94
+    sampler = AspectRatioBatchSampler([(10, 20), (20, 10)] * 50, seed=0, batch_size=8, weights=factors)
+    counts: Counter[int] = Counter()
+    for epoch in range(60):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 12
+        counts.update(draw.sample for batch in batches for draw in batch)
+    shares = np.array([counts[i] for i in range(100)]) / sum(counts.values())
+    assert shares[5] == pytest.approx(4 / factors.sum(), rel=0.25)
+    assert shares[1:5].sum() == pytest.approx(8 / factors.sum(), rel=0.2)
 
 
 def test_repeated_augmentation_shows_a_third_of_the_samples_three_times():

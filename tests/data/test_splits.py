@@ -333,6 +333,17 @@ def table(root: Path, name: str) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"file": names, "class": labels, "split": splits}), root / name)
 
 
+def several_labels(root: Path, *, columns: bool) -> None:
+    """Ten pictures of a cat, a dog, both or none."""
+    fill(root / "pictures", any=10)
+    rows = [f"pictures/any/any-{i}.png,{i % 2},{i // 2 % 2}" for i in range(10)]
+    names = {"1,1": "cat;dog", "1,0": "cat", "0,1": "dog", "0,0": ""}
+    if not columns:
+        rows = [f"{path},{names[cells]}" for path, _, cells in (row.partition(",") for row in rows)]
+    header = "path,cat,dog" if columns else "path,labels"
+    (root / "table.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
 def tool_files(root: Path, name: str, *pictures: str) -> None:
     """What `detection/formats/make.py` had the tool write, and pictures of the size that it was told."""
     shutil.copytree(Path(__file__).parent / "detection" / "formats" / name, root)
@@ -355,6 +366,14 @@ HAVE: dict[str, tuple[Callable[[Path], Any], tuple[int, int, str | None]]] = {
         (6, 4, None),
     ),
     "a table, `table.csv`, with columns `path` and `label`": (lambda root: table(root, "table.csv"), (8, 2, None)),
+    "several labels of a picture: `table.csv` with columns `path` and `labels` (`cat;dog`)": (
+        lambda root: several_labels(root, columns=False),
+        (8, 2, None),
+    ),
+    "the same with a column of 0 and 1 for each class": (
+        lambda root: several_labels(root, columns=True),
+        (8, 2, None),
+    ),
     "a Parquet table with a column `split`": (lambda root: table(root, "table.parquet"), (6, 2, "test")),
     "a folder of test pictures in class folders": (lambda root: fill(root, cat=5, dog=5), (0, 10, None)),
     "`train/`, `val/` and `test/`, to be measured on `test/`": (
@@ -436,6 +455,7 @@ def test_each_row_of_the_page(tmp_path: Path):
         verb, what, _, data, *options = shlex.split(rows[have].replace("FOLDER", str(root)))
         names = {option.removeprefix("--"): value for option, value in zip(options[::2], options[1::2], strict=True)}
         halves = "val" if verb == "eval" else "both"
-        splits = LOADERS[what](data, halves=halves, choice=Choice(**names, held_out=verb == "train"))
+        several = {"multi_label": True} if names.pop("classify.multi_label", None) else {}
+        splits = LOADERS[what](data, halves=halves, choice=Choice(**names, held_out=verb == "train"), **several)
         test = splits.parts.test if verb == "train" else None
         assert (len(splits.train), len(splits.val), test) == expected, have

@@ -16,7 +16,7 @@ from tests.export.small import a_classifier
 from tests.helpers import fails
 from transept.cli.main import main
 from transept.errors import TranseptError, UsageError
-from transept.export.int8 import INT8_FILE, compare_top1, export_int8
+from transept.export.int8 import INT8_FILE, compare_scores, export_int8
 from transept.export.onnx import METADATA, Axis, onnx_runner, write_graphs
 from transept.inference.compile import spread_error
 from transept.tasks.classify import Classifier
@@ -130,10 +130,10 @@ def test_8_bits(by_command: ByCommand):
     images = torch.randn(6, 3, 64, 64)
     best, float_best = (onnx_runner(folder / name)([images])[0].argmax(dim=1) for name in (INT8_FILE, "model.onnx"))
     labels = torch.cat((best[:4], (best[4:] + 1) % 3))
-    compared = compare_top1(folder, by_command.classifier, [(images[:4], labels[:4]), (images[4:], labels[4:])])
+    compared = compare_scores(folder, by_command.classifier, [(images[:4], labels[:4]), (images[4:], labels[4:])])
     assert compared.images == 6
-    assert compared.top1[1] == pytest.approx(4 / 6)
-    assert compared.top1[0] == pytest.approx(float((float_best == labels).float().mean()))
+    assert compared.scores[1] == pytest.approx(4 / 6)
+    assert compared.scores[0] == pytest.approx(float((float_best == labels).float().mean()))
 
 
 def test_calls_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

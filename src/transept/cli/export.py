@@ -25,7 +25,7 @@ from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.backbone import export_backbone
 from transept.export.batches import TOLERANCE
 from transept.export.detector import BOX_TOLERANCE, MASK_TOLERANCE, SCORE_TOLERANCE
-from transept.export.int8 import CALIBRATION_PICTURES, compare_top1, export_int8, latency_ratio
+from transept.export.int8 import CALIBRATION_PICTURES, compare_scores, export_int8, latency_ratio
 from transept.export.onnx import DEFAULT_FORMATS, FILES, LEAST_OPSET, Exported, check_formats, check_opset
 from transept.inference.compile import BFLOAT16_LIMIT, Precision
 from transept.models.backbone import Backbone
@@ -196,8 +196,8 @@ def _int8(task: Any, out: Path, calibration: list[Picture], splits: Splits | Non
         "calibration_images": len(calibration),
     }
     if splits is not None:
-        compared = compare_top1(out, task, make_loader(TransformedSet(splits.val, transform), 64))
-        facts |= {"top1": {"float": compared.top1[0], "int8": compared.top1[1]}, "images": compared.images}
+        compared = compare_scores(out, task, make_loader(TransformedSet(splits.val, transform), 64))
+        facts |= {compared.key: dict(zip(("float", "int8"), compared.scores, strict=True)), "images": compared.images}
     return facts
 
 
@@ -245,6 +245,7 @@ def _print_int8(facts: dict[str, Any]) -> None:
         f"{facts['file']}: {facts['layers']} layers in 8 bits, {after:.2f} MB for {before:.2f}, "
         f"{facts['latency_ratio']:.2f} of the time at batch 1, calibrated on {facts['calibration_images']} pictures"
     )
-    if "top1" in facts:
-        top1 = facts["top1"]
-        print(f"top-1 of {facts['images']} validation pictures: {top1['float']:.2%} float, {top1['int8']:.2%} int8")
+    for key, title in (("top1", "top-1"), ("map", "mAP")):
+        if key in facts:
+            before, after = facts[key].values()
+            print(f"{title} of {facts['images']} validation pictures: {before:.2%} float, {after:.2%} int8")

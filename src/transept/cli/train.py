@@ -5,17 +5,25 @@ import dataclasses
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from transept.cli.main import Parser
-from transept.cli.shared.tables import print_json
+from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.errors import TranseptError, UsageError, rank_of_environment
-from transept.tasks.run_folder import BEST, CONFIG, CURVES, METRICS, SAMPLES
+from transept.tasks.run_folder import BEST, CONFIG, CURVES, FOLDS, METRICS, SAMPLES
+from transept.tasks.task import Column, Table
 from transept.training.options.continuing import continued
 from transept.training.options.pages import read_recipe, recipe_names, recipe_overview
 from transept.training.options.parsing import option_types, parse_recipe
 from transept.training.options.recipe import Recipe, plain
+
+if TYPE_CHECKING:
+    from transept.training.folds import CrossValidation
+
+_SHOWN_METRICS = 5
+"""Of a fold, in the table."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,6 +36,12 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--out", type=Path, help="run folder to create (default: runs/RECIPE)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run, also with more --schedule.epochs")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        metavar="N",
+        help="cross-validation: N runs, each validated on its own part of the training pictures",
+    )
     parser.add_argument("--skip-bad-images", action="store_true", help="leave unreadable files out instead of stopping")
     parser.add_argument(
         "--skip-bad-annotations", action="store_true", help="detectors: leave out annotations that cannot be used"
@@ -61,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, flag):
             options += [f"--{flag}", "true"]
     recipe = parse_recipe(read_recipe(args.recipe), options)
+    if args.folds is not None and args.folds < 2:
+        raise UsageError(f"--folds {args.folds} must be at least 2")
     if args.dry_run:
         _dry_run(recipe, args)
         return
@@ -79,10 +95,17 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
     from transept.training.loop.run import plan  # Lightning, which the help of this verb need not wait for
 
     picture = Path(f"{args.out or Path(args.recipe).stem}.first-batch.png")
+    halves = []
+    if args.folds is not None:
+        from transept.training.folds import fold_of, halves_of  # as above
+
+        halves = halves_of(recipe, args.folds)
+        recipe = fold_of(recipe, 1, args.folds)
     recipe, size = plan(recipe, picture)
     options = plain(dataclasses.asdict(recipe))
     if args.json:
-        print_json({"recipe": options, "plan": dataclasses.asdict(size), "first_batch": str(picture)})
+        about = {"recipe": options, "plan": dataclasses.asdict(size), "first_batch": str(picture)}
+        print_json(about | ({"folds": [each._asdict() for each in halves]} if halves else {}))
         return
     print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
     height, width = size.image
@@ -97,12 +120,18 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
         "kept by the forward pass in float32",
         "first batch": str(picture),
     }
+    lines |= {
+        f"fold {each.fold}": f"{each.train:,} pictures to train on and {each.val:,} to validate" for each in halves
+    }
     print("\n".join(f"{name:<12} {text}" for name, text in lines.items()))
 
 
 def _resume(args: argparse.Namespace) -> None:
-    if args.recipe or args.data or args.out or args.dry_run:
-        raise UsageError("--resume RUN takes the run's own recipe, data and folder; give none of them")
+    if args.recipe or args.data or args.out or args.dry_run or args.folds is not None:
+        raise UsageError("--resume RUN takes the run's own recipe, data, folder and folds; give none of them")
+    if (args.resume / FOLDS).is_file():
+        _resume_folds(args)
+        return
     config = args.resume / CONFIG
     if not config.is_file():
         raise TranseptError(f"{str(args.resume)!r} is no run folder: it has no {CONFIG}")
@@ -112,7 +141,58 @@ def _resume(args: argparse.Namespace) -> None:
     _train(recipe, args.resume, args, resume=True)
 
 
+def _resume_folds(args: argparse.Namespace) -> None:
+    from transept.training.folds import read_folds  # Lightning, which the help of this verb need not wait for
+
+    page, runs = read_folds(args.resume)
+    recipe = continued(page, args.options)
+    if args.accept_changed_data:
+        recipe = dataclasses.replace(recipe, accept_changed_data=True)
+    _train_folds(recipe, args.resume, args, runs.number, resume=True)
+
+
+def _train_folds(recipe: Recipe, folder: Path, args: argparse.Namespace, folds: int, *, resume: bool) -> None:
+    from transept.training.folds import train_folds  # as above
+
+    runs = train_folds(recipe, folder, folds, resume=resume, anew=bool(resume and args.options))
+    failed = [each for each in runs.folds if each.error is not None]
+    if args.json:
+        print_json(runs.as_dict())
+    else:
+        print_table(table_for_people(_folds_table(runs)))
+        print(f"\n{folder / FOLDS}, and a run folder for each fold: transept eval {folder / 'fold-1'}")
+    if failed:
+        names = ", ".join(str(each.fold) for each in failed)
+        raise TranseptError(
+            f"{len(failed)} of {folds} folds failed (number {names}); try again with: transept train --resume {folder}"
+        )
+
+
+def _folds_table(runs: "CrossValidation") -> Table:
+    """A row for each fold, then mean and standard deviation."""
+    shown = [name for name in runs.metrics if name != "loss"][:_SHOWN_METRICS]
+    key, text = runs.score.key, runs.score.text
+    tested = key in runs.test
+    columns = [Column("fold"), *(Column(name, True) for name in shown)]
+    columns += [Column(f"{key} of test", True)] if tested else []
+    columns += [Column("best epoch", True), Column("seconds", True)]
+    rows = []
+    for each in runs.folds:
+        if each.error is not None:
+            rows.append([str(each.fold), "failed", *[""] * (len(columns) - 2)])
+            continue
+        figures = [each.metrics[name] for name in shown] + ([each.test[key]] if tested else [])
+        rows.append([str(each.fold), *(text(value, 2) for value in figures), str(each.epoch), f"{each.seconds:.0f}"])
+    spreads = [runs.metrics[name] for name in shown] + ([runs.test[key]] if tested else [])
+    rows.append(["mean", *(text(each.mean, 2) for each in spreads), "", ""])
+    rows.append(["std", *("-" if each.std is None else text(each.std, 2) for each in spreads), "", ""])
+    return Table(columns, rows, next((each.note for each in runs.done if each.note), ""))
+
+
 def _train(recipe: Recipe, folder: Path, args: argparse.Namespace, *, resume: bool) -> None:
+    if args.folds is not None:
+        _train_folds(recipe, folder, args, args.folds, resume=resume)
+        return
     from transept.training.loop.run import train  # Lightning, which the help of this verb need not wait for
 
     if recipe.optimizer.lr_batch is not None:

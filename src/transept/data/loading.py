@@ -7,6 +7,7 @@ nor an interruption changes what a run sees, and no random state has to be saved
 import itertools
 import random
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +40,9 @@ class EpochSampler(Sampler[Draw]):
     With `repeats` (repeated augmentation, Hoffer et al. 2020, as DeiT has it) each sample stands that often in a row,
     every time with another augmentation, and a pass, which keeps its length, has fewer different samples.
 
+    With `weights` a pass draws its samples with replacement, each with its share of them, as torch's
+    `WeightedRandomSampler` does.
+
     Of `world_size` processes each takes every `world_size`-th draw, so the batches that they compute together are those
     of one process whose batch is as large as all of theirs, and repeats of a sample go to different processes. All of
     them get equally many draws; the few that are left over at the end of an epoch go to none.
@@ -54,11 +58,13 @@ class EpochSampler(Sampler[Draw]):
         start_epoch: int = 0,
         start_batch: int = 0,
         repeats: int = 1,
+        weights: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """`length` and `draws` are of all processes together, `batch_size` is of one."""
         self.length = length
+        self.weights = None if weights is None else weights / weights.sum()
         self.draws = length if draws is None else draws
         self.seed = seed
         self.repeats = repeats
@@ -84,7 +90,11 @@ class EpochSampler(Sampler[Draw]):
         left = self.draws - skip
         while left > 0:
             generator = np.random.Generator(np.random.PCG64([self.seed, number]))
-            order = generator.permutation(self.length)
+            order = (
+                generator.permutation(self.length)
+                if self.weights is None
+                else generator.choice(self.length, self.length, p=self.weights)
+            )
             seeds = generator.integers(2**63, size=self.length)
             order = order.repeat(self.repeats)[: self.length]
             for index, seed in zip(order[place : place + left], seeds[place : place + left], strict=True):
@@ -131,7 +141,7 @@ class TransformedSet(_Samples):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: int | Draw) -> tuple[Tensor, int]:
+    def __getitem__(self, key: int | Draw) -> tuple[Tensor, Any]:
         if isinstance(key, int):
             picture, label = self.images[key]
             return self.transform(picture), label
@@ -144,11 +154,11 @@ class TransformedSet(_Samples):
                 warnings.warn(f"{error}; the next picture is taken instead", TranseptWarning, stacklevel=2)
         raise TranseptError("none of the training pictures is readable")
 
-    def _drawn(self, index: int, seed: int) -> tuple[Tensor, int]:
+    def _drawn(self, index: int, seed: int) -> tuple[Tensor, Any]:
         with _seeded(seed):
             if self.fast_decode:
                 picture: Any = Undecoded(partial(self.images.read, index))
-                return self.transform(picture), self.images.labels[index]
+                return self.transform(picture), self.images.label(index)
             picture, label = self.images[index]
             return self.transform(picture), label
 
@@ -187,6 +197,21 @@ class JointlyTransformedSet(_Samples):
             return self.transform(*sample)
 
 
+def repeat_factors(classes_of: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
+    """How often each picture is to be drawn, 1 or more, so that rare classes are seen more often.
+
+    Gupta et al., "LVIS", arXiv 1908.03195, Section 5.2: of a class in the share f of all pictures max(1, sqrt(t / f)),
+    and of a picture the largest of its classes'.
+
+    Args:
+        classes_of: the classes of each picture, each once.
+        threshold: t, the share below which a class is rare.
+    """
+    counts = Counter(label for classes in classes_of for label in classes)
+    factors = {label: max(1.0, (threshold * len(classes_of) / count) ** 0.5) for label, count in counts.items()}
+    return np.array([max((factors[label] for label in classes), default=1.0) for classes in classes_of])
+
+
 class AspectRatioBatchSampler(Sampler[list[Draw]]):
     """Batches of wide or of tall pictures, so that little of a batch is padding; shuffled as `EpochSampler` does.
 
@@ -203,13 +228,14 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
         batch_size: int,
         start_epoch: int = 0,
         start_batch: int = 0,
+        weights: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """`sizes`: height and width of each picture; `batch_size` and `start_batch` are of one process."""
         self.wide = [width > height for height, width in sizes]
         self.batch_size = batch_size
-        self.draws = EpochSampler(len(sizes), seed=seed, batch_size=batch_size)
+        self.draws = EpochSampler(len(sizes), seed=seed, batch_size=batch_size, weights=weights)
         self.epoch = self.start_epoch = start_epoch
         self.start_batch = start_batch
         self.rank = rank

@@ -8,10 +8,13 @@ sentence what was taken.
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from transept.errors import TranseptError, UsageError, warn
 from transept.words import listed
@@ -37,6 +40,20 @@ def kind_of(name: str) -> Kind | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """One of the equal parts of the training pictures that validate in turn."""
+
+    number: int
+    """From 1."""
+    of: int
+    seed: int = 0
+    """Of the division."""
+
+    def __str__(self) -> str:
+        return f"fold {self.number} of {self.of}"
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """Which splits are wanted, where that is said: names as the data has them, or train, val and test for the kind."""
 
@@ -49,6 +66,8 @@ class Choice:
     held_out: bool = True
     """Data without a validation split is divided, and what is measured was held out of training. False: such data is
     measured whole."""
+    fold: Fold | None = None
+    """The training split is divided into folds, whatever other splits there are, and this one is measured."""
 
     @property
     def is_whole(self) -> bool:
@@ -74,7 +93,9 @@ class Parts:
     tests: tuple[str, ...] = ()
     """Test splits."""
     note: str = ""
-    """A remark on what is there and cannot be used."""
+    """A remark on what is there and is not used."""
+    fold: Fold | None = None
+    """What `held_out` says is this fold."""
 
     @property
     def test(self) -> str | None:
@@ -96,7 +117,8 @@ class Parts:
         what = f"{_counted(pictures, 'picture', 'pictures')} in {_counted(classes, 'class', 'classes')}"
         if self.held_out:
             source = f"the split {self.val!r}" if self.val else f"the {_noun(data)}"
-            return f"{what}, held out of {source} as in training; --split {self.val or WHOLE} measures all of it"
+            how = f"{self.fold} of {source}" if self.fold else f"held out of {source}"
+            return f"{what}, {how} as in training; --split {self.val or WHOLE} measures all of it"
         if not self.val:
             return f"{what}; the {_noun(data)} has no split"
         others = [name for name in self.tests if name != self.val]
@@ -108,6 +130,7 @@ class Parts:
         if self.held_out:
             source = f" of {self.train!r}" if self.train else ""
             how = f"held out{source} by the hash of their names (val_fraction {val_fraction:g})"
+            how = f"{self.fold}{source}" if self.fold else how
         else:
             how = f"the splits {self.train!r} and {self.val!r}"
         lines = [
@@ -154,16 +177,32 @@ def take(names: Collection[str], data: str, choice: Choice, *, learns: bool) -> 
     train = _pick(known, "train", choice.train_split, data) if learns or val is None else None
     if learns and train is None:
         raise TranseptError(f"{data!r} has no training pictures, only {listed(map(repr, sorted(known)))}")
+    if choice.fold and choice.split is None:
+        return _folded(known, tests, data, choice)
     if val is not None:
         return Parts(train or "", val, held_out=False, tests=tests)
     wants_val = choice.split is not None
     if train is not None and choice.held_out:
-        return Parts(train, train, held_out=True, tests=tests)
+        return Parts(train, train, held_out=True, tests=tests, fold=choice.fold)
     if tests and not wants_val:
         return Parts(train or "", _pick(known, "test", None, data) or "", held_out=False, tests=tests)
     if train is None or (wants_val and not learns):
         raise _no_split(choice.split or "val", known, data)
     return Parts(train, train, held_out=learns, tests=tests)
+
+
+def _folded(known: Collection[str], tests: tuple[str, ...], data: str, choice: Choice) -> Parts:
+    """The training split alone; a validation split is left alone, to be measured like any other with `--split`."""
+    train = _pick(known, "train", choice.train_split, data)
+    if train is None:
+        raise TranseptError(f"{data!r} has no training pictures, only {listed(map(repr, sorted(known)))}")
+    rest = [name for name in known if name != train and kind_of(name) == "val"]
+    note = (
+        f"folds are of {train!r} alone, and {listed(map(repr, rest))} is not read: 'eval --split {rest[0]}' measures it"
+        if rest
+        else ""
+    )
+    return Parts(train, train, held_out=True, tests=tests, note=note, fold=choice.fold)
 
 
 def matches(root: Path, form: str, choice: Choice) -> dict[str, Path]:
@@ -198,6 +237,71 @@ def lowest(names: Sequence[str], share: float) -> list[int]:
     return ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)]
 
 
+def held_out(
+    names: Sequence[str],
+    share: float,
+    fold: Fold | None,
+    where: str,
+    *,
+    strata: Sequence[int] | None = None,
+    groups: Sequence[str] | None = None,
+) -> list[int]:
+    """The numbers of the pictures that validate: one fold, or the share whose names hash lowest.
+
+    Args:
+        names: of the pictures.
+        share: where there is no `fold`.
+        fold: which one.
+        where: they are, for errors.
+        strata: a class of each picture: of each class its share. Not of pictures in groups where there is no fold.
+        groups: of each picture; a group validates as a whole.
+
+    Raises:
+        TranseptError: there are too few pictures or groups.
+    """
+    if groups is not None and len(set(groups)) < 2:
+        raise TranseptError(f"all pictures of {where} are in one group; it takes two, to learn from and to check")
+    if fold is not None:
+        return _fold(names, fold, where, strata, groups)
+    if groups is not None:
+        unique = list(dict.fromkeys(groups))
+        chosen = {unique[i] for i in lowest(unique, share)}
+        return [i for i, group in enumerate(groups) if group in chosen]
+    members: dict[int, list[int]] = {}
+    for i, stratum in enumerate([0] * len(names) if strata is None else strata):
+        members.setdefault(stratum, []).append(i)
+    return sorted(each[i] for each in members.values() for i in lowest([names[n] for n in each], share))
+
+
+def _fold(
+    names: Sequence[str], fold: Fold, where: str, strata: Sequence[int] | None, groups: Sequence[str] | None
+) -> list[int]:
+    # Takes seconds, and only folds need it.
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    what, count = ("pictures", len(names)) if groups is None else ("groups", len(set(groups)))
+    classes = np.zeros(len(names), int) if strata is None else np.asarray(strata)
+    frequent = int(np.bincount(classes).max(initial=0))
+    if count < fold.of or frequent < fold.of:
+        have = f"{count} {what}" if count < fold.of else f"no class of {fold.of} pictures"
+        raise TranseptError(f"{where} has {have}, too few for {fold.of} folds; give fewer")
+    order = np.array(sorted(range(len(names)), key=names.__getitem__))  # whatever order they were listed in
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = kind(fold.of, shuffle=True, random_state=fold.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class of fewer pictures than folds is said by its own warning
+        parts = list(splitter.split(order, classes[order], None if groups is None else np.asarray(groups)[order]))
+    if not all(len(part) and len(rest) for rest, part in parts):
+        raise TranseptError(f"the groups of {where} do not fill {fold.of} folds; give fewer")
+    return sorted(order[parts[fold.number - 1][1]].tolist())
+
+
+def refuse_folds(choice: Choice, data: str) -> None:
+    """Raises `UsageError` where data that is drawn for each split is to be divided."""
+    if choice.fold:
+        raise UsageError(f"{data!r} is drawn for each split, so there is nothing to divide into folds; leave them out")
+
+
 def say_unmeasured(classes: Sequence[str], data: str) -> None:
     """A warning where classes have nothing to be measured on."""
     if classes:
@@ -223,7 +327,8 @@ def _walk(folder: Path, parts: Sequence[str], choice: Choice) -> Iterator[tuple[
 def _undivided(name: str, data: str, choice: Choice, *, learns: bool) -> Parts:
     divided = choice.held_out or learns
     if choice.split in (None, WHOLE, name) or (choice.split == "val" and divided):
-        return Parts(name, name, held_out=learns or (divided and choice.split in (None, "val")))
+        held_out = learns or (divided and choice.split in (None, "val"))
+        return Parts(name, name, held_out=held_out, fold=choice.fold if held_out else None)
     raise UsageError(
         f"{data!r} has no splits, so there is no {choice.split!r}; leave out --split, or give --split {WHOLE} to "
         "measure everything"

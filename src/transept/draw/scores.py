@@ -72,20 +72,31 @@ def _short(count: float) -> str:
     return f"{count:.0f}"
 
 
-def draw_calibration(curve: Calibration, path: Path) -> None:
-    """Above, the share that is right of the pictures of each bin of probability; below, how many they are."""
+def draw_calibration(
+    curve: Calibration, path: Path, *, of: str = "the best class", right: str = "that is right", unit: str = "pictures"
+) -> None:
+    """Above, the share that is right of the pictures of each bin of probability; below, how many they are.
+
+    Args:
+        curve: what to draw.
+        path: the file to write.
+        of: what has the probability.
+        right: what is counted, behind the word "share".
+        unit: what is in the bins.
+    """
     figure = Figure(figsize=(5, 5.6), dpi=144, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     bins = len(curve.pictures)
     middle, width = (np.arange(bins) + 0.5) / bins, 0.92 / bins
-    upper.bar(middle, np.nan_to_num(curve.accuracy), width, color=RIGHT, alpha=0.75, label="right")
+    shares, label = np.nan_to_num(curve.accuracy), right.removeprefix("that is ")
+    upper.bar(middle, shares, width, color=RIGHT, alpha=0.75, label=label)
     upper.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle="--", label="if probabilities were exact")
     upper.plot(curve.confidence, curve.accuracy, "o", color=WRONG, markersize=4, label="at the bin's mean probability")
-    upper.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    upper.set(ylabel=f"share {right}", xlim=(0, 1), ylim=(0, 1))
+    upper.legend(framealpha=0.85, edgecolor="none", fontsize=8, loc="upper left")
     upper.set_title(f"expected calibration error {curve.ece:.2%}", loc="right", fontsize=9, color=_QUIET)
     lower.bar(middle, curve.pictures, width, color=_QUIET)
-    lower.set(ylabel="pictures", xlabel="probability of the best class")
+    lower.set(ylabel=unit, xlabel=f"probability of {of}")
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     upper.yaxis.set_major_formatter(PercentFormatter(1.0))
     lower.xaxis.set_major_formatter(PercentFormatter(1.0))

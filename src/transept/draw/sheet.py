@@ -14,7 +14,7 @@ from PIL import Image
 from transept.draw.legend import shorten
 from transept.files import write_atomically
 
-_BEST, _OTHER, _TEXT = "#c8452d", "#c9d2de", "#222222"
+_BEST, _OTHER, _TEXT, _QUIET = "#c8452d", "#c9d2de", "#222222", "#777777"
 
 
 class Mark(NamedTuple):
@@ -41,7 +41,7 @@ def draw_sheet(items: Sequence[Labelled], path: Path) -> None:
     """Each picture above its file name and a bar for each of its best classes."""
     columns = min(len(items), max(3, math.ceil(math.sqrt(len(items) * 1.4))))
     rows = math.ceil(len(items) / columns)
-    bars = max(len(item.best) for item in items)
+    bars = max(1, *(len(item.best) for item in items))
     height = 1.8 + 0.2 * (bars + 1)
     figure = Figure(figsize=(1.9 * columns + 0.2, height * rows + 0.2), dpi=144, layout="constrained")
     grid = figure.add_gridspec(rows, columns)
@@ -69,8 +69,8 @@ def _draw_picture(axes: Axes, item: Labelled) -> None:
             )
         )
     axes.set_axis_off()
-    title = shorten(item.name, 26) if item.truth is None else f"{shorten(item.name, 26)}\nis: {shorten(item.truth)}"
-    axes.set_title(title, fontsize=6.5, color="#777777", pad=2)
+    title = shorten(item.name, 26) if item.truth is None else f"{shorten(item.name, 26)}\nis: {shorten(item.truth, 22)}"
+    axes.set_title(title, fontsize=6.5, color=_QUIET, pad=2)
 
 
 def draw_bars(axes: Axes, best: Sequence[tuple[str, float]], bars: int) -> None:
@@ -78,6 +78,8 @@ def draw_bars(axes: Axes, best: Sequence[tuple[str, float]], bars: int) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(bars - 0.4, -0.6)
     axes.set_axis_off()
+    if not best:
+        axes.text(0.02, 0, "no label", va="center", fontsize=7.5, color=_QUIET, fontstyle="italic")
     for rank, (label, score) in enumerate(best):
         axes.barh(rank, score, height=0.86, color=_BEST if rank == 0 else _OTHER, alpha=0.35 if rank == 0 else 0.8)
         weight = "bold" if rank == 0 else "normal"

@@ -53,7 +53,7 @@ class Explanation:
 
     def __init__(self, task: Task, picture: Picture, token: Sequence[int] | None = None) -> None:
         self.task = task
-        (self.best,) = task.predict([picture], task.inference(top=3)) if task.classes else (None,)
+        self.best = task.best(picture, 3) if task.classes else None
         image = eval_transform(task.preprocessing)(as_picture(picture, task.in_chans))
         self.image = image[None].to(next(task.parameters()).device)
         self.shown: list[AttentionMap] = []

@@ -24,7 +24,6 @@ from transept.data.images import Picture
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, METADATA, check_formats, onnx_runner
 from transept.files import write_together
-from transept.metrics.accuracy import AccuracyMeter
 
 INT8_FILE = "model.int8.onnx"
 CALIBRATION_PICTURES = 128
@@ -43,6 +42,8 @@ class _Classifier(Protocol):
 
     preprocessing: Preprocessing
 
+    labelling: Any
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor: ...
 
 
@@ -59,9 +60,11 @@ class Quantised(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Accuracy of the float and the int8 file."""
+    """The score of the float and the int8 file."""
 
-    top1: tuple[float, float]
+    scores: tuple[float, float]
+    key: str
+    """Which: `top1`, or `map` where a picture has any number of labels."""
     images: int
 
 
@@ -101,16 +104,19 @@ def export_int8(task: _Classifier, folder: str | PathLike[str], pictures: Sequen
     return Quantised(file, {"float": source.stat().st_size, "int8": file.stat().st_size}, layers, error)
 
 
-def compare_top1(folder: Path, task: _Classifier, batches: DataLoader | Iterable[tuple[Tensor, Tensor]]) -> Comparison:
-    """Top-1 accuracy of both files of `export_int8` on the same labelled images."""
+def compare_scores(
+    folder: Path, task: _Classifier, batches: DataLoader | Iterable[tuple[Tensor, Tensor]]
+) -> Comparison:
+    """The score of both files of `export_int8` on the same labelled images."""
     runs = [onnx_runner(folder / name) for name in (FILES["onnx"], INT8_FILE)]
-    meters = [AccuracyMeter() for _ in runs]
+    meters = [task.labelling.training_meters()[1] for _ in runs]
     for images, labels in batches:
         for run, meter in zip(runs, meters, strict=True):
             (logits,) = run([images])
             meter.update(task.loss(logits, labels), logits, labels)
-    top1, top1_int8 = (meter.means()["top1"] for meter in meters)
-    return Comparison((top1, top1_int8), meters[0].samples)
+    key = task.labelling.score
+    before, after = (meter.means()[key] for meter in meters)
+    return Comparison((before, after), key, meters[0].samples)
 
 
 def latency_ratio(folder: Path, images: Tensor, *, repetitions: int = 15) -> float:

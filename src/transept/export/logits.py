@@ -1,7 +1,7 @@
 """Classifiers and segmenters as graphs: normalised images to logits, any number of images at once."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ def export_logits(
     dynamic_size: bool = False,
     dtype: Precision = "auto",
     opset: int | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write files of the formats to `folder`, once they agree with eager in float32 on a picture.
 
@@ -60,6 +61,7 @@ def export_logits(
             compared at `img_size` and at a size that is not square; it was traced at neither.
         dtype: of a package and for OpenVINO; "auto": bfloat16 where this processor multiplies it faster.
         opset: of ONNX, 18 or more; default: the exporter's.
+        about: what else the metadata say.
 
     Returns:
         Files and differences: the largest of the `logits`, in their standard deviations.
@@ -82,6 +84,7 @@ def export_logits(
         "classes": task.classes,
         **dataclasses.asdict(task.preprocessing),
         **task.read_as,
+        **(about or {}),
     }
     assert isinstance(task, nn.Module)
     return write_batch_graphs(

@@ -29,6 +29,11 @@ class LossMeter:
         for name, value in state["sums"].items():
             self.sums[name] += value
 
+    @property
+    def loss(self) -> float:
+        """The mean so far."""
+        return float(self.sums["loss"]) / max(self.samples, 1)
+
     def means(self) -> dict[str, float]:
         """Each sum by the number of samples seen."""
         return {name: float(value) / max(self.samples, 1) for name, value in self.sums.items()}

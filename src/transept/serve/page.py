@@ -206,7 +206,7 @@ def _shown(task: Task, answer: Answer) -> list[Any]:
     for item in answer.items:
         best.setdefault(item.label, item.score)  # ImageNet has two classes called crane; the more probable one counts
     if answer.drawing is None:
-        return [best, line]
+        return [best or "no label", line]  # where a picture may have none
     return [answer.drawing, {label: share for label, share in best.items() if share >= _SHOWN_SHARE}, line]
 
 

@@ -2,17 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from transept.data.channels import fit_channels
 from transept.data.classification.sets import Splits, load_splits
@@ -24,12 +22,18 @@ from transept.export.logits import export_logits
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
-from transept.tasks.classify_results import AnswersMeter, classifier_evaluation
 from transept.tasks.data_options import DataOptions
+from transept.tasks.labelling import (
+    Classification,
+    ClassificationInference,
+    Labelling,
+    MultiLabel,
+    SingleLabel,
+    labelling_of,
+)
 from transept.tasks.saving import rebuild, tuples
 from transept.tasks.task import (
     PICTURE_ENDINGS,
-    Column,
     Evaluation,
     Halves,
     Item,
@@ -45,30 +49,6 @@ from transept.weights.catalogue.records import Checkpoint
 from transept.weights.load import create_model
 
 
-class Classification(NamedTuple):
-    """The best classes of an image, best first."""
-
-    labels: Tensor
-    """`k` class numbers (of a batch: `b k`)."""
-    scores: Tensor
-    """Their probabilities, in 0..1."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassificationInference:
-    """How classes are read from pictures."""
-
-    top: int = 5
-    """Classes of each picture, at most."""
-    batch_size: int = 32
-    """Pictures of one call of the model."""
-
-    def __post_init__(self) -> None:
-        for name in ("top", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
-
-
 class Classifier(ModelTask):
     """A model with the names of its classes and the preprocessing it was trained for."""
 
@@ -78,6 +58,7 @@ class Classifier(ModelTask):
     creator = "create_model(name, "
     options: ClassVar[Mapping[str, Option]] = {
         "top": Option(help="how many classes to show", type=int),
+        "threshold": Option(help="several labels: the least probability of each, in 0..1", type=float),
         "batch_size": Option(help="pictures at once", type=int),
     }
     explains = True
@@ -90,7 +71,9 @@ class Classifier(ModelTask):
         preprocessing: Preprocessing,
         *,
         label_smoothing: float = 0.0,
+        labelling: Labelling | None = None,
     ) -> None:
+        """`labelling`: `MultiLabel()` where a picture has any number of labels; default: it has one."""
         super().__init__()
         if model.num_classes != len(classes):
             raise ValueError(f"the model has {model.num_classes} classes, and {len(classes)} names were given")
@@ -98,6 +81,7 @@ class Classifier(ModelTask):
         self.classes = list(classes)
         self.preprocessing = fit_channels(preprocessing, self.in_chans)
         self.label_smoothing = label_smoothing
+        self.labelling = labelling or SingleLabel()
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)
         """Of each class in the loss of training; None: all alike."""
@@ -107,25 +91,32 @@ class Classifier(ModelTask):
         return self.model(images)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of logits `b num_classes` and class numbers `b`, which are smoothed in training mode only,
-        or each class's share `b num_classes`, taken as it is. In training mode classes count by their weights."""
-        smoothing = self.label_smoothing if self.training and not labels.is_floating_point() else 0.0
-        weights = self.class_weights if self.training else None
-        return cross_entropy(logits, labels, weights, label_smoothing=smoothing)
+        """Mean loss of logits `b num_classes`.
+
+        Args:
+            labels: class numbers `b`, or each class's share `b num_classes`; where a picture has any number of labels,
+                0 or 1 of each class, or a share, `b num_classes`. Only in training mode they are smoothed, and classes
+                count by their weights.
+        """
+        weights, smoothing = (self.class_weights, self.label_smoothing) if self.training else (None, 0.0)
+        return self.labelling.loss(logits, labels, weights, smoothing)
 
     def decode(self, logits: Tensor, top: int = 5) -> Classification:
         """The `top` most probable classes of each image, or all where there are fewer: `b k`."""
-        scores, labels = logits.float().softmax(dim=-1).topk(min(top, len(self.classes)), dim=-1)
+        scores, labels = self.labelling.probabilities(logits).topk(min(top, len(self.classes)), dim=-1)
         return Classification(labels, scores)
 
     def inference(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *, top: int | None = None, batch_size: int | None = None
+        self, *, top: int | None = None, threshold: float | None = None, batch_size: int | None = None
     ) -> ClassificationInference:
         defaults = ClassificationInference()
-        return ClassificationInference(
+        inference = ClassificationInference(
             top=defaults.top if top is None else top,
+            threshold=threshold,
             batch_size=defaults.batch_size if batch_size is None else batch_size,
         )
+        self.labelling.check(inference)
+        return inference
 
     def pictures_at_once(self, inference: ClassificationInference) -> int:
         return inference.batch_size
@@ -134,20 +125,27 @@ class Classifier(ModelTask):
     def predict(
         self, pictures: Sequence[Picture], inference: ClassificationInference | None = None
     ) -> list[Classification]:
-        """RGB pictures (or bytes `3 H W`) of any sizes to the best classes of each."""
+        """RGB pictures (or bytes `3 H W`) of any sizes to the best classes of each, or to all of its labels."""
         inference = inference or ClassificationInference()
+        return [self.labelling.said(best, inference) for best in self._ranked(pictures, inference.batch_size)]
+
+    @torch.inference_mode()
+    def best(self, picture: Picture, count: int) -> Classification:
+        """The `count` most probable classes of a picture, whatever is said of it."""
+        (ranked,) = self._ranked([picture], 1)
+        return Classification(*(values[:count] for values in ranked))
+
+    def _ranked(self, pictures: Sequence[Picture], batch_size: int) -> list[Classification]:
+        """All classes of each picture, the most probable first."""
         transform = eval_transform(self.preprocessing)
         device = next(self.parameters()).device
         training = self.training
         self.eval()
         try:
             predictions = []
-            for start in range(0, len(pictures), inference.batch_size):
-                images = [
-                    transform(as_picture(each, self.in_chans))
-                    for each in pictures[start : start + inference.batch_size]
-                ]
-                batch = self.decode(self(torch.stack(images).to(device)), inference.top)
+            for start in range(0, len(pictures), batch_size):
+                images = [transform(as_picture(each, self.in_chans)) for each in pictures[start : start + batch_size]]
+                batch = self.decode(self(torch.stack(images).to(device)), len(self.classes))
                 predictions += [Classification(labels, scores) for labels, scores in zip(*batch, strict=True)]
             return predictions
         finally:
@@ -158,12 +156,11 @@ class Classifier(ModelTask):
         return [Item(self.classes[label], score) for label, score in zip(labels, scores, strict=True)]
 
     def columns(self, inference: ClassificationInference) -> dict[str, type]:
-        ranks = range(1, min(inference.top, len(self.classes)) + 1)
-        return {name: kind for rank in ranks for name, kind in ((f"label_{rank}", str), (f"score_{rank}", float))}
+        return self.labelling.columns(min(inference.top, len(self.classes)))
 
     def records(self, prediction: Classification) -> list[tuple[Any, ...]]:
-        """One row: the best classes side by side."""
-        return [tuple(value for item in self.items(prediction) for value in (item.label, item.score))]
+        """One row."""
+        return [self.labelling.record(self.items(prediction))]
 
     def draw(self, picture: Image.Image, prediction: Classification, path: Path) -> None:
         draw_sheet([self._labelled(picture, prediction, "")], path)
@@ -187,6 +184,8 @@ class Classifier(ModelTask):
             choice=self.choice(options),
             known=self.classes if halves == "val" else None,
             val_fraction=options.val_fraction,
+            multi_label=isinstance(self.labelling, MultiLabel),
+            label_separator=options.label_separator,
             skip_bad_images=options.skip_bad_images,
             reading=self.reading_of(options),
         )
@@ -206,16 +205,18 @@ class Classifier(ModelTask):
         images = TransformedSet(splits.val, eval_transform(self.preprocessing))
         loader = make_loader(images, batch_size or 64, workers=workers)
         device = next(self.parameters()).device
-        meter, start = AnswersMeter(), monotonic()
+        meter, start = self.labelling.meter(), monotonic()
         self.eval()
         with torch.inference_mode():
             for batch, labels in progress(loader):
                 logits, labels = self(batch.to(device)), labels.to(device)
                 meter.update(self.loss(logits, labels), logits, labels)
-        evaluation = classifier_evaluation(
-            meter, self.classes, splits.val, seconds=monotonic() - start, skipped=splits.skipped
+        inference = inference or ClassificationInference()
+        seconds = monotonic() - start
+        evaluation = self.labelling.evaluation(
+            meter, self.classes, splits.val, inference, seconds=seconds, skipped=splits.skipped
         )
-        measured = splits.parts.measured(len(splits.val), len(set(splits.val.labels)), str(data.data))
+        measured = splits.parts.measured(len(splits.val), splits.measured_classes, str(data.data))
         return dataclasses.replace(evaluation, split=splits.parts.split, measured=measured)
 
     def export(
@@ -238,6 +239,7 @@ class Classifier(ModelTask):
             dynamic_size=dynamic_size,
             dtype=dtype,
             opset=opset,
+            about=self.labelling.description(),
         )
 
     def graph_size(self, img_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -249,12 +251,14 @@ class Classifier(ModelTask):
         return eval_transform(dataclasses.replace(self.preprocessing, img_size=img_size))(picture)
 
     def description(self) -> dict[str, Any]:
-        return {"classes": self.classes, "preprocessing": dataclasses.asdict(self.preprocessing)}
+        preprocessing = dataclasses.asdict(self.preprocessing)
+        return {"classes": self.classes, "preprocessing": preprocessing} | self.labelling.description()
 
     @classmethod
     def build(cls, description: Mapping[str, Any]) -> Self:
         model = rebuild(description, num_classes=len(description["classes"]))
-        return cls(model, description["classes"], Preprocessing(**tuples(description["preprocessing"])))
+        preprocessing = Preprocessing(**tuples(description["preprocessing"]))
+        return cls(model, description["classes"], preprocessing, labelling=labelling_of(description))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
@@ -293,17 +297,4 @@ class ClassifierResults(Results):
     def table(self, top: int) -> Table:
         ranks = min(top, len(self.task.classes))
         best = [[(entry["label"], entry["score"]) for entry in row["predictions"]] for row in self.rows]
-        return ranked_table([row["image"] for row in self.rows], best, ranks, "label", "score")
-
-
-def ranked_table(
-    pictures: Sequence[str], best: Sequence[Sequence[tuple[str, float]]], ranks: int, label: str, score: str
-) -> Table:
-    """The `ranks` best classes of each picture with their shares, the first in bold."""
-    first = [Column("picture"), Column(label, style="bold"), Column(score, True)]
-    columns = first + [Column("then", style="dim"), Column(score, True, "dim")] * (ranks - 1)
-    rows = [
-        [picture, *(cell for name, share in items[:ranks] for cell in (name, f"{share:.1%}"))]
-        for picture, items in zip(pictures, best, strict=True)
-    ]
-    return Table(columns, rows)
+        return self.task.labelling.table([row["image"] for row in self.rows], best, ranks)

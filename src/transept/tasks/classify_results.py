@@ -57,7 +57,7 @@ def classifier_evaluation(
     metrics = means | {
         "balanced_accuracy": plain_number(balanced),
         "ece": curve.ece,
-        "calibration": _plain_curve(curve),
+        "calibration": plain_curve(curve),
         "per_class": per_class,
         "confused": most_confused(matrix, classes),
     }
@@ -83,7 +83,8 @@ def _table(classes: Sequence[str], scores: ClassScores) -> Table:
     return class_table(columns, rows, worst_first.tolist(), "F1")
 
 
-def _plain_curve(curve: Calibration) -> list[dict[str, Any]]:
+def plain_curve(curve: Calibration) -> list[dict[str, Any]]:
+    """A calibration curve, for JSON."""
     edges = np.linspace(0, 1, len(curve.pictures) + 1).tolist()
     rows = zip(curve.pictures.tolist(), curve.confidence.tolist(), curve.accuracy.tolist(), strict=True)
     return [

@@ -9,7 +9,7 @@ import yaml
 
 from transept.checks import check_not_negative, check_positive, check_within, shown
 from transept.data.reading import WantedReading
-from transept.data.splits import Choice
+from transept.data.splits import Choice, Fold
 from transept.errors import TranseptError, UsageError
 from transept.tasks.run_folder import CONFIG
 
@@ -27,6 +27,9 @@ _KINDS = {
     "split": str | None,
     "train_split": str | None,
     "val_split": str | None,
+    "label_separator": str | None,
+    "fold": list | None,
+    "fold_seed": int,
 }
 
 
@@ -36,8 +39,8 @@ class DataOptions:
 
     data: str | None = None
     """classify: `digits`; a folder: `train/CLASS/*` and `val/CLASS/*`, or `CLASS/*` to be split; a CSV or Parquet file
-    with columns `path`, `label` and perhaps `split`; `hf:NAME` of the Hugging Face hub; `wds:TRAIN,VAL`, patterns of
-    tar shards.
+    with columns `path`, `label` and perhaps `split` and `group`; `hf:NAME` of the Hugging Face hub; `wds:TRAIN,VAL`,
+    patterns of tar shards.
     detect: `digits-scenes`, or a folder as COCO's: `annotations/instances_train2017.json`, `train2017/*`, and for val.
     segment: `digits-scenes`, or a folder of pictures and masks.
     pretrain: as classify, or a folder of pictures without classes."""
@@ -69,8 +72,21 @@ class DataOptions:
     val_split: str | None = None
     """Name of the split to validate on, where several could be meant."""
 
+    fold: tuple[int, int] | None = None
+    """Which of how many equal parts of the training pictures is validated, e.g. [1, 5]; `transept train --folds 5`
+    trains all of them in turn. Each picture is in one fold, of each class its share. Validation splits are not read."""
+    fold_seed: int = 0
+    """Of the division into folds; the recipe's `seed` does not change it."""
+    label_separator: str | None = None
+    """What stands between the labels of a cell, where pictures have several; default: whichever of ; | , occurs."""
+
     def __post_init__(self) -> None:
         check_within("(0, 1)", val_fraction=self.val_fraction)
+        check_not_negative(fold_seed=self.fold_seed)
+        if self.label_separator == "":
+            raise UsageError("label_separator='' separates nothing; leave it out for the default")
+        if self.fold is not None and not (self.fold[1] >= 2 and 1 <= self.fold[0] <= self.fold[1]):
+            raise UsageError(f"fold={shown(self.fold)}; give [which, of how many], from [1, 2] on")
         check_positive(scenes=self.scenes)
         for name in ("split", "train_split", "val_split"):
             if getattr(self, name) == "":
@@ -89,7 +105,8 @@ class DataOptions:
 
     def choice(self, *, held_out: bool, measures: bool = True) -> Choice:
         """Which splits are read: see `Choice`. Training takes no notice of `split`, so it `measures` nothing."""
-        return Choice(self.split if measures else None, self.train_split, self.val_split, held_out)
+        fold = Fold(*self.fold, self.fold_seed) if self.fold and held_out else None
+        return Choice(self.split if measures else None, self.train_split, self.val_split, held_out, fold)
 
     def is_of(self, data: str | None) -> bool:
         """Whether that is the same data."""
@@ -131,7 +148,7 @@ def _fields(page: dict[str, Any]) -> dict[str, Any]:
     if "scenes" in values:
         train, val = values["scenes"]
         values["scenes"] = (train, val)
-    for name in ("pixel_range", "bands"):
+    for name in ("pixel_range", "bands", "fold"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     return values

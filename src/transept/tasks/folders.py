@@ -29,6 +29,7 @@ from transept.files import write_together
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, family_of, find_model
 from transept.tasks.classify import Classifier
+from transept.tasks.labelling import MultiLabel
 from transept.weights.card import MARKER, model_card
 from transept.weights.catalogue.records import CHECKPOINTS, Checkpoint
 from transept.weights.convert import dialect_of, from_official
@@ -222,6 +223,10 @@ class _Config:
     label_names: list[str] | None = None
     weights: str | None = None
     """The published checkpoint (`name.tag`) that these weights started from."""
+    problem_type: Literal["multi_label_classification"] | None = None
+    """transformers' word for any number of labels."""
+    thresholds: list[float] | None = None
+    """The least probability of each of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,6 +329,8 @@ def _describe(model: nn.Module, weights: str | None) -> _Saved:
             arguments[field.name] = value
     if backbone.is_pyramid:
         arguments |= {"features_only": True, "out_indices": backbone.out_indices}
+    labelling = classifier.labelling if classifier else None
+    several = labelling if isinstance(labelling, MultiLabel) else None
     config = _Config(
         architecture=architecture,
         num_classes=backbone.num_classes,
@@ -334,6 +341,8 @@ def _describe(model: nn.Module, weights: str | None) -> _Saved:
         task="classify" if classifier else None,
         label_names=classifier.classes if classifier else None,
         weights=origin.name if origin else None,
+        problem_type="multi_label_classification" if several else None,
+        thresholds=several.thresholds if several else None,
     )
     state = {name: value.detach().contiguous() for name, value in backbone.state_dict().items()}
     if any(value.is_meta for value in state.values()):
@@ -431,7 +440,8 @@ def _build(config: _Config, path: Path, drop_path_rate: float) -> Backbone | Cla
         img_size=page["input_size"][1:], **{key: page[key] for key in ("crop_pct", "interpolation", "mean", "std")}
     )
     assert config.label_names is not None
-    return Classifier(model, config.label_names, preprocessing).eval()
+    labelling = MultiLabel(config.thresholds) if config.problem_type else None
+    return Classifier(model, config.label_names, preprocessing, labelling=labelling).eval()
 
 
 _STORED = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
@@ -473,6 +483,8 @@ def _read_config(path: Path) -> _Config:
             raise _FieldError("label_names belong to task 'classify', which is not given")
         if config.task is not None and len(names or ()) != config.num_classes:
             raise _FieldError(f"label_names has {len(names or ())} names for num_classes {config.num_classes}")
+        if config.thresholds is not None and len(config.thresholds) != config.num_classes:
+            raise _FieldError(f"thresholds has {len(config.thresholds)} numbers for num_classes {config.num_classes}")
     except ValueError as error:  # UsageError and _FieldError among them
         raise TranseptError(f"{where!r}: {error}{_newer(page)}") from error
     return dataclasses.replace(config, model_args=arguments, pretrained_cfg=pretrained)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model
+from transept.tasks.classify import Classifier
+from transept.tasks.labelling import MultiLabel
 from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.registry import TASKS
-from transept.tasks.run_folder import BEST, CONFIG
+from transept.tasks.run_folder import BEST, CONFIG, FOLDS
 from transept.tasks.task import Task, read_task
 from transept.weights.catalogue.records import Checkpoint, checkpoints_of
 from transept.weights.load import default_checkpoint, find_checkpoint
@@ -63,6 +65,8 @@ def trained_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
+    if (path / FOLDS).is_file():
+        raise TranseptError(f"{str(path)!r} holds the runs of several folds; give one of them, e.g. {path / 'fold-1'}")
     if not (path / BEST).is_file():
         state = "has not finished an epoch yet" if (path / CONFIG).is_file() else "is no run folder"
         raise TranseptError(f"{str(path)!r} {state}: it has no {BEST}")
@@ -78,6 +82,10 @@ def load_features(source: str | PathLike[str]) -> FeatureExtractor:
     task = load(source)
     if task.is_dense:
         raise TranseptError(f"{str(source)!r} is a {task.kind}; --knn and --linear are for classifiers")
+    if isinstance(task, Classifier) and isinstance(task.labelling, MultiLabel):
+        raise TranseptError(
+            f"{str(source)!r} gives a picture any number of labels; --knn and --linear are for classifiers of one"
+        )
     features = FeatureExtractor(task.backbone, task.preprocessing).eval()
     features.run = task.run
     features.reading = task.reading

@@ -20,8 +20,8 @@ from transept.errors import TranseptError
 from transept.files import write_together
 from transept.metrics.classes import class_scores, most_confused, plain_classes
 from transept.metrics.segmentation import ConfusionMeter, SegmentationScores
-from transept.tasks.classify import ranked_table
 from transept.tasks.dense import predict_all
+from transept.tasks.labelling import ranked_table
 from transept.tasks.reports import SHEET, class_files, never_notes
 from transept.tasks.task import Column, Evaluation, FileNames, Results, Table, Task, check_folder
 from transept.words import listed, percent, plain_number

@@ -261,6 +261,11 @@ class Task(nn.Module, ABC):
     def predict(self, pictures: Sequence[Picture], inference: Any = None) -> list[Any]:
         """One answer for each picture, whatever its size; `inference` is the task's `...Inference`."""
 
+    def best(self, picture: Picture, count: int) -> Any:
+        """The answer with the `count` likeliest classes of a picture, of tasks that `explains` and know classes."""
+        (answer,) = self.predict([picture], self.inference(top=count))
+        return answer
+
     def pictures_at_once(self, inference: Any) -> int:
         """How many pictures `predict` is best given together."""
         return 1

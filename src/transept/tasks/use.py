@@ -24,9 +24,9 @@ def predict(task: Task | Source, pictures: Source | Picture | Sequence[Source | 
         task: from `transept.load`, or what that takes.
         pictures: one or more: files, folders, patterns (`"holiday/*.jpg"`), lists of files (`"@list.txt"`),
             standard input (`"-"`), PIL pictures, or bytes `3 H W` (RGB).
-        options: a classifier's `top=5`; a detector's `score=0.3`, `classes=None`, `tile=None` (pixels of overlapping
-            tiles), `overlap=0.2`; a detector's or segmenter's `multi_scale=False`, `flip=False`; a segmenter's
-            `crop=(H, W)`, `stride=(H, W)`; `batch_size`.
+        options: a classifier's `top=5`, and of several labels `threshold=None`; a detector's `score=0.3`,
+            `classes=None`, `tile=None` (pixels of overlapping tiles), `overlap=0.2`; a detector's or segmenter's
+            `multi_scale=False`, `flip=False`; a segmenter's `crop=(H, W)`, `stride=(H, W)`; `batch_size`.
 
     Returns:
         `Classification` (labels and scores, ` k`), `Detections` (boxes `n 4`, scores and labels ` n`, masks `n H W`) or

@@ -3,14 +3,39 @@
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from transept.errors import UsageError
+from transept.training.folds import CrossValidation, train_folds
 from transept.training.loop.run import Result
 from transept.training.loop.run import train as run_training
 from transept.training.options.pages import read_recipe
 from transept.training.options.parsing import parse_recipe
 from transept.training.options.recipe import Recipe
+
+
+@overload
+def train(
+    recipe: str | PathLike[str] | Mapping[str, Any] | Recipe,
+    out: str | PathLike[str],
+    *,
+    data: str | PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    folds: None = None,
+    progress: bool = False,
+) -> Result: ...
+
+
+@overload
+def train(
+    recipe: str | PathLike[str] | Mapping[str, Any] | Recipe,
+    out: str | PathLike[str],
+    *,
+    data: str | PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    folds: int,
+    progress: bool = False,
+) -> CrossValidation: ...
 
 
 def train(
@@ -19,8 +44,9 @@ def train(
     *,
     data: str | PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    folds: int | None = None,
     progress: bool = False,
-) -> Result:
+) -> Result | CrossValidation:
     """Train a model by a recipe; `transept.load(out)` gives the trained task.
 
     Args:
@@ -29,10 +55,13 @@ def train(
         out: the run folder to create. Where it holds an interrupted run, "transept train --resume" goes on with it.
         data: what the recipe learns from, where it does not say: a name or folder, as in `transept train --data`.
         options: further options by their dotted names, e.g. `{"schedule.epochs": 20, "model.name": "cat_tiny"}`.
+        folds: train so many runs, each of which is validated on its own part of the training pictures: see
+            `transept train --folds`.
         progress: show a bar on stderr.
 
     Returns:
-        The best epoch's `metrics` (`top1`, `map` or `miou`, in 0..1), the run folder, the training time in seconds.
+        The best epoch's `metrics` (`top1`, `map` or `miou`, in 0..1), the run folder, the training time in seconds. Of
+        folds, mean and standard deviation of each of the `metrics`, and what came of each of the `folds`.
 
     Raises:
         UsageError: an unknown recipe or option (with the nearest name), or a value out of its range; nothing was read.
@@ -42,10 +71,16 @@ def train(
     if isinstance(recipe, Recipe):
         if data is not None or options:
             raise UsageError("a Recipe is complete; give data and options in it, or the recipe's name in its place")
-        return run_training(recipe, Path(out), progress=progress)
+        return _trained(recipe, Path(out), folds, progress)
     page = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(str(recipe))
     changes = dict(options or {}) | ({} if data is None else {"data": str(data)})
-    return run_training(parse_recipe(_changed(page, changes), []), Path(out), progress=progress)
+    return _trained(parse_recipe(_changed(page, changes), []), Path(out), folds, progress)
+
+
+def _trained(recipe: Recipe, out: Path, folds: int | None, progress: bool) -> Result | CrossValidation:
+    if folds is None:
+        return run_training(recipe, out, progress=progress)
+    return train_folds(recipe, out, folds, progress=progress)
 
 
 def _changed(page: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,8 @@ OUT_OF_RANGE: dict[str, Any] = {
     "evaluate_every": 0,
     "patience": 0,
     "flip": 2,
+    "fold": [6, 5],
+    "fold_seed": -1,
     "flip_vertical": 2,
     "freeze": -1,
     "freeze_last_layer": -1,
@@ -61,6 +63,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "iterations": 0,
     "knn_k": 0,
     "knn_temperature": 0,
+    "label_separator": "",
     "label_smoothing": 1,
     "layer_decay": 0,
     "local_crops": -1,
@@ -84,6 +87,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "power": 0,
     "probability": 2,
     "randaugment": "rand-x9",
+    "repeat_threshold": 0,
     "repeats": 0,
     "resize_ratio": [0, 1],
     "rois": 0,
@@ -119,8 +123,8 @@ FREE = set(
     """accept_changed_data antialias bgr bn_in_head by_epoch channels_last class_weights classify.distill.kind
     classify.distill.weights classify.mix.mode compile cosine_from_start
     data ema.evaluate erasing_mode fast_decode grad_checkpointing keep_empty
-    loggers model.weights no_weight_decay norm_eval norm_last_layer per_picture precision reduce_zero_label
-    schedule.decay scale_bounds skip_bad_annotations skip_bad_images strategy sync_batchnorm task""".split()
+    loggers model.weights multi_label no_weight_decay norm_eval norm_last_layer per_picture precision reduce_zero_label
+    sampler schedule.decay scale_bounds skip_bad_annotations skip_bad_images strategy sync_batchnorm task""".split()
 )
 PAGES = {"classify": "digits", "detect": "quick-det", "segment": "quick-seg", "pretrain": "quick-dino"}
 OPTIONS = option_types()

@@ -32,7 +32,7 @@ def eval_features(args: argparse.Namespace) -> None:
     task = load_features(args.model)
     options = named_data(args, task)
     splits = task.load_data(replace(options, skip_bad_images=args.skip_bad_images or options.skip_bad_images))
-    measured = splits.parts.measured(len(splits.val), len(set(splits.val.labels)), str(options.data))
+    measured = splits.parts.measured(len(splits.val), splits.measured_classes, str(options.data))
     print(f"transept: {measured}", file=sys.stderr)
     started = time.monotonic()
     task = formed(args, task.to(best_device()).eval(), dtype="float32")

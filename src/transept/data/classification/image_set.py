@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from PIL import Image
@@ -45,7 +45,7 @@ class Paths(Sequence[Path]):
         return self._text, self._ends.astype("<i8").tobytes()
 
 
-class ImageSet(Sequence[tuple[Picture, int]]):
+class ImageSet(Sequence[tuple[Picture, Any]]):
     """RGB pictures, or bytes `c H W` of other bands, with class numbers.
 
     Of small sets (up to 512 MB of files), decoded pictures are kept while they fit into a gigabyte. Large ones are read
@@ -62,7 +62,9 @@ class ImageSet(Sequence[tuple[Picture, int]]):
     ) -> None:
         """`sizes` are the files' in bytes, where they are known; `places` are what `source` needs besides."""
         self.paths = paths
-        self.labels = list(labels)
+        self.labels: Any = list(labels)
+        self.groups: np.ndarray | None = None
+        """The group of each picture, where they have any: pictures of one are all learnt from, or all measured."""
         self.sizes = sizes
         self.places = places
         self.version = ""
@@ -77,7 +79,7 @@ class ImageSet(Sequence[tuple[Picture, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> tuple[Picture, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         picture = self._kept.get(index)
         if picture is None:
             picture = self.read(index)
@@ -85,7 +87,25 @@ class ImageSet(Sequence[tuple[Picture, int]]):
             if self.small and size <= self._room:
                 self._room -= size
                 self._kept[index] = picture
-        return picture, self.labels[index]
+        return picture, self.label(index)
+
+    def label(self, index: int) -> Any:
+        """What a model learns of a picture: its class number."""
+        return self.labels[index]
+
+    def counts(self, num_classes: int) -> np.ndarray:
+        """Pictures of each class."""
+        return np.bincount(np.asarray(self.labels, int), minlength=num_classes)
+
+    def rarities(self, num_classes: int) -> np.ndarray:
+        """The inverse of how many pictures there are of a picture's class, for each picture."""
+        return 1 / self.counts(num_classes)[np.asarray(self.labels, int)]
+
+    def renumbered(self, numbers: Sequence[int], num_classes: int) -> Self:
+        """The same pictures among other classes: class i is `numbers[i]` there."""
+        other = copy.copy(self)
+        other.labels = [numbers[label] for label in self.labels]
+        return other
 
     @property
     def small(self) -> bool:
@@ -119,12 +139,16 @@ class ImageSet(Sequence[tuple[Picture, int]]):
         """The set of these samples alone."""
         subset = copy.copy(self)
         subset.paths = Paths(self.paths.root, [self.paths.name(int(i)) for i in indices])
-        subset.labels = [self.labels[i] for i in indices]
         rows = np.asarray(indices, np.int64)
+        subset.labels = self._labels_at(rows)
+        subset.groups = None if self.groups is None else self.groups[rows]
         subset.sizes = None if self.sizes is None else self.sizes[rows]
         subset.places = None if self.places is None else self.places[rows]
         subset._kept = {}
         return subset
+
+    def _labels_at(self, rows: np.ndarray) -> Any:
+        return [self.labels[i] for i in rows]
 
 
 def _bytes(picture: Picture) -> int:
@@ -137,3 +161,47 @@ class ArraySet(ImageSet):
     def __init__(self, arrays: np.ndarray, labels: Sequence[int], names: Sequence[str]) -> None:
         super().__init__(Paths(Path(), names), labels)
         self._kept = {i: Image.fromarray(array).convert("RGB") for i, array in enumerate(arrays)}
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
+        subset = super().take(indices)
+        subset._kept = {i: self._kept[int(index)] for i, index in enumerate(indices)}
+        return subset
+
+
+class MultiLabelSet(ImageSet):
+    """Pictures of any number of classes each, also of none: a label is a row of 0 and 1."""
+
+    def __init__(self, paths: Paths, labels: np.ndarray, *, sizes: np.ndarray | None = None) -> None:
+        """`labels`: `n k`, bytes."""
+        super().__init__(paths, (), sizes=sizes)
+        self.labels = labels
+
+    def label(self, index: int) -> np.ndarray:
+        """Float32 ` k`."""
+        return self.labels[index].astype(np.float32)
+
+    def counts(self, num_classes: int) -> np.ndarray:
+        return self.labels.sum(axis=0, dtype=np.int64)
+
+    def rarities(self, num_classes: int) -> np.ndarray:
+        """Of the rarest of a picture's classes; pictures without one count as a class of their own."""
+        shares = self.labels / np.maximum(self.counts(num_classes), 1)
+        without = ~self.labels.any(axis=1)
+        return np.where(without, 1 / max(int(without.sum()), 1), shares.max(axis=1, initial=0))
+
+    def renumbered(self, numbers: Sequence[int], num_classes: int) -> Self:
+        other = copy.copy(self)
+        other.labels = np.zeros((len(self), num_classes), np.uint8)
+        other.labels[:, list(numbers)] = self.labels
+        return other
+
+    def _labels_at(self, rows: np.ndarray) -> np.ndarray:
+        return self.labels[rows]
+
+
+def label_words(label: Any, classes: Sequence[str]) -> str:
+    """A class number, or a row of 0 and 1, in words."""
+    if np.ndim(label) == 0:
+        return classes[int(label)]
+    present = np.flatnonzero(np.asarray(label) >= 0.5).tolist()
+    return ", ".join(classes[i] for i in present) or "none"

@@ -1,15 +1,17 @@
-"""Labelled pictures in a table of their own: a CSV or Parquet file with a path and a label in each row."""
+"""Labelled pictures in a table of their own: a CSV or Parquet file with a path and a label, or several, in each row."""
 
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transept.data.classification.image_set import ImageSet, Paths
+from transept.data.classification.image_set import ImageSet, MultiLabelSet, Paths
+from transept.data.classification.label_columns import LabelColumns, read_label_columns
 from transept.data.places import PictureFolder
 from transept.errors import TranseptError, UsageError, warn
 from transept.words import listed
@@ -19,6 +21,7 @@ _COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img"),
     "label": ("label", "class", "class_name", "category", "target", "y"),
     "split": ("split", "set", "subset", "fold"),
+    "group": ("group", "group_id"),
 }
 """What columns are called, in any case."""
 
@@ -27,11 +30,33 @@ def is_listing(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and path.is_file()
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What a table says, row by row."""
+
+    file: Path
+    paths: list[str]
+    labels: list[Any]
+    """Texts, or sets of them."""
+    splits: list[str]
+    groups: list[str] | None
+    classes: list[str]
+    """Where the table says them beside the labels."""
+
+    def sorted_labels(self, rows: Sequence[int]) -> list[str]:
+        """Those of these rows."""
+        found: set[str] = set()
+        for row in rows:
+            label = self.labels[row]
+            found |= label if isinstance(label, frozenset) else {label}
+        return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+
+
 def find_listing(file: Path, *, fewest: int) -> tuple[list[str], Any]:
     """The names of the splits in a table, none where it has no such column, and what reads some of them.
 
     Paths lead from the table's folder; those of another machine are found by their end. Labels are names, or numbers,
-    which are then sorted as such.
+    which are then sorted as such. A column `group` names the group of each picture.
 
     Args:
         file: with a header, separated by commas, semicolons or tabs; or Parquet.
@@ -40,61 +65,124 @@ def find_listing(file: Path, *, fewest: int) -> tuple[list[str], Any]:
     Raises:
         TranseptError: the file cannot be read, or has no column of paths or of labels.
     """
-    rows = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
-    columns = {what: _column(rows, names) for what, names in _COLUMNS.items()}
-    for what in ("path", "label"):
-        if columns[what] is None:
+    rows = _table(file)
+    columns = _columns_of(rows, file, "path", "label")
+    labels = [_text(value) for value in rows[columns["label"]]]
+    _refuse_empty(labels, columns["label"], file)
+    return _split_names(rows, columns), partial(_read, _rows(file, rows, columns, labels, []), fewest)
+
+
+def find_multi_label_listing(file: Path, separator: str | None) -> tuple[list[str], Any, str]:
+    """The same of tables with any number of labels in each row; and how they are read, for people.
+
+    Args:
+        file: as `find_listing` takes it.
+        separator: what stands between the labels of a cell; see `read_label_columns`.
+
+    Raises:
+        TranseptError: the file cannot be read, or has no column of paths or none of labels.
+        UsageError: labels may be separated in several ways.
+    """
+    rows = _table(file)
+    columns = _columns_of(rows, file, "path")
+    others = [columns[what] for what in ("path", "split", "group") if what in columns]
+    found: LabelColumns = read_label_columns(rows, others, file, separator)
+    read = partial(_read, _rows(file, rows, columns, found.labels, found.classes), 1)
+    return _split_names(rows, columns), read, found.understood
+
+
+def _table(file: Path) -> Mapping[str, Sequence[Any]]:
+    return _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+
+
+def _columns_of(rows: Mapping[str, Any], file: Path, *needed: str) -> dict[str, str]:
+    """The names of the columns that there are, by what they say."""
+    columns = {what: column for what, names in _COLUMNS.items() if (column := _column(rows, names)) is not None}
+    for what in needed:
+        if what not in columns:
             raise TranseptError(
                 f"{str(file)!r} has the columns {listed(map(repr, rows), 10)}; it needs one of {what}s, called "
                 f"{listed(map(repr, _COLUMNS[what]), 10)}"
             )
-    paths, labels = ([_text(value) for value in rows[str(columns[what])]] for what in ("path", "label"))
-    split = columns["split"]
-    splits = [_text(value) for value in rows[split]] if split is not None else [""] * len(paths)
-    for row, values in enumerate(zip(paths, labels, splits, strict=True), 2):
-        for what, value in zip(columns, values, strict=True):
-            if not value and columns[what] is not None:
-                raise TranseptError(f"{str(file)!r}, row {row}, has no {columns[what]!r}; fill it in or remove the row")
-    names = list(dict.fromkeys(splits))
-    return ([] if split is None else names), partial(_read, file, paths, labels, splits, fewest)
+    return columns
 
 
-def _read(
-    file: Path, paths: list[str], labels: list[str], splits: list[str], fewest: int, names: list[str]
-) -> tuple[list[str], list[ImageSet]]:
+def _rows(
+    file: Path, rows: Mapping[str, Sequence[Any]], columns: Mapping[str, str], labels: list[Any], classes: list[str]
+) -> _Rows:
+    texts = {what: [_text(value) for value in rows[columns[what]]] for what in ("path", "split") if what in columns}
+    for what, values in texts.items():
+        _refuse_empty(values, columns[what], file)
+    paths = texts["path"]
+    groups = None
+    if "group" in columns:  # a picture without a group is one by itself
+        groups = [_text(value) or f"\0{path}" for value, path in zip(rows[columns["group"]], paths, strict=True)]
+    return _Rows(file, paths, labels, texts.get("split", [""] * len(paths)), groups, classes)
+
+
+def _split_names(rows: Mapping[str, Sequence[Any]], columns: Mapping[str, str]) -> list[str]:
+    return list(dict.fromkeys(map(_text, rows[columns["split"]]))) if "split" in columns else []
+
+
+def _refuse_empty(texts: Sequence[str], column: str, file: Path) -> None:
+    row = next((row for row, text in enumerate(texts, 2) if not text), None)
+    if row is not None:
+        raise TranseptError(f"{str(file)!r}, row {row}, has no {column!r}; fill it in or remove the row")
+
+
+def _read(table: _Rows, fewest: int, names: list[str]) -> tuple[list[str], list[ImageSet]]:
+    file = table.file
     folder = PictureFolder(file.parent, file)
-    classes: list[str] = []
+    classes = table.classes
     moved: Counter[str] = Counter()
     sets = []
     for name in names:
-        rows = [row for row, split in enumerate(splits) if split == name]
-        found = {labels[row] for row in rows}
-        classes = classes or _sorted(found)
-        odd = _sorted(found - set(classes))
+        rows = [row for row, split in enumerate(table.splits) if split == name]
+        found = table.sorted_labels(rows)
+        classes = classes or found
+        odd = [label for label in found if label not in set(classes)]
         if odd:
             raise TranseptError(
                 f"the label {odd[0]!r} is in the split {name!r} of {str(file)!r} only, so nothing is learnt of it"
             )
         places = []
         for row in rows:
-            path, how = folder.path(paths[row])
+            path, how = folder.path(table.paths[row])
             if folder.is_outside(path):
                 raise TranseptError(
-                    f"{str(file)!r}, row {row + 2}, names {paths[row]!r}, which is not in {str(file.parent)!r}; put "
-                    "the pictures there, or the table beside them"
+                    f"{str(file)!r}, row {row + 2}, names {table.paths[row]!r}, which is not in {str(file.parent)!r}; "
+                    "put the pictures there, or the table beside them"
                 )
             moved[how or ""] += 1
             places.append(path.relative_to(file.parent).as_posix() if path.is_relative_to(file.parent) else str(path))
-        sizes = np.array([_size(file.parent / place) for place in places], np.int64)
-        numbers = {label: number for number, label in enumerate(classes)}
-        sets.append(ImageSet(Paths(file.parent, places), [numbers[labels[row]] for row in rows], sizes=sizes))
+        sets.append(_image_set(table, rows, places, classes))
     if len(classes) < fewest:
-        raise TranseptError(f"{str(file)!r} has the labels {classes}; a classifier needs two or more")
+        raise TranseptError(f"{str(file)!r} has the labels {classes}; a classifier needs {_FEWEST[fewest]}")
     del moved[""]
     if moved:
         counts = listed(f"{count} {how}" for how, count in moved.items())
         warn(f"{str(file)!r}: {counts}: taken for what they mean")
     return classes, sets
+
+
+_FEWEST = {1: "one or more", 2: "two or more"}
+
+
+def _image_set(table: _Rows, rows: Sequence[int], places: Sequence[str], classes: Sequence[str]) -> ImageSet:
+    root = table.file.parent
+    sizes = np.array([_size(root / place) for place in places], np.int64)
+    numbers = {label: number for number, label in enumerate(classes)}
+    labels = [table.labels[row] for row in rows]
+    if labels and isinstance(labels[0], frozenset):
+        matrix = np.zeros((len(labels), len(classes)), np.uint8)
+        for row, each in enumerate(labels):
+            matrix[row, [numbers[label] for label in each]] = 1
+        images: ImageSet = MultiLabelSet(Paths(root, places), matrix, sizes=sizes)
+    else:
+        images = ImageSet(Paths(root, places), [numbers[label] for label in labels], sizes=sizes)
+    if table.groups is not None:
+        images.groups = np.array([table.groups[row] for row in rows])
+    return images
 
 
 def _csv(file: Path) -> Mapping[str, Sequence[Any]]:
@@ -144,10 +232,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return "" if value is None else str(value).strip()
-
-
-def _sorted(labels: set[str]) -> list[str]:
-    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
 
 
 def _size(path: Path) -> int:

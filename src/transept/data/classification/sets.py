@@ -1,6 +1,5 @@
 """Labelled pictures: the built-in digits, class folders, tables of the Hugging Face hub, shards."""
 
-import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from transept.data.classification.image_set import ArraySet, ImageSet, Paths
-from transept.data.classification.listings import find_listing, is_listing
+from transept.data.classification.image_set import ArraySet, ImageSet, MultiLabelSet, Paths
+from transept.data.classification.listings import find_listing, find_multi_label_listing, is_listing
 from transept.data.classification.shards import SHARDS, find_shards
 from transept.data.classification.tables import hub_splits
 from transept.data.hub import HUB, is_table
@@ -19,7 +18,7 @@ from transept.data.images import BadImageError, Skipped
 from transept.data.index import File, list_files
 from transept.data.measure import complete, refuse_reading
 from transept.data.reading import PLAIN, Reading, WantedReading
-from transept.data.splits import WHOLE, Choice, Parts, kind_of, lowest, matches, say_unmeasured, take
+from transept.data.splits import WHOLE, Choice, Fold, Parts, held_out, kind_of, matches, say_unmeasured, take
 from transept.errors import TranseptError, UsageError, warn
 from transept.words import listed
 
@@ -38,14 +37,20 @@ class Splits:
     skipped: list[Skipped]
     parts: Parts
     """Which splits these are."""
+    understood: str = ""
+    """How several labels of each picture were read."""
 
     @property
     def counts(self) -> dict[str, int]:
         """Training pictures of each class; nothing where there is one class, which is none."""
         if len(self.classes) < 2:
             return {}
-        counts = np.bincount(np.asarray(self.train.labels, int), minlength=len(self.classes))
-        return dict(zip(self.classes, counts.tolist(), strict=True))
+        return dict(zip(self.classes, self.train.counts(len(self.classes)).tolist(), strict=True))
+
+    @property
+    def measured_classes(self) -> int:
+        """Classes of which there are measured pictures."""
+        return int(np.count_nonzero(self.val.counts(len(self.classes))))
 
 
 Read = Callable[[list[str]], tuple[list[str], list[ImageSet]]]
@@ -61,6 +66,8 @@ def load_splits(
     val_fraction: float = 0.2,
     skip_bad_images: bool = False,
     labelled: bool = True,
+    multi_label: bool = False,
+    label_separator: str | None = None,
     reading: Reading | WantedReading = PLAIN,
 ) -> Splits:
     """The data set behind a name or folder.
@@ -73,7 +80,8 @@ def load_splits(
               `CLASS/*`. Where there is no validation split, the training pictures are divided: of each class the share
               `val_fraction` whose names hash lowest is held out, so the same files are held out on every machine, and
               a file added later moves few others;
-            - a CSV or Parquet file with a path and a label in each row, see `listings.find_listing`;
+            - a CSV or Parquet file with a path and a label in each row, see `listings.find_listing`, or several, see
+              `listings.find_multi_label_listing`;
             - `hf:NAME`, a set of the Hugging Face hub, or a folder that the `datasets` library read or wrote;
             - `wds:TRAIN,VAL`, patterns of tar shards, or `wds:FOLDER`: see `shards.find_shards`.
         halves: `val` reads what is measured alone; `train` is then empty.
@@ -83,6 +91,8 @@ def load_splits(
         skip_bad_images: leave unreadable files out; they are in `skipped`. Of sets too large to be decoded
             beforehand, only empty files are found here; an unreadable training picture is then replaced by the next
             one when it is met.
+        multi_label: a picture has any number of labels; only tables say them.
+        label_separator: what stands between the labels of a cell, where that is not to be found out.
         labelled: False takes a folder without class subfolders, or with one, as pictures of a single class.
         reading: how files become pictures; a part may be left to the training pictures to say.
 
@@ -92,10 +102,14 @@ def load_splits(
         UsageError: no such split, or several could be meant.
     """
     choice = choice or Choice()
-    if data == "digits":
+    understood = ""
+    if multi_label:
+        names, read, understood = _multi_label_source(data, label_separator)
+    elif data == "digits":
         refuse_reading(reading, data)
         return _digits(choice)
-    names, read = _source(data, choice, labelled=labelled, fewest=1 if known else 2)
+    else:
+        names, read = _source(data, choice, labelled=labelled, fewest=1 if known else 2)
     parts = take(names, data, choice, learns=halves == "both")
     wanted = parts.read if halves == "both" else [parts.val]
     classes, sets = read(wanted)
@@ -114,13 +128,28 @@ def load_splits(
         )
     sets = [_without(half, list(bad), classes) for half, bad in zip(sets, unreadable, strict=True)]
     if parts.held_out:
-        train, val = _split(sets[0], classes, val_fraction)
+        train, val = _split(sets[0], classes, val_fraction, parts.fold, data)
     else:
         train, val = (sets[0] if halves == "both" else sets[0].take([])), sets[-1]
     train.skips_bad_images = skip_bad_images
+    if multi_label and halves == "both":
+        _say_untrained(classes, train, data)
     if known is not None or halves == "both":
         _say_unmeasured(classes, val, data)
-    return Splits(classes, train, val, skipped, parts)
+    return Splits(classes, train, val, skipped, parts, understood)
+
+
+def _multi_label_source(data: str, separator: str | None) -> tuple[list[str], Read, str]:
+    root = Path(data).expanduser()
+    if is_listing(root):
+        return find_multi_label_listing(root, separator)
+    if not root.exists() and data != "digits" and not is_table(data) and not data.startswith(SHARDS):
+        raise TranseptError(f"there is no table {data!r}; give a .csv, .tsv or .parquet file")
+    kind = "folders say one class of each picture" if root.is_dir() else "only tables say several labels"
+    raise UsageError(
+        f"data={data!r} with multi_label: {kind}; give a table, .csv, .tsv or .parquet, whose column 'labels' lists "
+        "those of each picture, or leave multi_label out"
+    )
 
 
 def _source(data: str, choice: Choice, *, labelled: bool, fewest: int) -> tuple[list[str], Read]:
@@ -203,15 +232,23 @@ def _numbered_by(known: Sequence[str], classes: Sequence[str], images: ImageSet,
     odd = sorted(set(classes) - set(known))
     if odd:
         raise TranseptError(f"the classes of {data!r} are not the model's {len(known)}: {odd[0]!r} is only in the data")
-    numbers = [list(known).index(name) for name in classes]
-    renumbered = copy.copy(images)
-    renumbered.labels = [numbers[label] for label in images.labels]
-    return renumbered
+    return images.renumbered([list(known).index(name) for name in classes], len(known))
 
 
 def _say_unmeasured(classes: Sequence[str], val: ImageSet, data: str) -> None:
-    counts = np.bincount(np.asarray(val.labels, int), minlength=len(classes))
+    counts = val.counts(len(classes))
     say_unmeasured([name for name, count in zip(classes, counts, strict=True) if not count], data)
+
+
+def _say_untrained(classes: Sequence[str], train: ImageSet, data: str) -> None:
+    """Where labels are columns, or were divided by chance, all of a class may be elsewhere."""
+    counts = train.counts(len(classes))
+    empty = [repr(name) for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        verb = "class has" if len(empty) == 1 else "classes have"
+        warn(
+            f"{len(empty)} {verb} no training pictures in {data!r}, and nothing is learnt of them: {listed(empty, 10)}"
+        )
 
 
 def _unreadable(images: ImageSet) -> dict[int, Skipped]:
@@ -237,7 +274,7 @@ def _without(images: ImageSet, bad: list[int], classes: Sequence[str]) -> ImageS
         return images
     good = np.setdiff1d(np.arange(len(images)), bad)
     rest = images.take(good)
-    before, after = (np.bincount(half.labels, minlength=len(classes)) for half in (images, rest))
+    before, after = (half.counts(len(classes)) for half in (images, rest))
     empty = np.flatnonzero((before > 0) & (after == 0))
     if len(empty):
         raise TranseptError(f"no picture of the class {classes[empty[0]]!r} in {str(images.paths.root)!r} is readable")
@@ -257,7 +294,10 @@ def _digits(choice: Choice) -> Splits:
     train = ArraySet(arrays[:cut], labels[:cut], names[:cut])
     val = ArraySet(arrays[cut:], labels[cut:], names[cut:])
     parts = take(("train", "val"), "digits", choice, learns=True)
-    return Splits([str(digit) for digit in range(10)], train, train if parts.val == "train" else val, [], parts)
+    classes = [str(digit) for digit in range(10)]
+    if parts.held_out:
+        train, val = _split(train, classes, 0.0, parts.fold, "digits")
+    return Splits(classes, train, train if parts.val == "train" and not parts.held_out else val, [], parts)
 
 
 def _class_files(root: Path, labelled: bool, *, fewest: int) -> dict[str, list[File]]:
@@ -288,12 +328,21 @@ def _is_meant(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _LITTER
 
 
-def _split(images: ImageSet, classes: Sequence[str], val_fraction: float) -> tuple[ImageSet, ImageSet]:
-    labels = np.asarray(images.labels)
-    held_out = np.zeros(len(labels), bool)
-    for number, name in enumerate(classes):
-        members = np.flatnonzero(labels == number)
-        if len(members) < 2:
-            raise TranseptError(f"the class {name!r} has one picture; it needs two, one to learn from and one to check")
-        held_out[members[lowest([images.paths.name(i) for i in members.tolist()], val_fraction)]] = True
-    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
+def _split(
+    images: ImageSet, classes: Sequence[str], val_fraction: float, fold: Fold | None, data: str
+) -> tuple[ImageSet, ImageSet]:
+    """Training and validation: of each class its share, but of pictures in groups, or with several labels."""
+    strata = None if isinstance(images, MultiLabelSet) else images.labels
+    if strata is not None:
+        for name, count in zip(classes, images.counts(len(classes)), strict=True):
+            if count == 1:
+                raise TranseptError(
+                    f"the class {name!r} has one picture; it needs two, one to learn from and one to check"
+                )
+    elif len(images) < 2:
+        raise TranseptError(f"{data!r} has {len(images)} pictures; it needs two, to learn from and to check")
+    names = [images.paths.name(i) for i in range(len(images))]
+    groups = None if images.groups is None else images.groups.tolist()
+    measured = np.zeros(len(images), bool)
+    measured[held_out(names, val_fraction, fold, repr(data), strata=strata, groups=groups)] = True
+    return images.take(np.flatnonzero(~measured)), images.take(np.flatnonzero(measured))

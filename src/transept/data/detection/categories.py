@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 from transept.data.detection.annotations import Annotations
 from transept.data.detection.coco_file import read_categories, read_coco
 from transept.data.detection.formats.content import Annotated
-from transept.data.splits import Choice, kind_of, lowest, matches
+from transept.data.splits import Choice, Fold, held_out, kind_of, matches
 from transept.errors import TranseptError, warn
 
 _FOLDERS = ("{}", "images/{}", "{}/images", "images")
@@ -73,22 +73,23 @@ class Coco:
     def without_objects(self) -> list[str]:
         return [name for category, name in self.names.items() if not self.has_objects(category)]
 
-    def divide(self, share: float) -> tuple["Coco", "Coco"]:
-        """Training and validation, by `lowest` of the file names, of pictures with and without objects each its share.
+    def divide(self, share: float, fold: Fold | None = None) -> tuple["Coco", "Coco"]:
+        """Training and validation, see `held_out`, of pictures with and without objects each its share.
 
         Raises:
             TranseptError: fewer than two pictures have objects.
         """
         images = {_key(entry.get("id")): str(entry.get("file_name")) for entry in _dicts(self.content["images"])}
         shown = set(map(_key, self.content["annotations"].image_ids))
-        with_objects, without = ([number for number in images if (number in shown) == has] for has in (True, False))
-        if len(with_objects) < 2:
+        with_objects = sum(number in shown for number in images)
+        if with_objects < 2:
             raise TranseptError(
-                f"{str(self.file)!r} has {len(with_objects)} pictures with objects; it needs two, to learn from and to "
-                "check"
+                f"{str(self.file)!r} has {with_objects} pictures with objects; it needs two, to learn from and to check"
             )
-        held_out = {group[i] for group in (with_objects, without) for i in lowest([images[n] for n in group], share)}
-        return self._part(held_out, inside=False), self._part(held_out, inside=True)
+        numbers, strata = list(images), [int(number in shown) for number in images]
+        taken = held_out(list(images.values()), share, fold, repr(str(self.file)), strata=strata)
+        measured = {numbers[i] for i in taken}
+        return self._part(measured, inside=False), self._part(measured, inside=True)
 
     def fit(self, known: Sequence[str] | None, data: str) -> Classes:
         """Give the file the classes of a model, by their names; those that it lacks have no objects.

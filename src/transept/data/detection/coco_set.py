@@ -105,6 +105,10 @@ class CocoSet(DetectionSet):
         boxes, labels, crowd, area = self._boxes[rows], self._labels[rows], self._crowd[rows], self._areas[rows]
         return make_sample(self._read(index), boxes, labels, masks, crowd, area, picture.id)
 
+    def classes_in(self, index: int) -> list[int]:
+        rows = self._rows(index)
+        return np.unique(self._labels[rows[~self._small[rows] & ~self._crowd[rows]]]).tolist()
+
     def ground_truth(self) -> dict[str, Any]:
         """As in the base class; boxes are clipped as those of the targets, and masks there where the set has them."""
         annotations: list[dict[str, Any]] = []

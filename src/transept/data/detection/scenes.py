@@ -39,6 +39,9 @@ class SceneDetection(DetectionSet):
             self.image_ids[index],
         )
 
+    def classes_in(self, index: int) -> list[int]:
+        return np.unique(self.scenes[index].labels).tolist()
+
     def ground_truth(self) -> dict[str, Any]:
         encode = mask_api().encode if self.masks else None
         annotations: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from transept.data.labels import Color
 from transept.data.measure import complete, refuse_reading
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
-from transept.data.splits import Choice, Parts, matches, note_bare_tests, say_unmeasured, take
+from transept.data.splits import Choice, Parts, matches, note_bare_tests, refuse_folds, say_unmeasured, take
 from transept.errors import TranseptError, UsageError
 from transept.words import listed
 
@@ -101,6 +101,7 @@ def load_detection_splits(
     choice = choice or Choice()
     if data == SCENES:
         refuse_reading(reading, data)
+        refuse_folds(choice, data)
         parts = take(("train", "val"), data, choice, learns=True)
         length = scenes[0] if halves == "both" or parts.val == "train" else 0
         train = SceneDetection(DigitScenes("train", length, seed=seed, options=scene_options), masks=masks)
@@ -174,7 +175,7 @@ def read_annotations(
     contents = {name: sources[name]() for name in ([parts.val] if halves == "val" else parts.read)}
     train, val = contents.get(parts.train), contents[parts.val]
     if parts.held_out:
-        train, val = val.divide(val_fraction)
+        train, val = val.divide(val_fraction, parts.fold)
     if halves == "val":
         return AnnotatedHalves(None, val, val.fit(known, data), parts)
     assert train is not None

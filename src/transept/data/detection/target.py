@@ -42,6 +42,10 @@ class DetectionSet(Sequence[tuple[tv_tensors.Image, Target]]):
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def classes_in(self, index: int) -> list[int]:
+        """The class numbers of the objects of a picture, each once."""
+        raise NotImplementedError
+
     def ground_truth(self) -> dict[str, Any]:
         """The whole set in COCO's form, with the file's ids, for evaluation."""
         raise NotImplementedError

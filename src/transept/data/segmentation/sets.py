@@ -37,7 +37,7 @@ from transept.data.segmentation.pictures import (
     SegmentationSet,
 )
 from transept.data.segmentation.pixels import black_and_white, check_training_pixels, count_classes
-from transept.data.splits import Choice, Parts, kind_of, lowest, matches, note_bare_tests, take
+from transept.data.splits import Choice, Fold, Parts, held_out, kind_of, matches, note_bare_tests, refuse_folds, take
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.files import files_below
 from transept.ops.masks import IGNORE_LABEL
@@ -129,6 +129,7 @@ def load_segmentation_splits(
     choice = choice or Choice()
     if data == SCENES:
         refuse_reading(reading, data)
+        refuse_folds(choice, data)
         parts = take(("train", "val"), data, choice, learns=True)
         length = scenes[0] if halves == "both" or parts.val == "train" else 0
         train = SceneSegmentation(DigitScenes("train", length, seed=seed, options=scene_options))
@@ -235,12 +236,14 @@ def _without(pictures: MaskedPictures, bad: set[Path]) -> MaskedPictures:
     return pictures if len(keep) == len(pictures) else pictures.take(keep)
 
 
-def _divide(pictures: MaskedPictures, names: Sequence[str], share: float, where: str) -> list[MaskedPictures]:
-    """Training and validation, by `lowest` of the names."""
+def _divide(
+    pictures: MaskedPictures, names: Sequence[str], share: float, fold: Fold | None, where: str
+) -> list[MaskedPictures]:
+    """Training and validation, see `held_out`."""
     if len(pictures) < 2:
         raise TranseptError(f"{where!r} has {len(pictures)} pictures; it needs two, to learn from and to check")
-    held_out = set(lowest(names, share))
-    return [pictures.take([i for i in range(len(names)) if (i in held_out) == inside]) for inside in (False, True)]
+    measured = set(held_out(names, share, fold, repr(where)))
+    return [pictures.take([i for i in range(len(names)) if (i in measured) == inside]) for inside in (False, True)]
 
 
 def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list[str]:
@@ -276,7 +279,7 @@ def _folder_sets(
         skipped += odd
     if parts.held_out:
         names = [path.relative_to(root).as_posix() for path in sets[0].paths]
-        sets = _divide(sets[0], names, val_fraction, str(root))
+        sets = _divide(sets[0], names, val_fraction, parts.fold, str(root))
     return [MaskedPictures([], [], table) if halves == "val" else sets[0], sets[-1]], parts, skipped
 
 
@@ -405,5 +408,5 @@ def _hub_sets(
     wanted = [parts.val] if halves == "val" else parts.read
     sets: list[MaskedPictures] = [HubSegmentation(loaded[each], columns, table, f"{name}/{each}") for each in wanted]
     if parts.held_out:
-        sets = _divide(sets[0], [f"{parts.val}[{i}]" for i in range(len(sets[0]))], val_fraction, name)
+        sets = _divide(sets[0], [f"{parts.val}[{i}]" for i in range(len(sets[0]))], val_fraction, parts.fold, name)
     return [MaskedPictures([], [], table) if halves == "val" else sets[0], sets[-1]], parts

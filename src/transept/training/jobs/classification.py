@@ -7,12 +7,13 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from transept.data.classification.image_set import label_words
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import Preprocessing, eval_transform, train_transform
 from transept.data.loading import TransformedSet
 from transept.errors import TranseptError, UsageError
-from transept.metrics.accuracy import AccuracyMeter
 from transept.tasks.classify import Classifier
+from transept.tasks.labelling import Labelling, MultiLabel, SingleLabel
 from transept.training.jobs.distillation import Teacher, distillation_loss
 from transept.training.jobs.job import Job, Meter, Score
 from transept.training.options.recipe import Recipe
@@ -34,9 +35,21 @@ class ClassifyJob(Job):
             choice=recipe.choice(held_out=True, measures=False),
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,
+            multi_label=recipe.classify.multi_label,
+            label_separator=recipe.label_separator,
             reading=recipe.reading,
         )
         self.skipped = self.splits.skipped
+        self.labelling: Labelling = SingleLabel()
+        if recipe.classify.multi_label:
+            self.labelling, self.score = MultiLabel(), Score("map", "mAP", "mean average precision")
+            if not self.splits.measured_classes:
+                raise TranseptError(f"no validation picture of {recipe.data!r} has a label; mAP needs some")
+
+    @property
+    def found(self) -> str:
+        understood = self.splits.understood
+        return f"{super().found}; labels are {understood}" if understood else super().found
 
     def build(self, *, load: bool) -> nn.Module:
         options, classify = self.recipe.model, self.recipe.classify
@@ -59,7 +72,7 @@ class ClassifyJob(Job):
                 prob=mix.probability,
                 switch_prob=mix.switch,
                 mode=mix.mode,
-                label_smoothing=classify.label_smoothing,
+                label_smoothing=0.0 if classify.multi_label else classify.label_smoothing,
                 num_classes=len(classes),
             )
         if distill.kind != "none":
@@ -69,11 +82,14 @@ class ClassifyJob(Job):
                     "channels; leave one of them out"
                 )
             self.teacher = Teacher(distill, len(classes), preprocessing)
-        task = Classifier(model, classes, preprocessing, label_smoothing=classify.label_smoothing)
+        task = Classifier(
+            model, classes, preprocessing, label_smoothing=classify.label_smoothing, labelling=self.labelling
+        )
         task.reading = self.reading
         if classify.class_weights == "balanced":
-            counts = torch.tensor([self.splits.counts[name] for name in classes], dtype=torch.float32)
-            task.class_weights = counts.sum() / (len(counts) * counts)
+            train = self.splits.train
+            counts = torch.from_numpy(train.counts(len(classes))).float()
+            task.class_weights = self.labelling.balanced(counts, len(train))
         if load:
             self.start(task)
         return task
@@ -84,7 +100,7 @@ class ClassifyJob(Job):
         if self.mixup:
             if len(images) % 2:
                 raise TranseptError(f"mix pairs the pictures of a batch, but {len(images)} are all there are; add one")
-            images, targets = self.mixup(images, targets)
+            images, targets = self.labelling.mixed(self.mixup, images, targets)
         logits = task(images)
         loss = task.loss(logits, targets)
         if self.teacher and distill.kind != "none":
@@ -104,15 +120,24 @@ class ClassifyJob(Job):
     def repeats(self) -> int:
         return self.recipe.classify.augmentation.repeats
 
+    @property
+    def sampling(self) -> np.ndarray | None:
+        train, classes = self.splits.train, self.splits.classes
+        return train.rarities(len(classes)) if self.recipe.classify.sampler == "balanced" else None
+
     def meters(self) -> tuple[Meter, Meter]:
-        return AccuracyMeter(), AccuracyMeter()
+        return self.labelling.training_meters()
+
+    def settle(self, task: Classifier, meter: Meter) -> None:
+        task.labelling = task.labelling.settled(meter)
 
     def write_samples(self, folder: Path) -> None:
         """Spread over the classes, and named after them."""
         folder.mkdir(exist_ok=True)
         val, classes = self.splits.val, self.splits.classes
-        by_class = np.argsort(val.labels, kind="stable")
+        words = [label_words(val.label(i), classes) for i in range(len(val))]
+        by_class = np.argsort(words, kind="stable")
         for i in by_class[np.linspace(0, len(by_class) - 1, min(self.num_samples, len(by_class))).round().astype(int)]:
-            picture, label = val[int(i)]
-            name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in classes[label])
+            picture, _ = val[int(i)]
+            name = "".join(sign if sign.isalnum() or sign in "-_ " else "_" for sign in words[i])[:100]
             self.write_sample(int(i), picture, folder / f"{name}-{val.paths[i].stem}.png")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from transept.data.detection.transforms import (
     detection_eval_transform,
     detection_train_transform,
 )
-from transept.data.loading import AspectRatioBatchSampler, JointlyTransformedSet
+from transept.data.loading import AspectRatioBatchSampler, JointlyTransformedSet, repeat_factors
 from transept.errors import TranseptError
 from transept.heads.instances import Target
 from transept.metrics.detection import DetectionMeter
@@ -84,6 +85,13 @@ class DetectJob(Job):
             JointlyTransformedSet(self.splits.val, detection_eval_transform(task.preprocessing)),
         )
 
+    @property
+    def sampling(self) -> np.ndarray | None:
+        options, train = self.recipe.detect, self.splits.train
+        if options.sampler == "none":
+            return None
+        return repeat_factors([train.classes_in(i) for i in range(len(train))], options.repeat_threshold)
+
     def sampler(self, *, epoch: int, batch: int) -> AspectRatioBatchSampler:
         return AspectRatioBatchSampler(
             self.splits.train.sizes,
@@ -91,6 +99,7 @@ class DetectJob(Job):
             batch_size=self.part_size,
             start_epoch=epoch,
             start_batch=batch,
+            weights=self.sampling,
             rank=self.world.rank,
             world_size=self.world.size,
         )

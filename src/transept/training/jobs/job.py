@@ -7,6 +7,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -144,6 +145,15 @@ class Job(ABC):
         """How often in a row each training sample stands."""
         return 1
 
+    @property
+    def sampling(self) -> np.ndarray | None:
+        """How much more often than others each training sample is drawn; None: all once in each pass."""
+        return None
+
+    def settle(self, task: Any, meter: Meter) -> None:
+        """Give a task what validation decides, such as thresholds, before it is saved."""
+        return
+
     def sampler(self, *, epoch: int, batch: int) -> EpochSampler | AspectRatioBatchSampler:
         """The order of the training samples, from that epoch and batch on."""
         recipe = self.recipe
@@ -155,6 +165,7 @@ class Job(ABC):
             start_epoch=epoch,
             start_batch=batch,
             repeats=self.repeats,
+            weights=self.sampling,
             rank=self.world.rank,
             world_size=self.world.size,
         )

@@ -66,7 +66,7 @@ class PretrainJob(Job):
             seconds=monotonic() - started,
             skipped=splits.skipped,
             split=splits.parts.split,
-            measured=splits.parts.measured(len(splits.val), len(set(splits.val.labels)), str(recipe.data)),
+            measured=splits.parts.measured(len(splits.val), splits.measured_classes, str(recipe.data)),
         )
 
     def build(self, *, load: bool) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from transept.data.classification.image_set import label_words
 from transept.data.images import as_shown
 from transept.data.labels import drawing_color
 from transept.draw.boxes import add_objects
@@ -112,7 +113,8 @@ def draw_batch(images: Tensor | Sequence[Tensor], targets: Any, task: Any, path:
 
     Args:
         images: `b 3 h w`, normalised, or so many crops of each picture: then each picture is a row of crops.
-        targets: class numbers `b`, class numbers of pixels `b h w`, or a `Target` for each picture.
+        targets: class numbers `b`, 0 or 1 of each class `b k`, class numbers of pixels `b h w`, or a `Target` for each
+            picture.
         task: its `classes` and `preprocessing` are read.
         path: a PNG file to write.
     """
@@ -130,8 +132,8 @@ def draw_batch(images: Tensor | Sequence[Tensor], targets: Any, task: Any, path:
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.set_axis_off()
         picture = _as_taken(images[i], task.preprocessing)
-        if isinstance(targets, Tensor) and targets.ndim == 1:
-            axes.set_title(shorten(task.classes[int(targets[i])], 26), fontsize=7)
+        if isinstance(targets, Tensor) and targets.ndim <= 2:
+            axes.set_title(shorten(label_words(targets[i].numpy(), task.classes), 26), fontsize=7)
         elif isinstance(targets, Tensor):
             marked = overlay(to_pil_image(picture), targets[i].cpu().numpy().astype(np.int64), task.palette)
             picture = torch.from_numpy(np.array(marked)).permute(2, 0, 1)

@@ -126,6 +126,8 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         for meter in (self.module.train_meter, self.module.val_meter):
             _add_up(meter)
+        for task in (self.module.evaluated, *([] if self.shell is None else [self.shell])):
+            self.module.job.settle(task, self.module.val_meter)
         train, val = self.module.train_meter.means(), self.module.val_meter.means()
         self.row = {
             "epoch": trainer.current_epoch + 1,

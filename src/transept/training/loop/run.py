@@ -61,6 +61,10 @@ class Result:
     """Unreadable files left out."""
     test: Evaluation | None = None
     """Scores of the best weights on the test split, where the data has one."""
+    note: str = ""
+    """What the data has that was not used."""
+    interrupted: bool = False
+    """Ctrl-C came in the last step: what comes next is not to begin."""
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
@@ -208,7 +212,17 @@ def _result(folder: Path, job: Job, recorder: Recorder) -> Result:
     best = recorder.best
     metrics = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
     epochs = len(recorder.rows)
-    return Result(folder, metrics, job.score, int(best["epoch"]), epochs, recorder.seconds, len(job.skipped))
+    return Result(
+        folder,
+        metrics,
+        job.score,
+        int(best["epoch"]),
+        epochs,
+        recorder.seconds,
+        len(job.skipped),
+        note=job.splits.parts.note,
+        interrupted=recorder.interrupted,
+    )
 
 
 def _scaled(recipe: Recipe) -> Recipe:

@@ -76,15 +76,23 @@ class ClassifyOptions:
     distill: DistillOptions = field(default_factory=DistillOptions)
     label_smoothing: float = 0.1
     """Share of each label that is spread over all classes."""
+    multi_label: bool = False
+    """A picture has any number of labels, each learnt by itself: sigmoid and binary cross-entropy. `label_smoothing`
+    then moves each label towards 0.5. The data is a table."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a class counts in the loss by the inverse of its share of the training pictures, so that a rare one is
-    worth as much as a frequent one."""
+    worth as much as a frequent one; of several labels, those that are there count as much as those that are not."""
+    sampler: Literal["none", "balanced"] = "none"
+    """balanced: a training picture is drawn, with replacement, with the inverse of its class's share, so that an epoch
+    has about as many pictures of each class; of several labels, the rarest one decides."""
     crop_pct: float = 1.0
     """Share of the resized picture that evaluation keeps: 0.875 takes 224 of 256 pixels."""
 
     def __post_init__(self) -> None:
         check_within("[0, 1)", label_smoothing=self.label_smoothing)
         check_within("(0, 1]", crop_pct=self.crop_pct)
+        if self.multi_label and self.distill.kind != "none":
+            raise UsageError(f"multi_label=true, but distill.kind={self.distill.kind} teaches one class; leave one out")
 
 
 def _is_model(name: str) -> bool:

@@ -70,6 +70,8 @@ class Recipe(DataOptions):
             self._check_mix()
         else:
             self._refuse_classifiers_options()
+        if self.task != "detect" and self.detect.sampler != "none":
+            raise UsageError(f"detect.sampler is of task: detect, not of {self.task}")
         if self.task == "detect" and self.schedule.iterations is not None:
             raise UsageError(
                 f"schedule.iterations={self.schedule.iterations}, but detectors train by epochs; give schedule.epochs"
@@ -90,6 +92,8 @@ class Recipe(DataOptions):
             "classify.distill": self.classify.distill.kind != "none",
             "optimizer.layer_decay": self.optimizer.layer_decay is not None,
             "classify.augmentation.repeats": self.classify.augmentation.repeats > 1,
+            "classify.multi_label": self.classify.multi_label,
+            "classify.sampler": self.classify.sampler != "none",
         }.items():
             if on:
                 raise UsageError(f"{name} is of task: classify, not of {self.task}")
