@@ -43,6 +43,7 @@ def coco(
     names: Sequence[tuple[int, str]] = ((1, "cell"),),
     objects: Sequence[int] = (1,),
     parent: str = "",
+    outlines: bool = False,
 ) -> Path:
     """`count` pictures, with an object of each category of `objects`."""
     for each in (folder, file.parent):
@@ -51,6 +52,8 @@ def coco(
         Image.new("RGB", (48, 48), (i, 0, 0)).save(folder / f"{i}.png")
     images = [{"id": i, "file_name": f"{before}{i}.png", "width": 48, "height": 48} for i in range(count)]
     boxes = [{"image_id": i, "category_id": n, "bbox": [4, 4, 20, 20]} for i in range(count) for n in objects]
+    if outlines:
+        boxes = [box | {"segmentation": [[4, 4, 24, 4, 24, 24, 4, 24]]} for box in boxes]
     categories = [{"id": number, "name": name, "supercategory": parent} for number, name in names]
     annotations = [box | {"id": i} for i, box in enumerate(boxes)]
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
@@ -313,11 +316,11 @@ def class_splits(root: Path, **splits: int) -> None:
         fill(root / split, cat=count, dog=count)
 
 
-def coco_files(root: Path, **files: str) -> None:
+def coco_files(root: Path, *, outlines: bool = False, **files: str) -> None:
     """Names of annotation files to folders of pictures, with what file names begin with behind a colon."""
     for file, place in files.items():
         folder, _, before = place.partition(":")
-        coco(root / file, root / folder, before=before)
+        coco(root / file, root / folder, before=before, outlines=outlines)
 
 
 def table(root: Path, name: str) -> None:
@@ -435,6 +438,12 @@ HAVE: dict[str, tuple[Callable[[Path], Any], tuple[int, int, str | None]]] = {
     "`images/train/`, `masks/train/`, the same of `test`, and `classes.txt`": (
         lambda root: masks(root, train=5, test=2),
         (4, 1, "test"),
+    ),
+    "outlines in COCO's `annotations/instances_train.json`, `train/`, and for `val`, for a segmenter": (
+        lambda root: coco_files(
+            root, outlines=True, **{f"annotations/instances_{name}.json": name for name in ("train", "val")}
+        ),
+        (5, 5, None),
     ),
 }
 LOADERS: dict[str, Callable[..., Any]] = {
