@@ -27,7 +27,6 @@ from transept.tasks.labelling import (
     Classification,
     ClassificationInference,
     Labelling,
-    MultiLabel,
     SingleLabel,
     labelling_of,
 )
@@ -44,6 +43,7 @@ from transept.tasks.task import (
     Table,
     as_picture,
     check_classes,
+    evaluating,
 )
 from transept.weights.catalogue.records import Checkpoint
 from transept.weights.load import create_model
@@ -139,17 +139,13 @@ class Classifier(ModelTask):
         """All classes of each picture, the most probable first."""
         transform = eval_transform(self.preprocessing)
         device = next(self.parameters()).device
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             predictions = []
             for start in range(0, len(pictures), batch_size):
                 images = [transform(as_picture(each, self.in_chans)) for each in pictures[start : start + batch_size]]
                 batch = self.decode(self(torch.stack(images).to(device)), len(self.classes))
                 predictions += [Classification(labels, scores) for labels, scores in zip(*batch, strict=True)]
             return predictions
-        finally:
-            self.train(training)
 
     def items(self, prediction: Classification) -> list[Item]:
         labels, scores = prediction.labels.tolist(), prediction.scores.tolist()
@@ -184,7 +180,7 @@ class Classifier(ModelTask):
             choice=self.choice(options),
             known=self.classes if halves == "val" else None,
             val_fraction=options.val_fraction,
-            multi_label=isinstance(self.labelling, MultiLabel),
+            multi_label=self.labelling.is_multi,
             label_separator=options.label_separator,
             skip_bad_images=options.skip_bad_images,
             reading=self.reading_of(options),

@@ -18,6 +18,7 @@ from transept.errors import UsageError, unknown
 from transept.heads.instances import Detections, Size
 from transept.inference.windows import window_starts
 from transept.ops.boxes import nms_by_label
+from transept.tasks.task import evaluating
 
 _INSIDE, _AS_GOOD = 0.7, 0.5
 """Shares of the area and of the score of a box that a tile's border cuts, from which on another stands for it."""
@@ -99,9 +100,7 @@ def detect_pictures(
 ) -> list[Detections]:
     """See `Detector.predict`."""
     numbers = _class_numbers(detector.classes, inference.classes)
-    training = detector.training
-    detector.train(False)
-    try:
+    with evaluating(detector):
         detections: list[Detections] = []
         for start in range(0, len(pictures), inference.batch_size):
             images = [
@@ -116,8 +115,6 @@ def detect_pictures(
                     objects = objects._replace(masks=objects.image_masks((image.shape[-2], image.shape[-1])))
                 detections.append(objects)
         return detections
-    finally:
-        detector.train(training)
 
 
 def merge_detections(views: Sequence[Detections], iou_threshold: float = 0.5) -> Detections:

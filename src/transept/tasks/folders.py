@@ -29,7 +29,7 @@ from transept.files import write_together
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, family_of, find_model
 from transept.tasks.classify import Classifier
-from transept.tasks.labelling import MultiLabel
+from transept.tasks.labelling import labelling_of
 from transept.weights.card import MARKER, model_card
 from transept.weights.catalogue.records import CHECKPOINTS, Checkpoint
 from transept.weights.convert import dialect_of, from_official
@@ -329,8 +329,7 @@ def _describe(model: nn.Module, weights: str | None) -> _Saved:
             arguments[field.name] = value
     if backbone.is_pyramid:
         arguments |= {"features_only": True, "out_indices": backbone.out_indices}
-    labelling = classifier.labelling if classifier else None
-    several = labelling if isinstance(labelling, MultiLabel) else None
+    labelling = classifier.labelling.description() if classifier else {}
     config = _Config(
         architecture=architecture,
         num_classes=backbone.num_classes,
@@ -341,8 +340,8 @@ def _describe(model: nn.Module, weights: str | None) -> _Saved:
         task="classify" if classifier else None,
         label_names=classifier.classes if classifier else None,
         weights=origin.name if origin else None,
-        problem_type="multi_label_classification" if several else None,
-        thresholds=several.thresholds if several else None,
+        problem_type="multi_label_classification" if labelling.get("multi_label") else None,
+        thresholds=labelling.get("thresholds"),
     )
     state = {name: value.detach().contiguous() for name, value in backbone.state_dict().items()}
     if any(value.is_meta for value in state.values()):
@@ -440,7 +439,7 @@ def _build(config: _Config, path: Path, drop_path_rate: float) -> Backbone | Cla
         img_size=page["input_size"][1:], **{key: page[key] for key in ("crop_pct", "interpolation", "mean", "std")}
     )
     assert config.label_names is not None
-    labelling = MultiLabel(config.thresholds) if config.problem_type else None
+    labelling = labelling_of({"multi_label": config.problem_type is not None, "thresholds": config.thresholds})
     return Classifier(model, config.label_names, preprocessing, labelling=labelling).eval()
 
 

@@ -59,6 +59,8 @@ class Labelling(ABC):
 
     score: ClassVar[str]
     """The metric that decides which epoch is best, as the meters call it."""
+    is_multi: ClassVar[bool]
+    """A picture has any number of labels."""
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
@@ -136,6 +138,7 @@ class SingleLabel(Labelling):
     """A picture is of one class: softmax and cross-entropy."""
 
     score = "top1"
+    is_multi = False
 
     def description(self) -> dict[str, Any]:
         return {}
@@ -204,6 +207,7 @@ class MultiLabel(Labelling):
     """
 
     score = "map"
+    is_multi = True
 
     def __init__(self, thresholds: Sequence[float] | None = None) -> None:
         self.thresholds = None if thresholds is None else [float(each) for each in thresholds]

@@ -6,7 +6,6 @@ from pathlib import Path
 from transept.errors import TranseptError, UsageError
 from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
-from transept.tasks.labelling import MultiLabel
 from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.registry import TASKS
 from transept.tasks.run_folder import BEST, CONFIG, FOLDS
@@ -82,7 +81,7 @@ def load_features(source: str | PathLike[str]) -> FeatureExtractor:
     task = load(source)
     if task.is_dense:
         raise TranseptError(f"{str(source)!r} is a {task.kind}; --knn and --linear are for classifiers")
-    if isinstance(task, Classifier) and isinstance(task.labelling, MultiLabel):
+    if isinstance(task, Classifier) and task.labelling.is_multi:
         raise TranseptError(
             f"{str(source)!r} gives a picture any number of labels; --knn and --linear are for classifiers of one"
         )

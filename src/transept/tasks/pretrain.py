@@ -31,7 +31,7 @@ from transept.export.onnx import Exported
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
 from transept.tasks.saving import rebuild, tuples
-from transept.tasks.task import Evaluation, Halves, Item, ModelTask, Option, Picture, Results, as_picture
+from transept.tasks.task import Evaluation, Halves, Item, ModelTask, Option, Picture, Results, as_picture, evaluating
 from transept.weights.catalogue.records import Checkpoint
 from transept.weights.load import create_model
 
@@ -77,17 +77,14 @@ class FeatureExtractor(ModelTask):
     def predict(self, pictures: Sequence[Picture], inference: int | None = None) -> list[Tensor]:
         """RGB pictures of any sizes to the features `c` of each."""
         transform, device = eval_transform(self.preprocessing), next(self.parameters()).device
-        training, size = self.training, inference or 32
-        self.eval()
-        try:
+        size = inference or 32
+        with evaluating(self):
             starts = range(0, len(pictures), size)
             batches = [
                 torch.stack([transform(as_picture(each, self.in_chans)) for each in pictures[i : i + size]])
                 for i in starts
             ]
             return [features for batch in batches for features in self(batch.to(device))]
-        finally:
-            self.train(training)
 
     def columns(self, inference: int) -> dict[str, type]:
         raise self._no_classes()

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,7 +19,7 @@ from transept.data.labels import Color, drawing_palette
 from transept.data.resizing import Normalise, squashed
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
-from transept.data.segmentation.transforms import SegmentationPreprocessing, TestScale, segmentation_eval_transform
+from transept.data.segmentation.transforms import SegmentationPreprocessing, TestScale
 from transept.draw.frames import tinted_frame
 from transept.draw.overlay import draw_overlay, shares
 from transept.errors import TranseptError, UsageError
@@ -36,7 +35,7 @@ from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.saving import rebuild, tuples
 from transept.tasks.segment_methods import METHODS, check_parts
 from transept.tasks.segment_results import SegmenterResults, evaluate_segmenter
-from transept.tasks.task import Evaluation, Halves, Item, Option, Picture
+from transept.tasks.task import Evaluation, Halves, Item, Option, Picture, evaluating
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The ratios of multi-scale testing, as published."""
@@ -241,23 +240,20 @@ class Segmenter(DenseTask):
         """
         width, height = size_of(picture)
         device = next(self.parameters()).device
-        images = self._scaled(as_bytes(picture, self.in_chans).to(device), inference)
+        images = list(self._scaled(picture, inference))
         (crop, stride), classes = inference.windows, len(self.classes)
         widest = max(image.shape[-1] for image, _ in images)
         columns = max(1, min(width, _WHOLE // (classes * crop[0]) * width // widest))
         rows = max(1, _PIECE // (classes * width))
         labels = torch.empty(height, width, dtype=torch.uint8, device=inference.device or device)
         scores = torch.empty(height, width, device=labels.device)
-        normalise = Normalise(
-            self.preprocessing.mean, self.preprocessing.std
-        )  # window by window, for the memory's sake
         options: Any = dict(crop=crop, stride=stride, batch_size=inference.batch_size, device=inference.device)
-        with self._evaluating():
+        with evaluating(self):
             for left in range(0, width, columns):
                 right = min(left + columns, width)
                 views = [
                     ResizedWindows(
-                        lambda windows: self(normalise(tv_tensors.Image(windows)).as_subclass(Tensor)),
+                        lambda windows: self(self._normalised(windows)),  # floats are four times as many bytes
                         image,
                         (height, width),
                         (width - right, width - left) if flipped else (left, right),
@@ -272,11 +268,17 @@ class Segmenter(DenseTask):
                     scores[start:stop, left:right], labels[start:stop, left:right] = strip.max(dim=0)
         return Segmentation(labels.long(), scores)
 
-    def _scaled(self, image: Tensor, inference: SegmentationInference) -> list[tuple[Tensor, bool]]:
+    def _scaled(self, picture: Picture, inference: SegmentationInference) -> Iterator[tuple[Tensor, bool]]:
         """Bytes `c h w` of each scale, and whether they are of the mirror image."""
-        mirrors = (False, True) if inference.flip else (False,)
-        scaled = [TestScale(self.preprocessing, ratio)(tv_tensors.Image(image)) for ratio in inference.ratios]
-        return [(each.flip(-1) if flipped else each, flipped) for each in scaled for flipped in mirrors]
+        image = tv_tensors.Image(as_bytes(picture, self.in_chans).to(next(self.parameters()).device))
+        for ratio in inference.ratios:
+            scaled = TestScale(self.preprocessing, ratio)(image)
+            for flipped in (False, True) if inference.flip else (False,):
+                yield scaled.flip(-1) if flipped else scaled, flipped
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        normalise = Normalise(self.preprocessing.mean, self.preprocessing.std)
+        return normalise(tv_tensors.Image(images)).as_subclass(Tensor)
 
     @torch.inference_mode()
     def probabilities(self, picture: Picture, inference: SegmentationInference | None = None) -> Tensor:
@@ -303,21 +305,9 @@ class Segmenter(DenseTask):
 
     def _views(self, picture: Picture, inference: SegmentationInference) -> Iterator[tuple[Tensor, bool]]:
         """Logits `1 k h w` of each scale, at its own size, and whether they are of the mirror image."""
-        image = as_bytes(picture, self.in_chans).to(next(self.parameters()).device)
-        with self._evaluating():
-            for ratio in inference.ratios:
-                scaled = segmentation_eval_transform(self.preprocessing, ratio)(tv_tensors.Image(image))[None]
-                for flipped in (False, True) if inference.flip else (False,):
-                    yield self.logits(scaled.flip(-1) if flipped else scaled, inference), flipped
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
+        with evaluating(self):
+            for image, flipped in self._scaled(picture, inference):
+                yield self.logits(self._normalised(image)[None], inference), flipped
 
     def logits(self, images: Tensor, inference: SegmentationInference) -> Tensor:
         """Normalised images `b 3 H W` to logits `b k H W`: at once, or by sliding windows where there is a crop."""

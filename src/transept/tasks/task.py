@@ -7,11 +7,12 @@ more than stands here. A further task is one file with a `Task`, and one line in
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from PIL import Image
 from torch import nn
@@ -22,7 +23,6 @@ from transept.checks import shown
 from transept.data.images import DARK, Picture, Skipped, as_array, as_bytes, is_unstated, plain_skipped, read_image
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.splits import Choice
-from transept.draw.frames import labelled_frame
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.files import write_together
@@ -38,6 +38,23 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 """The formats of drawings."""
 TABLE_ENDINGS = (".csv", ".parquet")
 """The formats of tables of answers."""
+
+
+class _Module(Protocol):
+    training: bool
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
+@contextmanager
+def evaluating(module: _Module) -> Iterator[None]:
+    """The module in evaluation mode, and then as it was."""
+    training = module.training
+    module.train(False)
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 class Item(NamedTuple):
@@ -292,6 +309,8 @@ class Task(nn.Module, ABC):
 
     def draw_frame(self, picture: Image.Image, prediction: Any) -> Image.Image:
         """A frame of a video with the prediction, of the same size."""
+        from transept.draw.frames import labelled_frame  # Matplotlib, for which only drawing waits
+
         return labelled_frame(picture, [(item.label, item.score) for item in self.items(prediction)])
 
     @abstractmethod
