@@ -10,7 +10,7 @@ from PIL import Image
 
 from transept.data.detection.scenes import SceneDetection
 from transept.data.scenes import DigitScenes
-from transept.draw.scores import draw_precision_recall
+from transept.draw.precision_recall import draw_precision_recall
 from transept.metrics.detection import detection_scores
 from transept.tasks.detect_report import DetectorReport
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,10 +24,12 @@ LARGEST = 2800
 """Pixels of the longest side of a drawn figure; more of the picture's own are not seen."""
 _CLEAR = 1000
 """Longest side in pixels below which a picture is enlarged, so that outlines of masks stay thin and smooth."""
-_STRENGTH = 0.42
+STRENGTH = 0.42
 """Opacity of the classes' colours inside masks; less inside those that take much of the picture."""
-_TOO_MUCH = 0.75
+TOO_MUCH = 0.75
 """Cost (see `place_label`) above which a label is left out; a legend then says what its colour means."""
+DASHES = (0, (3, 1.5))
+"""Line of objects that were missed."""
 
 
 class _Label(NamedTuple):
@@ -155,7 +157,7 @@ def _tinted(picture: Image.Image, masks: Sequence[np.ndarray] | np.ndarray, colo
         part = part.point([255 * (value >= 128) for value in range(256)])
         inside = np.asarray(part) > 0
         window = (slice(y1 * times, y2 * times), slice(x1 * times, x2 * times))
-        strength = _STRENGTH * (1 - 0.5 * (inside.sum() / canvas[..., 0].size) ** 0.5)
+        strength = STRENGTH * (1 - 0.5 * (inside.sum() / canvas[..., 0].size) ** 0.5)
         canvas[window][inside] = canvas[window][inside] * (1 - strength) + np.array(colors[i]) * strength
         outline = inside & (np.asarray(part.filter(ImageFilter.MinFilter(line))) == 0)
         outlines.append((window, outline, colors[i]))
@@ -171,24 +173,35 @@ def _draw_boxes(
     for i in np.argsort(-sides, kind="stable"):  # what is small lies on top
         x1, y1, x2, y2 = boxes[i]
         line = min(0.7 if thin else 1.0, max(0.4, 0.06 * float(sides[i])))
-        dark = withStroke(linewidth=line + 0.6, foreground=(0, 0, 0, 0.45))  # keeps it visible on its own colour
-        axes.add_patch(
-            Rectangle(
-                (x1, y1),
-                x2 - x1,
-                y2 - y1,
-                fill=False,
-                edgecolor=_unit(colors[i]),
-                linewidth=line,
-                linestyle=(0, (3, 1.5)) if dashed[i] else "solid",
-                path_effects=[dark],
-            )
+        add_outline(axes, (x1, y1, x2, y2), _unit(colors[i]), line, line + 0.6, dashed=bool(dashed[i]))
+
+
+def add_outline(
+    axes: Axes, box: tuple[float, float, float, float], color: Any, line: float, around: float, *, dashed: bool
+) -> None:
+    """A box x1 y1 x2 y2. The line is dark `around` it, which keeps it visible on its own colour; both in points."""
+    x1, y1, x2, y2 = box
+    axes.add_patch(
+        Rectangle(
+            (x1, y1),
+            x2 - x1,
+            y2 - y1,
+            fill=False,
+            edgecolor=color,
+            linewidth=line,
+            linestyle=DASHES if dashed else "solid",
+            path_effects=[withStroke(linewidth=around, foreground=(0, 0, 0, 0.45))],
         )
+    )
+
+
+def is_bright(color: RGB) -> bool:
+    """Whether black letters are read better on it than white ones."""
+    red, green, blue = color
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 150
 
 
 def _draw_label(axes: Axes, chip: _Label, unit: float) -> None:
-    red, green, blue = chip.color
-    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 150
     axes.add_patch(
         Rectangle((chip.x, chip.y), chip.width, chip.height, facecolor=_unit(chip.color), alpha=0.88, linewidth=0)
     )
@@ -196,7 +209,7 @@ def _draw_label(axes: Axes, chip: _Label, unit: float) -> None:
         chip.x + chip.width / 2,
         chip.y + chip.height / 2,
         chip.text,
-        color="black" if bright else "white",
+        color="black" if is_bright(chip.color) else "white",
         fontsize=chip.height / unit / 1.36,
         ha="center",
         va="center_baseline",
@@ -227,7 +240,7 @@ def _place_labels(
         if chip[0] > size[0] or chip[1] > size[1]:
             continue
         corner, cost = place_label(i, chip, boxes, areas, placed, size)
-        if cost <= _TOO_MUCH:
+        if cost <= TOO_MUCH:
             placed = np.vstack((placed, [*corner, *(corner + chip)]))
             yield _Label(text, palette[int(labels[i])], *corner, *chip)
 

@@ -7,16 +7,12 @@ import numpy as np
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from transept.draw.boxes import place_label
+from transept.draw.boxes import STRENGTH, TOO_MUCH, is_bright, place_label
 from transept.draw.legend import RGB, shorten
 from transept.draw.overlay import overlay, shares
 
-_STRENGTH = 0.42
-"""Opacity of the classes' colours inside masks."""
 _MOST = 8
 """Classes in a legend."""
-_TOO_MUCH = 0.75
-"""Cost of its place (see `place_label`) above which a label is left out."""
 _DARK = (0, 0, 0, 150)
 
 
@@ -81,20 +77,19 @@ def _label(
         if chip[0] > size[0] or chip[1] > size[1]:
             continue
         corner, cost = place_label(i, chip, boxes, areas, placed, size)
-        if cost > _TOO_MUCH:
+        if cost > TOO_MUCH:
             continue
         placed = np.vstack((placed, [*corner, *(corner + chip)]))
         pencil.rectangle((*corner, *(corner + chip)), fill=colors[i])
-        bright = np.dot(colors[i], (0.299, 0.587, 0.114)) > 150
         x, y = (corner + chip / 2).tolist()
-        pencil.text((x, y), texts[i], "black" if bright else "white", font, anchor="mm")
+        pencil.text((x, y), texts[i], "black" if is_bright(colors[i]) else "white", font, anchor="mm")
 
 
 def _with_masks(picture: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[RGB]) -> Image.Image:
     pixels = np.array(picture.convert("RGB"))
     for i, color in enumerate(colors):
         inside = masks[i]
-        pixels[inside] = (pixels[inside] * (1 - _STRENGTH) + np.array(color) * _STRENGTH).astype(np.uint8)
+        pixels[inside] = (pixels[inside] * (1 - STRENGTH) + np.array(color) * STRENGTH).astype(np.uint8)
     return Image.fromarray(pixels)
 
 

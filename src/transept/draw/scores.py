@@ -1,11 +1,10 @@
-"""Pictures of scores: which classes are taken for which, how far probabilities can be believed, precision and recall.
+"""Pictures of scores: which classes are taken for which, how far probabilities can be believed.
 
 Colours are of one hue from light to dark, or Okabe and Ito's, which people with any colour vision tell apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,10 +16,7 @@ from transept.files import write_atomically
 from transept.metrics.calibration import Calibration
 
 RIGHT, WRONG, MISSED = "#0072b2", "#d55e00", "#f0e442"
-_GRID, _QUIET = "#dddddd", "#777777"
-_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#b8a800")
-_CURVES = 8
-"""Of more classes the worst and the best half as many are drawn."""
+_GRID, QUIET = "#dddddd", "#777777"
 _NUMBERED = 15
 """Classes up to which each cell has its share written in it."""
 _NAMED = 201
@@ -90,59 +86,23 @@ def draw_calibration(
     middle, width = (np.arange(bins) + 0.5) / bins, 0.92 / bins
     shares, label = np.nan_to_num(curve.accuracy), right.removeprefix("that is ")
     upper.bar(middle, shares, width, color=RIGHT, alpha=0.75, label=label)
-    upper.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle="--", label="if probabilities were exact")
+    upper.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--", label="if probabilities were exact")
     upper.plot(curve.confidence, curve.accuracy, "o", color=WRONG, markersize=4, label="at the bin's mean probability")
     upper.set(ylabel=f"share {right}", xlim=(0, 1), ylim=(0, 1))
     upper.legend(framealpha=0.85, edgecolor="none", fontsize=8, loc="upper left")
-    upper.set_title(f"expected calibration error {curve.ece:.2%}", loc="right", fontsize=9, color=_QUIET)
-    lower.bar(middle, curve.pictures, width, color=_QUIET)
+    upper.set_title(f"expected calibration error {curve.ece:.2%}", loc="right", fontsize=9, color=QUIET)
+    lower.bar(middle, curve.pictures, width, color=QUIET)
     lower.set(ylabel=unit, xlabel=f"probability of {of}")
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     upper.yaxis.set_major_formatter(PercentFormatter(1.0))
     lower.xaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (upper, lower):
-        _tidy(axes)
+        tidy(axes)
     write_atomically(path, figure.savefig)
 
 
-def draw_precision_recall(curves: Mapping[str, np.ndarray], path: Path) -> None:
-    """Precision at evenly spaced recalls from 0 to 1 of each class, and the mean; of many the worst and the best."""
-    known = {name: curve for name, curve in curves.items() if not np.isnan(curve).any()}
-    ranked = sorted(known, key=lambda name: -float(known[name].mean()))
-    half = _CURVES // 2
-    chosen = ranked if len(ranked) <= _CURVES else ranked[:half] + ranked[-half:]
-    longest = max((len(shorten(name)) for name in chosen), default=0)
-    figure = Figure(figsize=(6 + 0.068 * max(longest, 18), 4), dpi=144, layout="constrained")
-    axes = figure.subplots()
-    for i, name in enumerate(chosen):
-        style = "solid" if len(ranked) <= _CURVES or i < half else "dashed"
-        _draw_curve(axes, known[name], name, color=_COLORS[i % len(_COLORS)], linestyle=style, linewidth=1.2)
-    if known:
-        mean = np.mean(list(known.values()), axis=0)
-        number = "1 class" if len(known) == 1 else f"{len(known)} classes"
-        _draw_curve(axes, mean, f"mean of {number}", color="black", linewidth=2.2)
-    axes.set(xlabel="recall: share of the objects that is found", ylabel="precision: share of the boxes that is right")
-    axes.set(xlim=(0, 1), ylim=(0, 1.01))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
-    title = "at an overlap of 0.5" + (
-        "" if len(chosen) == len(known) else f"; the {half} best classes and the {half} worst"
-    )
-    axes.set_title(title, loc="left", fontsize=9, color=_QUIET)
-    if known:
-        figure.legend(
-            loc="outside right upper", frameon=False, fontsize=8, title="AP50", title_fontsize=8, alignment="left"
-        )
-    _tidy(axes)
-    write_atomically(path, figure.savefig)
-
-
-def _draw_curve(axes: Axes, curve: np.ndarray, name: str, **style: Any) -> None:
-    label = f"{curve.mean():.1%}  {shorten(name)}"
-    axes.plot(np.linspace(0, 1, len(curve)), curve, label=label, clip_on=False, **style)
-
-
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """A faint grid, and no frame."""
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from transept.draw.boxes import add_outline
 from transept.draw.legend import shorten
 from transept.files import write_atomically
 
@@ -56,18 +55,8 @@ def _draw_picture(axes: Axes, item: Labelled) -> None:
     # Tiny pictures show their pixels, as they are.
     axes.imshow(item.picture, interpolation="nearest" if max(item.picture.size) < 64 else "antialiased")
     for (x1, y1, x2, y2), color, dashed in item.marks:
-        axes.add_patch(
-            Rectangle(
-                (x1 - 0.5, y1 - 0.5),  # pixels lie around their numbers
-                x2 - x1,
-                y2 - y1,
-                fill=False,
-                edgecolor=color,
-                linewidth=1.2,
-                linestyle=(0, (3, 1.5)) if dashed else "solid",
-                path_effects=[withStroke(linewidth=2, foreground=(0, 0, 0, 0.45))],
-            )
-        )
+        box = (x1 - 0.5, y1 - 0.5, x2 - 0.5, y2 - 0.5)  # pixels lie around their numbers
+        add_outline(axes, box, color, 1.2, 2, dashed=dashed)
     axes.set_axis_off()
     title = shorten(item.name, 26) if item.truth is None else f"{shorten(item.name, 26)}\nis: {shorten(item.truth, 22)}"
     axes.set_title(title, fontsize=6.5, color=_QUIET, pad=2)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from transept.draw.boxes import add_objects
+from transept.draw.boxes import DASHES, add_objects
 from transept.draw.legend import RGB, entry, shorten
 from transept.draw.overlay import overlay
 from transept.draw.scores import MISSED, RIGHT, WRONG
@@ -59,7 +59,7 @@ def draw_judged(items: Sequence[Judged], path: Path) -> None:
     handles = [
         Line2D([], [], color=RIGHT, label="right box"),
         Line2D([], [], color=WRONG, label="false box"),
-        Line2D([], [], color=MISSED, linestyle=(0, (3, 1.5)), label="object that was missed"),
+        Line2D([], [], color=MISSED, linestyle=DASHES, label="object that was missed"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     write_atomically(path, figure.savefig)

@@ -15,7 +15,8 @@ import numpy as np
 from transept.data.detection.target import DetectionSet
 from transept.data.images import as_shown
 from transept.draw.legend import shorten
-from transept.draw.scores import MISSED, WRONG, draw_precision_recall
+from transept.draw.precision_recall import draw_precision_recall
+from transept.draw.scores import MISSED, WRONG
 from transept.draw.sheet import Labelled, Mark, draw_sheet
 from transept.draw.worst import Judged, draw_judged
 from transept.metrics.classes import ClassScores, class_scores, most_confused, plain_classes
@@ -146,11 +147,9 @@ class DetectorReport:
 
     def _sheets(self, pictures: DetectionSet) -> Files:
         """worst.png: the most missed objects and false boxes; confident.png: false boxes of the highest scores."""
-        matches, counted = self.matches, shown(self.matches, self.thresholds)
-        missed = self._missed(counted)
-        number = len(pictures)
-        wrong = np.bincount(matches.found.picture[counted & matches.is_false], minlength=number)
-        wrong += np.bincount(matches.objects.picture[missed], minlength=number)
+        matches, number = self.matches, len(pictures)
+        wrong = np.bincount(matches.found.picture[self._counted & matches.is_false], minlength=number)
+        wrong += np.bincount(matches.objects.picture[self._missed], minlength=number)
         order = np.argsort(-wrong, kind="stable")
         order = order[wrong[order] > 0][:SHEET]
         confident = np.flatnonzero(matches.is_false)[:SHEET]
@@ -161,20 +160,24 @@ class DetectorReport:
             files["confident.png"] = partial(self._draw_confident, pictures, confident.tolist())
         return files
 
-    def _missed(self, counted: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _counted(self) -> np.ndarray:
+        """Which boxes have the score of their class."""
+        return shown(self.matches, self.thresholds)
+
+    @cached_property
+    def _missed(self) -> np.ndarray:
         """Which objects no counted box found."""
         found_by = self.matches.found_by
-        return (found_by < 0) | ~np.append(counted, False)[found_by]
+        return (found_by < 0) | ~np.append(self._counted, False)[found_by]
 
     def _draw_worst(self, pictures: DetectionSet, order: Sequence[int], path: Path) -> None:
-        matches, counted = self.matches, shown(self.matches, self.thresholds)
-        missed = self._missed(counted)
-        items = []
+        matches, items = self.matches, []
         for number in order:
             picture, scale = _reduced(as_shown(pictures[number][0]), _LONGEST)
-            here = counted & (matches.found.picture == number)
+            here = self._counted & (matches.found.picture == number)
             right, false = here & ~matches.is_false, here & matches.is_false
-            unseen = missed & (matches.objects.picture == number)
+            unseen = self._missed & (matches.objects.picture == number)
             said = [
                 f"{shorten(self.names[label], 20)} {score:.2f}"
                 for label, score in zip(matches.found.label[false], matches.score[false], strict=True)

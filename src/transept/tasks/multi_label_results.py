@@ -8,14 +8,14 @@ import numpy as np
 
 from transept.data.classification.image_set import ImageSet, label_words
 from transept.data.images import Skipped, as_shown
-from transept.draw.precision_recall import ClassCurve, draw_precision_recall
+from transept.draw.precision_recall import ClassCurve, draw_threshold_curves
 from transept.draw.scores import draw_calibration
 from transept.draw.sheet import Labelled, draw_sheet
 from transept.metrics.calibration import calibration
 from transept.metrics.classes import plain_classes
 from transept.metrics.multi_label import MultiLabelMeter, MultiLabelScores, curve_of, multi_label_scores
 from transept.tasks.classify_results import plain_curve
-from transept.tasks.reports import SHEET, Files, class_notes, class_table, write_csv
+from transept.tasks.reports import SHEET, Files, class_notes, class_table, per_class_file
 from transept.tasks.task import Column, Evaluation, Table
 from transept.words import distinct, percent, plain_number
 
@@ -47,8 +47,6 @@ def multi_label_evaluation(
         f"mAP {percent(scores.map)}   macro F1 {percent(scores.macro_f1)}   micro F1 {percent(scores.micro_f1)}   "
         f"loss {loss:.4f}   calibration error {curve.ece:.2%}"
     )
-    header = ["class", *next(iter(per_class.values()))]
-    rows = [[name, *figures.values()] for name, figures in per_class.items()]
     return Evaluation(
         metrics={
             "loss": loss,
@@ -66,7 +64,7 @@ def multi_label_evaluation(
         seconds=seconds,
         skipped=skipped,
         notes=class_notes(classes, scores.classes.support, (probabilities >= thresholds).sum(axis=0), "pictures"),
-        files={"per_class.csv": partial(write_csv, header, rows)}
+        files=per_class_file(per_class)
         | _curves(classes, labels, probabilities, scores)
         | {
             "calibration.png": partial(
@@ -99,7 +97,7 @@ def _curves(classes: Sequence[str], labels: np.ndarray, probabilities: np.ndarra
         # From the highest threshold on: recall rises.
         line = curve.recall[::-1], curve.precision[::-1]
         curves.append(ClassCurve(name, float(scores.average_precision[i]), *line, chosen))
-    return {"precision_recall.png": partial(draw_precision_recall, curves)} if curves else {}
+    return {"precision_recall.png": partial(draw_threshold_curves, curves)} if curves else {}
 
 
 def _draw_worst(

@@ -29,6 +29,13 @@ def write_csv(header: Sequence[Any], rows: Iterable[Sequence[Any]], path: Path) 
         writer.writerows(rows)
 
 
+def per_class_file(per_class: Mapping[str, Mapping[str, Any]]) -> Files:
+    """per_class.csv, with the figures of each class."""
+    header = ["class", *next(iter(per_class.values()))]
+    rows = [[name, *figures.values()] for name, figures in per_class.items()]
+    return {"per_class.csv": partial(write_csv, header, rows)}
+
+
 def class_files(
     per_class: Mapping[str, Mapping[str, Any]],
     matrix: np.ndarray,
@@ -47,11 +54,8 @@ def class_files(
         more: names of rows and columns behind those of the classes.
     """
     names = [*distinct(classes), *more]
-    header = ["class", *next(iter(per_class.values()))]
-    rows = [[name, *figures.values()] for name, figures in per_class.items()]
     counts = [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)]
-    return {
-        "per_class.csv": partial(write_csv, header, rows),
+    return per_class_file(per_class) | {
         "confusion.csv": partial(write_csv, ["true", *names], counts),
         "confusion.png": partial(draw_confusion, matrix, names, names, unit),
     }

@@ -138,16 +138,16 @@ class CocoSet(DetectionSet):
                 example = f"; e.g. {self.skipped[0].reason}" if counts is self.reasons else ""
                 warn(f"{str(self.file)!r}, {what}: {reasons}{example}")
 
-    def picture(self, index: int) -> np.ndarray:
-        """Bytes `H W c`.
+    def picture(self, index: int, reading: Reading) -> np.ndarray:
+        """Bytes `H W c`, read so.
 
         Raises:
             BadImageError: as when it is taken with its objects.
         """
         path, (height, width) = self.paths[index], self.sizes[index]
-        picture = as_array(read_image(path, reading=self.reading))
+        picture = as_array(read_image(path, reading=reading))
         if picture.shape[:2] != (height, width):  # annotated as it is stored, not as it is seen
-            picture = as_array(read_image(path, upright=False, reading=self.reading))
+            picture = as_array(read_image(path, upright=False, reading=reading))
         if picture.shape[:2] != (height, width):
             raise BadImageError(
                 path, f"is {picture.shape[1]} x {picture.shape[0]}, but {str(self.file)!r} says {width} x {height}"
@@ -171,7 +171,7 @@ class CocoSet(DetectionSet):
         kept = self._kept.get(index)
         if kept is not None:
             return kept
-        picture = self.picture(index)
+        picture = self.picture(index, self.reading)
         if picture.nbytes <= self._room:
             self._room -= picture.nbytes
             self._kept[index] = picture

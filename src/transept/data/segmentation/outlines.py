@@ -9,10 +9,11 @@ import numpy as np
 from transept.data.detection.categories import Coco
 from transept.data.detection.coco_set import CocoSet
 from transept.data.detection.masks import mask_api, run_lengths
-from transept.data.detection.sets import read_annotations
+from transept.data.detection.sets import NoAnnotationsError, read_annotations
 from transept.data.labels import LabelTable, table_of_names
 from transept.data.segmentation.pictures import MaskedPictures
 from transept.data.splits import Choice, Parts
+from transept.errors import TranseptError
 from transept.ops.masks import IGNORE_LABEL
 
 BACKGROUND = "background"
@@ -48,8 +49,7 @@ class OutlinedPictures(MaskedPictures):
         shapes = [(label, run_lengths(outline, size)) for label, outline in self._objects.outlines(number)]
         for label, shape in sorted(shapes, key=lambda each: api.area(each[1]), reverse=True):
             labels[api.decode(shape) == 1] = self._labels[label]
-        self._objects.reading = self.reading
-        return self._objects.picture(number), labels
+        return self._objects.picture(number, self.reading), labels
 
 
 def load_outlines(
@@ -66,9 +66,15 @@ def load_outlines(
     The classes are `BACKGROUND`, unless one of the objects' has this name, and those of the objects; or the known ones.
 
     Raises:
-        TranseptError: as `load_detection_splits` with masks, of which every object needs one.
+        TranseptError: there are none, and as `load_detection_splits` with masks, of which every object needs one.
     """
-    found = read_annotations(data, halves=halves, choice=choice, known=known, val_fraction=val_fraction, masks=True)
+    try:
+        found = read_annotations(data, halves=halves, choice=choice, known=known, val_fraction=val_fraction, masks=True)
+    except NoAnnotationsError as error:
+        raise TranseptError(
+            f"{data!r} has neither masks nor outlines of objects; put pictures and masks into images/training, "
+            "annotations/training, images/validation and annotations/validation"
+        ) from error
     names = found.order.names if known is None else list(known)
     if known is None and _ground(names) not in names:
         names = [BACKGROUND, *names]

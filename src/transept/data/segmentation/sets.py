@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 
-from transept.data.detection.sets import NoAnnotationsError
 from transept.data.hub import HUB, load_hub
 from transept.data.images import (
     EXTENSIONS,
@@ -143,7 +142,14 @@ def load_segmentation_splits(
     elif root.is_dir() and (folders := _split_folders(root, choice)):
         sets, parts, skipped = _folder_sets(root, folders, halves, choice, classes, reduce_zero_label, val_fraction)
     elif root.exists():
-        sets, parts = _outlined_sets(root, halves, choice, classes or known, val_fraction, skip_bad_annotations)
+        sets, parts = load_outlines(
+            data,
+            halves=halves,
+            choice=choice,
+            known=classes or known,
+            val_fraction=val_fraction,
+            skip_bad_annotations=skip_bad_annotations,
+        )
     else:
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with images/ and annotations/")
     reading = complete(reading, (sets[0] if len(sets[0]) else sets[1]).some_files())
@@ -291,30 +297,6 @@ def _split_folders(root: Path, choice: Choice) -> dict[str, tuple[Path, Path]]:
     return _find_folders(root, _FLAT, choice)
 
 
-def _outlined_sets(
-    root: Path,
-    halves: Literal["both", "val"],
-    choice: Choice,
-    known: Sequence[str] | None,
-    val_fraction: float,
-    skip_bad_annotations: bool,
-) -> tuple[list[MaskedPictures], Parts]:
-    try:
-        return load_outlines(
-            str(root),
-            halves=halves,
-            choice=choice,
-            known=known,
-            val_fraction=val_fraction,
-            skip_bad_annotations=skip_bad_annotations,
-        )
-    except NoAnnotationsError as error:
-        raise TranseptError(
-            f"{str(root)!r} has neither masks nor outlines of objects; put pictures and masks into images/training, "
-            "annotations/training, images/validation and annotations/validation"
-        ) from error
-
-
 def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], choice: Choice) -> dict[str, tuple[Path, Path]]:
     found: dict[str, tuple[Path, Path]] = {}
     for masks in layout[1]:
@@ -327,9 +309,14 @@ def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], choice: Choic
 
 
 def _holds_text(folder: Path) -> bool:
-    """Whether there are no masks but YOLO's outlines."""
-    endings = {file.suffix.lower() for file in files_below(folder)}
-    return ".txt" in endings and not endings.intersection(EXTENSIONS)
+    """Whether there are no masks but YOLO's outlines; folders of masks are known by the first."""
+    found = False
+    for file in files_below(folder):
+        ending = file.suffix.lower()
+        if ending in EXTENSIONS:
+            return False
+        found = found or ending == ".txt"
+    return found
 
 
 def _masks_end_so(folder: Path, ending: str) -> bool:

@@ -24,7 +24,7 @@ def read_yolo(root: Path) -> dict[str, Annotated] | None:
     pages = {file: page for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if (page := _page(file))}
     if not pages:
         file = next((each for each in (root / "classes.txt", root / "labels" / "classes.txt") if each.is_file()), None)
-        if file is None or not any(_is_label(each) for each in files_below(root)):
+        if file is None or not any(_is_label(each.relative_to(root)) for each in files_below(root)):
             return None
         names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
         pages = {file: {"names": names}}
