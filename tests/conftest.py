@@ -2,14 +2,13 @@
 
 import gc
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.stand_in_hub import Hub
+from tests.stand_in_hub import Hub, running_hub
 
 pytest.register_assert_rewrite("tests.contract")
 
@@ -45,7 +44,5 @@ def _seed() -> None:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield running
-        running.shutdown()
+    with running_hub() as hub:
+        yield hub

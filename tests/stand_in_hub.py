@@ -12,6 +12,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,6 +214,14 @@ def attempt(name, function, *args, **options):
         found[name] = f"{type(error).__name__}: {error}"
 found = {}
 """
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    with Hub() as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        yield hub
+        hub.shutdown()
 
 
 def client(code: str, home: Path, endpoint: str, **variables: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transept.data.classification.transforms import Preprocessing
 from transept.data.segmentation.transforms import SegmentationPreprocessing
 from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
-from transept.export.onnx import METADATA, onnx_runner, pt2_runner
+from transept.export.onnx import METADATA, Run, onnx_runner, pt2_runner
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import METHODS, create_segmenter
 
@@ -22,21 +23,33 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
+def read_onnx(path: Path) -> tuple[dict[str, Any], Run]:
+    about = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map[METADATA]
+    return json.loads(about), onnx_runner(path)
+
+
+def read_pt2(path: Path) -> tuple[dict[str, Any], Run]:
+    extra = {f"{METADATA}.json": ""}
+    torch.export.load(path, extra_files=extra)
+    return json.loads(extra[f"{METADATA}.json"]), pt2_runner(path)
+
+
+READERS = {"onnx": read_onnx, "pt2": read_pt2}
+
+
+@pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 @torch.no_grad()
-def test_a_classifier_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_classifier_of_any_size(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Sizes that neither the trace nor the command's own check has seen, beside eager."""
     classifier = a_classifier()
     classifier.save(tmp_path / "best.safetensors")
-    words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path), "--dynamic-size", "--format", "onnx"]
+    words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path), "--dynamic-size", "--format", kind]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "of any one size whose sides are multiples of 16." in out
     assert "logits at 96 x 80" in out
-    about = json.loads(
-        onnxruntime.InferenceSession(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map[METADATA]
-    )
+    about, run = READERS[kind](tmp_path / f"model.{kind}")
     assert (about["img_size"], about["size_step"]) == ([64, 64], 16)
-    run = onnx_runner(tmp_path / "model.onnx")
     for batch, height, width in ((1, 64, 64), (5, 48, 112), (2, 224, 32)):
         images = torch.randn(batch, 3, height, width)
         expected = classifier(images)

@@ -188,7 +188,7 @@ def digits() -> tuple[torch.Tensor, Target]:
 @pytest.mark.parametrize(
     ("method", "steps"),
     [
-        ("retinanet", 160),
+        pytest.param("retinanet", 160, marks=pytest.mark.slow),
         ("mask_rcnn", 70),
         pytest.param("fcos", 250, marks=pytest.mark.slow),
         pytest.param("atss", 250, marks=pytest.mark.slow),

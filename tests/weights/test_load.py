@@ -208,10 +208,17 @@ def test_public_names():
 
 
 def test_everything_but_training_works_without_the_extras():
-    """Modules above `train` must not need Lightning, so a base install labels pictures."""
+    """Modules above `train` must not need Lightning, so a base install labels pictures.
+
+    timm was there first and is told what it lacks; the other order: tests/test_start_up.py. One process for both, since
+    each takes seconds to start.
+    """
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['lightning', 'torchmetrics', 'tensorboard'])); "
-        "import importlib\n"
+        "import importlib, timm, transept\n"
+        "assert {'crossformer_small', 'cat_tiny', 'cabvit_h_l1'} <= set(timm.list_models())\n"
+        "assert timm.create_model('xcit_nano_12_p16_224').__module__.startswith('timm')\n"
+        "assert type(timm.create_model('crossformer_tiny')).__module__ == 'transept.models.crossformer'\n"
         "for verb in ('models', 'info', 'count', 'eval', 'predict'): importlib.import_module(f'transept.cli.{verb}')\n"
         "from transept.cli.main import main; sys.exit(main(['train', 'digits']))"
     )

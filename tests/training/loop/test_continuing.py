@@ -30,7 +30,7 @@ def recipe(*options: str) -> Recipe:
     return parse_recipe(read_recipe("digits"), [*OPTIONS, *options])
 
 
-@pytest.fixture(scope="module", params=DECAYS)
+@pytest.fixture(scope="module", params=["cosine", pytest.param("poly", marks=pytest.mark.slow)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished run of four steps, and the options of its schedule."""
     torch.set_num_threads(1)

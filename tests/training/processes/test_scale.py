@@ -295,8 +295,7 @@ def test_what_several_processes_cannot_do_is_refused():
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        ("--hardware.grad_checkpointing true", 1e-6),
-        ("--hardware.channels_last true", 1e-6),
+        ("--hardware.grad_checkpointing true --hardware.channels_last true", 1e-6),
         ("--precision bf16-mixed --hardware.grad_checkpointing true --hardware.channels_last true", 1e-2),
         pytest.param("--hardware.compile true --hardware.grad_checkpointing true", 1e-5, marks=pytest.mark.slow),
         pytest.param("--hardware.compile true --hardware.devices 2", 1e-5, marks=pytest.mark.slow),

@@ -6,21 +6,34 @@ Large files go by the git-lfs protocol; Xet, which needs the hub's own storage s
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import transept
-from tests.stand_in_hub import TOKEN, Hub, Repository, client
+from tests.stand_in_hub import TOKEN, Hub, Repository, client, running_hub
 from tests.weights.helpers import OFFLINE
 
-
-def test_push_and_pull(hub: Hub, tmp_path: Path):
-    hub.repositories["me/open"] = Repository()
-    hub.repositories["me/words"] = Repository()
-    hub.repositories["me/words"].add({"README.md": b"---\nlicense: mit\n---\n# My own words\n"})
-    found = client(
-        f"""
+REFUSED = f"""
+pull = transept.from_pretrained
+attempt("absent", pull, "them/absent", token={TOKEN!r})
+attempt("hidden", pull, "them/hidden")
+attempt("gated", pull, "them/gated", token={TOKEN!r})
+attempt("bad token", pull, "them/odd", token="hf_bad")
+attempt("empty", pull, "them/hidden", token={TOKEN!r})
+attempt("pickled", pull, "them/pickled")
+attempt("cut", pull, "them/cut")
+attempt("odd", pull, "them/odd")
+attempt("revision", pull, "them/odd", revision="v1")
+attempt("name", pull, "them/o dd")
+attempt("not ours", transept.push_to_hub, make(), "them/new", token={TOKEN!r})
+attempt("no right", transept.push_to_hub, make(), "them/odd", token={TOKEN!r})
+attempt("no token", transept.push_to_hub, make(), "me/new")
+attempt("no branch", transept.push_to_hub, make(), "me/branch", token={TOKEN!r}, revision="v1")
+"""
+PUSHED = f"""
 from transept.data.classification.transforms import Preprocessing
 from transept.tasks.classify import Classifier
 model = make()
@@ -44,11 +57,45 @@ os.environ["TRANSEPT_OFFLINE"] = "1"
 attempt("cached", transept.from_pretrained, "me/mine", token=token)
 attempt("not cached", transept.from_pretrained, "me/open")
 attempt("push offline", transept.push_to_hub, model, "me/mine", token=token)
-""",
-        tmp_path / "home",
-        hub.url,
-    )
-    assert found == {
+"""
+
+
+class Visit(NamedTuple):
+    """A hub, and what a client found there."""
+
+    hub: Hub
+    home: Path
+    found: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
+    """One client for all that is asked online, for its process takes seconds to start."""
+    folder = tmp_path_factory.mktemp("hub")
+    model = transept.create_model("cait_xxs24_224", img_size=32, depth=1, num_classes=3)
+    transept.save_pretrained(model, folder / "f")
+    config = (folder / "f" / "config.json").read_bytes()
+    cut = (folder / "f" / "model.safetensors").read_bytes()[:-100]
+    with running_hub() as hub:
+        hub.repositories |= {
+            "me/open": Repository(),
+            "me/words": Repository(),
+            "them/hidden": Repository(private=True),
+            "them/gated": Repository(gated=True),
+            "them/pickled": Repository(),
+            "them/cut": Repository(),
+            "them/odd": Repository(),
+        }
+        hub.repositories["me/words"].add({"README.md": b"---\nlicense: mit\n---\n# My own words\n"})
+        hub.repositories["them/pickled"].add({"config.json": config, "pytorch_model.bin": b"\x80\x04N."})
+        hub.repositories["them/cut"].add({"config.json": config, "model.safetensors": cut})
+        hub.repositories["them/odd"].add({"config.json": b"<html>"})
+        yield Visit(hub, folder / "home", client(REFUSED + PUSHED, folder / "home", hub.url))
+
+
+def test_push_and_pull(visit: Visit):
+    hub, _, found = visit
+    expected = {
         "url": f"{hub.url}/me/mine",
         "pulled": "CaiT",
         "equal": "True",
@@ -62,6 +109,7 @@ attempt("push offline", transept.push_to_hub, model, "me/mine", token=token)
         "(TRANSEPT_OFFLINE is set)",
         "push offline": "TranseptError: cannot push to 'me/mine': we are offline (TRANSEPT_OFFLINE is set)",
     }
+    assert {name: found[name] for name in expected} == expected
     mine = hub.repositories["me/mine"]
     assert mine.private
     assert mine.messages == ["Hello", "Upload the model with transept"]
@@ -81,43 +129,9 @@ attempt("push offline", transept.push_to_hub, model, "me/mine", token=token)
     assert any(re.fullmatch(r"HEAD /me/mine/resolve/[0-9a-f]{40}/model.safetensors", line) for line in hub.log)
 
 
-def test_what_the_hub_refuses(hub: Hub, tmp_path: Path):
-    repositories = hub.repositories
-    repositories["them/hidden"] = Repository(private=True)
-    repositories["them/gated"] = Repository(gated=True)
-    repositories["them/pickled"] = Repository()
-    model = transept.create_model("cait_xxs24_224", img_size=32, depth=1, num_classes=3)
-    transept.save_pretrained(model, tmp_path / "f")
-    config = (tmp_path / "f" / "config.json").read_bytes()
-    repositories["them/pickled"].add({"config.json": config, "pytorch_model.bin": b"\x80\x04N."})
-    repositories["them/cut"] = Repository()
-    cut = (tmp_path / "f" / "model.safetensors").read_bytes()[:-100]
-    repositories["them/cut"].add({"config.json": config, "model.safetensors": cut})
-    repositories["them/odd"] = Repository()
-    repositories["them/odd"].add({"config.json": b"<html>"})
-    found = client(
-        f"""
-pull = transept.from_pretrained
-attempt("absent", pull, "them/absent", token={TOKEN!r})
-attempt("hidden", pull, "them/hidden")
-attempt("gated", pull, "them/gated", token={TOKEN!r})
-attempt("bad token", pull, "them/odd", token="hf_bad")
-attempt("empty", pull, "them/hidden", token={TOKEN!r})
-attempt("pickled", pull, "them/pickled")
-attempt("cut", pull, "them/cut")
-attempt("odd", pull, "them/odd")
-attempt("revision", pull, "them/odd", revision="v1")
-attempt("name", pull, "them/o dd")
-attempt("not ours", transept.push_to_hub, make(), "them/new", token={TOKEN!r})
-attempt("no right", transept.push_to_hub, make(), "them/odd", token={TOKEN!r})
-attempt("no token", transept.push_to_hub, make(), "me/new")
-attempt("no branch", transept.push_to_hub, make(), "me/branch", token={TOKEN!r}, revision="v1")
-""",
-        tmp_path / "home",
-        hub.url,
-    )
+def test_what_the_hub_refuses(visit: Visit):
+    hub, home, found = visit
     log_in = "log in with `hf auth login` or give token="
-    where = str(tmp_path / "home")
     for name, message in {
         "absent": f"{hub.url} shows us no model 'them/absent'; check the name, or if it is private {log_in}",
         "hidden": f"{hub.url} shows us no model 'them/hidden'; check the name, or if it is private {log_in}",
@@ -130,11 +144,11 @@ attempt("no branch", transept.push_to_hub, make(), "me/branch", token={TOKEN!r},
     }.items():
         assert found[name] == f"TranseptError: {message}", name
     assert found["name"].startswith("UsageError: 'them/o dd' is neither a folder nor a repository's name")
-    commit = next(iter(repositories["them/pickled"].commits))
+    commit = next(iter(hub.repositories["them/pickled"].commits))
     assert found["pickled"] == f"TranseptError: 'them/pickled' has no file 'model.safetensors' at revision '{commit}'"
     assert re.search(r"model.safetensors' is no whole safetensors file", found["cut"])
     assert re.search(r"config.json' is no valid JSON", found["odd"])
-    assert where in found["odd"]
+    assert str(home) in found["odd"]
     for name in ("no right", "no token"):
         assert found[name].startswith("TranseptError: our token does not allow this for "), found[name]
     assert not [line for line in found.values() if "\n" in line]
