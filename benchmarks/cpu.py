@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from transept.bench.figure import draw_benchmark
-from transept.bench.timing import Benchmark, bench
+from transept.bench.timing import Benchmark, Timing, bench
 from transept.files import write_together
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,11 +40,23 @@ def save(name: str, result: Benchmark) -> None:
     )
 
 
+def others(name: str, model: str) -> list[Benchmark]:
+    """What was kept of other models."""
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        return []
+    kept = json.loads(file.read_text())
+    timings = [Timing(**each) for each in kept["timings"] if each["model"] != model]
+    return [Benchmark(machine=kept["machine"], timings=timings)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help="inference, forms, training, cabvit, resolution; default: all")
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of forms")
+    parser.add_argument("--models", nargs="+", choices=FORMS, default=FORMS, help="of forms")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -63,12 +75,14 @@ def main() -> None:
         pairs = [run((name,), peers=(), batches=(1, 8)) for name in WITH_PEER]
         save("inference", together([*pairs, *(run((name,), batches=(1, 8)) for name in WITHOUT)]))
     if part("forms"):
-        results = []
-        for name in FORMS:  # kept as they come: compiling takes most of a minute for each form
+        forms = ["eager", "fused", "compiled", "onnxruntime", "openvino"]
+        if args.dtype != "float32":
+            forms.remove("onnxruntime")  # it computes in float32 alone
+        kept = f"forms-{args.dtype}"
+        for name in args.models:  # kept as they come: compiling takes a minute for each form
             peers = () if name in WITH_PEER else None
-            forms = ("eager", "fused", "compiled", "onnxruntime", "openvino")
-            results.append(run((name,), few, peers=peers, batches=(1, 8), forms=forms))
-            save("forms", together(results))
+            result = run((name,), few, peers=peers, batches=(1, 8), forms=forms, dtype=getattr(torch, args.dtype))
+            save(kept, together([result, *others(kept, name)]))
     if part("training"):
         steps = [run((name,), few, peers=(), batches=(8,), forms=("eager",), training=True) for name in WITH_PEER]
         save("training", together(steps))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import transept
 from tests.golden import weights
@@ -42,6 +43,11 @@ def test_any_number_of_images():
         images = image(count)
         assert spread_error([model(images).detach()], [compiled(images)]) < 2e-5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before, "another batch was compiled anew"
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        compiled(images)
+    kernels = {event.key for event in profiled.key_averages()}
+    assert "aten::addmm" not in kernels, "weights are inputs, and not constants that lie as products want them"
+    assert kernels & {"mkldnn::_linear_pointwise", "mkl::_mkl_linear"}
     with pytest.raises(UsageError, match="a fused or compiled model is for inference"):
         compiled.train()
     assert model(image()).requires_grad, "the model was changed"

@@ -7,6 +7,7 @@ weights lie as the products of this processor want them. It costs a minute, and 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from time import perf_counter
 from types import FunctionType
 from typing import Any, Literal, TypeVar, get_args
@@ -32,8 +33,8 @@ FormName = Literal["compiled", "fused", "eager"]
 BFLOAT16_LIMIT = 0.1
 """The largest difference from float32 that "auto" accepts of bfloat16, in the standard deviation of the outputs."""
 
-_OPTIONS: dict[str, Any] = {"freezing": True}
-"""Of Inductor. Frozen weights are packed for oneDNN, and what is computed of weights alone is computed once."""
+_freezing = RLock()
+"""Held while weights are made constants, which Dynamo does by a setting of the whole process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,13 +222,23 @@ def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Ca
         return module._call_impl(*inputs)
 
     own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-    compiled = torch.compile(own, options=_OPTIONS if frozen else None, dynamic=None if dynamic else False)
+    compiled = torch.compile(own, dynamic=None if dynamic else False)
     if not frozen:
         return compiled
+    known: set[tuple] = set()
 
     def run(*inputs: Any) -> Any:
+        tensors = (each for each in tree_leaves(inputs) if isinstance(each, Tensor))
+        kind = tuple((each.shape, each.stride(), each.dtype) for each in tensors)
         with torch.inference_mode():  # weights are frozen where no gradients are recorded
-            return compiled(*inputs)
+            if kind in known:
+                return compiled(*inputs)
+            # Dynamo asks the setting itself whether weights are constants, and not the options of `torch.compile`:
+            # given there, "freezing" changes nothing (torch 2.15).
+            with _freezing, torch._inductor.config.patch(freezing=True):
+                outputs = compiled(*inputs)
+            known.add(kind)
+            return outputs
 
     return run
 

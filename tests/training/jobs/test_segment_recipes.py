@@ -368,8 +368,9 @@ def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path):
 
 
 def test_too_few_pictures_for_a_batch_in_parts(ade20k: Path, tmp_path: Path):
-    recipe = tiny("semantic_fpn_xcit_tiny_12_p8_80k", ade20k, "--batch_size 12 --accumulate 4 "
-                  "--schedule.iterations null --schedule.evaluate_every null --schedule.warmup_iterations 0 --schedule.epochs 5")  # fmt: skip
+    options = "--batch_size 12 --accumulate 4 --schedule.iterations null --schedule.evaluate_every null "
+    options += "--schedule.warmup_iterations 0 --schedule.epochs 5"
+    recipe = tiny("semantic_fpn_xcit_tiny_12_p8_80k", ade20k, options)
     with pytest.raises(TranseptError, match="fills 2 of the accumulate=4 parts of a batch; lower accumulate"):
         train(recipe, tmp_path / "run", progress=False)
 
