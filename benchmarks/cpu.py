@@ -46,7 +46,9 @@ def others(name: str, model: str) -> list[Benchmark]:
     if not file.exists():
         return []
     kept = json.loads(file.read_text())
-    timings = [Timing(**each) for each in kept["timings"] if each["model"] != model]
+    timings = [
+        Timing(**each | {"img_size": tuple(each["img_size"])}) for each in kept["timings"] if each["model"] != model
+    ]
     return [Benchmark(machine=kept["machine"], timings=timings)]
 
 

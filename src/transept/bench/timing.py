@@ -367,7 +367,7 @@ def _device(name: str) -> torch.device:
 
 def _machine(device: torch.device, dtype: torch.dtype, rate: float) -> dict[str, Any]:
     return {
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
         "product_gmacs": rate / 1e9,
@@ -378,7 +378,8 @@ def _machine(device: torch.device, dtype: torch.dtype, rate: float) -> dict[str,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the system knows it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -225,6 +225,8 @@ def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Ca
     compiled = torch.compile(own, dynamic=None if dynamic else False)
     if not frozen:
         return compiled
+    from torch._inductor import config  # what torch loads to compile, and seconds for who does not
+
     known: set[tuple] = set()
 
     def run(*inputs: Any) -> Any:
@@ -234,8 +236,9 @@ def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Ca
             if kind in known:
                 return compiled(*inputs)
             # Dynamo asks the setting itself whether weights are constants, and not the options of `torch.compile`:
-            # given there, "freezing" changes nothing (torch 2.15).
-            with _freezing, torch._inductor.config.patch(freezing=True):
+            # given there, "freezing" changes nothing (torch 2.15). Kernels are called from C++: few images are done
+            # before Python has called them all.
+            with _freezing, config.patch(freezing=True, cpp_wrapper=True):
                 outputs = compiled(*inputs)
             known.add(kind)
             return outputs
