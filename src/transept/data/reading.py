@@ -52,6 +52,8 @@ class WantedReading:
 
     pixel_range: Pair | Literal["auto"] | None = None
     bands: tuple[int, ...] | Literal["all"] | None = None
+    exact: bool = False
+    """See `Reading`; with `all` it is so anyway."""
 
 
 PLAIN = Reading()
