@@ -79,6 +79,19 @@ def test_what_is_kept_with_the_weights(run: Path):
     assert len(list((run / "samples").glob("*.tif"))) == 2
 
 
+def test_a_dry_run_says_what_was_measured(run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The numbers that the run kept."""
+    options = ["--bands", "all", "--pixel_range", "auto", "--model.img_size", "32", *SMALL, *SHORT]
+    words = ["train", "quick", "--data", str(scenes), "--out", str(tmp_path / "x"), "--dry-run", *options]
+    assert main(words) == 0
+    lines = dict(line.partition("  ")[::2] for line in capsys.readouterr().out.splitlines())
+    kept = transept.load(run)
+    assert lines["bands"].strip() == "[0, 1, 2, 3], and no file has more"
+    low, high = kept.reading.pixel_range[3]
+    assert lines["pixel range"].endswith(f"[{low:g}, {high:g}] of band 3")
+    assert lines["mean"].strip() == ", ".join(f"{mean:.4f}" for mean in kept.preprocessing.mean)
+
+
 def test_plain_runs_say_nothing_of_it(tmp_path: Path):
     with safe_open(classifier(3, tmp_path / "a.safetensors"), "pt") as file:
         assert "reading" not in json.loads(file.metadata()[METADATA_KEY])

@@ -7,6 +7,9 @@ from os import PathLike
 
 from torch import Tensor
 
+from transept.checks import shown
+from transept.data.reading import PLAIN, Reading
+from transept.errors import warn
 from transept.tasks.saving import METADATA_KEY
 from transept.tasks.task import Task
 from transept.weights.catalogue.records import set_preprocessing
@@ -17,7 +20,7 @@ from transept.weights.load import find_file
 from transept.weights.report import LoadReport
 
 
-def start_from(task: Task, source: str | PathLike[str]) -> LoadReport:
+def start_from(task: Task, source: str | PathLike[str], reading: Reading = PLAIN) -> LoadReport:
     """Load what `task` can begin with: all of a system of the same parts, otherwise the backbone alone.
 
     Layers that tell classes apart are taken where the file's classes are the task's: by name where the file names them
@@ -26,6 +29,8 @@ def start_from(task: Task, source: str | PathLike[str]) -> LoadReport:
     Args:
         task: freshly built; it is changed in place.
         source: what `transept.load_weights` takes.
+        reading: how the task's pictures are read. Weights that were trained on files read in another way of their own
+            are taken with a warning.
 
     Raises:
         TranseptError: the file cannot be read, or does not fit. The task is then unchanged.
@@ -38,6 +43,12 @@ def start_from(task: Task, source: str | PathLike[str]) -> LoadReport:
     report = load_contents(model, contents, str(source), other_classes=other)
     if published:
         set_preprocessing(task.backbone, published)
+    before = _reading_of(contents)
+    if before not in (PLAIN, reading):
+        warn(
+            f"the weights of {str(source)!r} are of pictures read with {_words(before)}, and these are read with "
+            f"{_words(reading)}"
+        )
     return report
 
 
@@ -52,6 +63,18 @@ def _has_its_parts(task: Task, tensors: Mapping[str, Tensor]) -> bool:
         for state in (task.state_dict(), tensors)
     )
     return ours == theirs
+
+
+def _reading_of(contents: Contents) -> Reading:
+    """How files were read in training, where the file says it."""
+    with suppress(KeyError, TypeError, ValueError):
+        return Reading.of(json.loads(contents.metadata[METADATA_KEY])["reading"])
+    return PLAIN
+
+
+def _words(reading: Reading) -> str:
+    ranges = reading.pixel_range if len(reading.pixel_range) != 1 else reading.pixel_range[0]
+    return f"bands={shown(reading.bands or None)} and pixel_range={shown(ranges or None)}"
 
 
 def _classes_of(contents: Contents) -> Sequence[str] | None:
