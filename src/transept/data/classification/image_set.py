@@ -12,7 +12,7 @@ from PIL import Image
 
 from transept.data.images import KEEP_BYTES, BadImageError, Picture, read_image
 from transept.data.measure import Source, spread
-from transept.data.reading import PLAIN, Reading
+from transept.data.reading import PLAIN, Box, Reading
 
 _SMALL_BYTES = 512 * 2**20
 _SMALL_COUNT = 4000
@@ -116,9 +116,15 @@ class ImageSet(Sequence[tuple[Picture, Any]]):
         """The file of a picture, or its bytes."""
         return self.paths[index]
 
-    def read(self, index: int, reduce: Callable[[int, int], float] | None = None) -> Picture:
-        """The picture from its file; `reduce` as in `read_image`."""
-        return read_image(self.source(index), name=self.paths[index], reduce=reduce, reading=self.reading)
+    def read(
+        self,
+        index: int,
+        reduce: Callable[[int, int], float] | None = None,
+        window: Callable[[int, int], Box] | None = None,
+    ) -> Picture:
+        """The picture from its file; `reduce` and `window` as in `read_image`."""
+        source, name = self.source(index), self.paths[index]
+        return read_image(source, name=name, reduce=reduce, window=window, reading=self.reading)
 
     def some_files(self, indices: Sequence[int] | None = None) -> list[Source]:
         """Those to measure the set by, or at these places; one that is missing says so when it is read."""
