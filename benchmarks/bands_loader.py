@@ -26,11 +26,12 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
+from timm.data.readers import add_img_extensions
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from transept.data.classification import sets
+from transept.data.classification import image_set
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import Augmentation, Preprocessing, train_transform
 from transept.data.loading import EpochSampler, TransformedSet, make_loader
@@ -102,7 +103,7 @@ class Plain(Dataset[Tensor]):
 
 
 def ours(root: Path, bands: int, *, fast: bool) -> Callable[[int], Iterable[Any]]:
-    sets._SMALL_BYTES = 0  # as of a large set: nothing is kept decoded
+    image_set._SMALL_BYTES = 0  # as of a large set: nothing is kept decoded
     wanted = WantedReading(bands=tuple(range(bands)), pixel_range=(0.0, WHITE))
     train = load_splits(str(root), reading=wanted, val_fraction=0.01).train
     preprocessing = Preprocessing(img_size=(SIZE, SIZE), mean=(0.5,) * bands, std=(0.2,) * bands)
@@ -116,6 +117,7 @@ def ours(root: Path, bands: int, *, fast: bool) -> Callable[[int], Iterable[Any]
 
 
 def timms(root: Path) -> Callable[[int], Iterable[Any]]:
+    add_img_extensions(".tif")  # else it finds no pictures
     dataset = create_dataset("", root=str(root), split="train", is_training=True)
     loader = create_loader(
         dataset,
@@ -163,13 +165,10 @@ def main() -> None:
             fill(root, args.count, bands, ending, options)
             timm_loader = timms(root)
             timm_has = what_timm_has(timm_loader)
-            readers = (
-                {"Pillow": with_pillow} if ending == ".png" else {"rasterio": with_rasterio, "tifffile": with_tifffile}
-            )
-            loaders = {
-                "transept": ours(root, bands, fast=True),
-                "transept, whole pictures": ours(root, bands, fast=False),
-            }
+            readers = {"rasterio": with_rasterio, "tifffile": with_tifffile}
+            readers = {"Pillow": with_pillow} if ending == ".png" else readers
+            loaders = {"transept": ours(root, bands, fast=True)}
+            loaders["transept, whole pictures"] = ours(root, bands, fast=False)
             loaders |= {} if "refuses" in timm_has else {"timm": timm_loader}
             for library, read in readers.items():
                 plain = Plain(root, bands, read)
