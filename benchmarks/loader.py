@@ -27,7 +27,7 @@ from timm.data import create_dataset, create_loader
 from torch import Tensor
 
 import transept
-from transept.data.classification import sets
+from transept.data.classification import image_set
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import Augmentation, Preprocessing, train_transform
 from transept.data.loading import EpochSampler, TransformedSet, make_loader
@@ -57,7 +57,7 @@ def fill(root: Path, photos: list[Image.Image | Path], long_side: int | None, co
 
 
 def ours(root: Path, size: int, *, fast: bool) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
-    sets._SMALL_BYTES = 0  # as of a large set: nothing is kept decoded
+    image_set._SMALL_BYTES = 0  # as of a large set: nothing is kept decoded
     train = load_splits(str(root)).train
     transform = train_transform(Preprocessing(img_size=(size, size)), Augmentation())
     dataset = TransformedSet(train, transform, fast_decode=fast)

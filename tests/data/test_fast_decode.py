@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageFilter
 
 from transept.data.classification import image_set
+from transept.data.classification.image_set import ImageSet, Paths
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import (
     Augmentation,
@@ -20,6 +22,7 @@ from transept.data.classification.transforms import (
 )
 from transept.data.images import BadImageError, read_image
 from transept.data.loading import Draw, EpochSampler, TransformedSet, make_loader
+from transept.data.reading import Reading
 from transept.errors import TranseptWarning
 
 
@@ -73,7 +76,7 @@ def test_the_same_crop_without_scaling_up(tmp_path: Path, orientation: int):
     sizes, apart = set(), []
     decoded: list[Image.Image] = []
 
-    def read(reduce: Callable[[int, int], float]) -> Image.Image:
+    def read(reduce: Callable[[int, int], float], window: object) -> Image.Image:
         decoded[:] = [read_image(path, reduce=reduce)]
         return decoded[0]
 
@@ -143,3 +146,54 @@ def test_what_turns_out_to_be_unreadable_in_a_large_set(large: Path, workers: in
 def test_errors_travel_between_processes():
     error = pickle.loads(pickle.dumps(BadImageError(Path("a.jpg"), "is empty")))
     assert (error.path, error.reason, str(error)) == (Path("a.jpg"), "is empty", "'a.jpg' is empty")
+
+
+def deep(path: Path, kind: str) -> Reading:
+    """A picture of 16 bits, and how it is read."""
+    values = np.random.default_rng(0).integers(0, 4096, (4, 90, 120), dtype=np.uint16)
+    every, pair = (0, 1, 2, 3), ((0.0, 4095.0),)
+    match kind:
+        case "grey png":
+            Image.fromarray(values[0]).save(path.with_suffix(".png"))
+            return Reading(pixel_range=pair)
+        case "grey tif":
+            tifffile.imwrite(path, values[0], compression="zlib", rowsperstrip=8)
+            return Reading(bands=(0,), pixel_range=pair)
+        case "pages":
+            tifffile.imwrite(path, values, photometric="minisblack", rowsperstrip=8)
+            return Reading(bands=(3, 1), pixel_range=pair)
+        case "tiles":
+            tifffile.imwrite(path, values.transpose(1, 2, 0), planarconfig="contig", tile=(32, 32), photometric="rgb")
+            return Reading(bands=every, pixel_range=pair * 4)
+        case "turned":
+            tags = [(274, "H", 1, 6, True)]
+            tifffile.imwrite(path, values, planarconfig="separate", photometric="minisblack", extratags=tags)
+            return Reading(bands=every, pixel_range=pair)
+        case _:
+            tifffile.imwrite(path, (values >> 4).astype(np.uint8), planarconfig="separate", photometric="minisblack")
+            return Reading(bands=every)
+
+
+@pytest.mark.parametrize("kind", ["grey png", "grey tif", "pages", "tiles", "turned", "bytes"])
+def test_crops_of_deep_files_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    monkeypatch.setattr(image_set, "_SMALL_BYTES", 0)
+    reading = deep(tmp_path / "a.tif", kind)
+    images = ImageSet(Paths(tmp_path, [next(tmp_path.iterdir()).name]), [0], sizes=np.array([1]))
+    images.reading = reading
+    channels = reading.channels
+    preprocessing = Preprocessing(img_size=(24, 24), mean=(0.5,) * channels, std=(0.2,) * channels)
+    transform = train_transform(preprocessing, Augmentation(color_jitter=0.0))
+    fast, plain = TransformedSet(images, transform, fast_decode=True), TransformedSet(images, transform)
+    for seed in range(4):
+        ours, whole = fast[Draw(0, seed)][0], plain[Draw(0, seed)][0]
+        assert ours.shape == (channels, 24, 24)
+        assert torch.equal(ours, whole)
+
+
+def test_windows(tmp_path: Path):
+    path = tmp_path / "a.tif"
+    reading = deep(path, "turned")
+    whole, told = read_image(path, reading=reading), []
+    part = read_image(path, reading=reading, window=lambda *size: (told.append(size), (5, 20, 30, 40))[1])
+    assert told == [(90, 120)]
+    assert torch.equal(part, whole[:, 20:60, 5:35])

@@ -1,6 +1,7 @@
 """Sets of the `datasets` library, from disk."""
 
 import sys
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from transept.data.classification.image_set import label_words
 from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
 
@@ -100,3 +102,39 @@ def test_wrong_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     )
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("hf:any", r"pip install 'transept\[data\]'")
+
+
+LABELS = [["cat", "dog"], [], ["dog"], ["cat"], ["cat", "bird"], ["dog"]]
+LISTS = [
+    (LABELS, "string", ["bird", "cat", "dog"], "the lists in 'labels'"),
+    (LABELS, "names", ["dog", "cat", "bird", "fish"], "the lists in 'labels'"),
+    (["|".join(labels) for labels in LABELS], "text", ["bird", "cat", "dog"], "'labels', separated by '|'"),
+]
+
+
+@pytest.mark.parametrize(("labels", "kind", "classes", "understood"), LISTS, ids=["lists", "ClassLabel", "texts"])
+def test_several_labels(tmp_path: Path, labels: list[Any], kind: str, classes: list[str], understood: str):
+    kinds = {
+        "string": datasets.Sequence(datasets.Value("string")),
+        "names": datasets.Sequence(datasets.ClassLabel(names=["dog", "cat", "bird", "fish"])),
+        "text": datasets.Value("string"),
+    }
+    train = table(labels, kinds[kind], column="labels")
+    name = save(tmp_path / "set", train=train, validation=table(labels[:3], kinds[kind], column="labels", first=40))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing of bird is measured
+        splits = load_splits(f"hf:{name}", multi_label=True)
+    assert (splits.classes, splits.understood) == (classes, understood)
+    assert [set(label_words(splits.train.label(i), classes).split(", ")) for i in range(6)] == [
+        set(labels) or {"none"} for labels in LABELS
+    ]
+    assert [picture.width for picture, _ in splits.val] == [40, 41, 42]
+    assert splits.val.label(0).sum() == 2
+
+
+def test_labels_of_one_split_only(tmp_path: Path):
+    kind = datasets.Sequence(datasets.Value("string"))
+    halves = {"train": table([["a"], ["b"]], kind, "tags"), "validation": table([["c"]], kind, "tags")}
+    name = save(tmp_path / "set", **halves)
+    with pytest.raises(TranseptError, match="the label 'c' is in the split 'validation' .* nothing is learnt of it"):
+        load_splits(f"hf:{name}", multi_label=True)

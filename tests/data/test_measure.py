@@ -55,7 +55,7 @@ def test_measured_range(tmp_path: Path):
     assert 1000 <= low < 1010
     assert 2990 < high < 3000
     Image.new("L", (9, 9)).save(tmp_path / "bytes.png")
-    with pytest.raises(TranseptError, match="no training picture has them; leave it out"):
+    with pytest.raises(TranseptError, match="none of the pictures has them; leave it out"):
         complete(WantedReading(pixel_range="auto"), [(tmp_path / "bytes.png", tmp_path / "bytes.png")])
 
 

@@ -439,6 +439,10 @@ HAVE: dict[str, tuple[Callable[[Path], Any], tuple[int, int, str | None]]] = {
         lambda root: masks(root, train=5, test=2),
         (4, 1, "test"),
     ),
+    "Pascal VOC's masks: `JPEGImages/`, `SegmentationClass/`, `ImageSets/Segmentation/train.txt` and `val.txt`": (
+        lambda root: tool_files(root, "voc_segmentation", "JPEGImages/a.jpg", "JPEGImages/b.jpg"),
+        (1, 1, None),
+    ),
     "outlines in COCO's `annotations/instances_train.json`, `train/`, and for `val`, for a segmenter": (
         lambda root: coco_files(
             root, outlines=True, **{f"annotations/instances_{name}.json": name for name in ("train", "val")}

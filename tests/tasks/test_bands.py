@@ -17,10 +17,11 @@ from transept.cli.main import main
 from transept.data.channels import fit_channels, without_color
 from transept.data.classification.multicrop import MultiCrop, multicrop_transform
 from transept.data.classification.transforms import Augmentation, Preprocessing, train_transform
-from transept.data.images import as_shown, sample_picture
-from transept.data.reading import Reading
+from transept.data.images import as_shown, read_image, sample_picture
+from transept.data.reading import Reading, WantedReading
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.export.detector import prepare
+from transept.export.onnx import METADATA
 from transept.serve.answers import Answerer
 from transept.serve.examples import write_examples
 from transept.tasks.classify import Classifier
@@ -76,6 +77,19 @@ def test_what_is_kept_with_the_weights(run: Path):
     # The range of each band is used, so that its pixels are anywhere in 0..1.
     assert all(0.3 < mean < 0.7 for mean in task.preprocessing.mean)
     assert len(list((run / "samples").glob("*.tif"))) == 2
+
+
+def test_a_dry_run_says_what_was_measured(run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The numbers that the run kept."""
+    options = ["--bands", "all", "--pixel_range", "auto", "--model.img_size", "32", *SMALL, *SHORT]
+    words = ["train", "quick", "--data", str(scenes), "--out", str(tmp_path / "x"), "--dry-run", *options]
+    assert main(words) == 0
+    lines = dict(line.partition("  ")[::2] for line in capsys.readouterr().out.splitlines())
+    kept = transept.load(run)
+    assert lines["bands"].strip() == "[0, 1, 2, 3], and no file has more"
+    low, high = kept.reading.pixel_range[3]
+    assert lines["pixel range"].endswith(f"[{low:g}, {high:g}] of band 3")
+    assert lines["mean"].strip() == ", ".join(f"{mean:.4f}" for mean in kept.preprocessing.mean)
 
 
 def test_plain_runs_say_nothing_of_it(tmp_path: Path):
@@ -270,7 +284,7 @@ def test_pictures_to_look_at():
 def test_dark_pictures_are_said_once(tmp_path: Path):
     Image.fromarray(RNG.integers(0, 4096, (32, 32), dtype=np.uint16)).save(tmp_path / "dark.png")
     task: Task = transept.load(classifier(3, tmp_path / "a.safetensors"))
-    with pytest.warns(TranseptWarning, match="uses less than an eighth .* train with pixel_range") as caught:
+    with pytest.warns(TranseptWarning, match="uses less than an eighth .* say so with pixel_range") as caught:
         transept.predict(task, [tmp_path / "dark.png"] * 2)
     assert len(caught) == 1
 
@@ -279,6 +293,67 @@ def test_options_of_data_for_a_task_without_wishes(tmp_path: Path):
     task: Task = transept.load(classifier(3, tmp_path / "a.safetensors"))
     wanted = DataOptions(data="x", bands=(3, 2, 1), pixel_range=(0.0, 4095.0))
     assert task.reading_of(wanted) == wanted.reading
-    for bands in ((0, 1), "all"):
-        with pytest.raises(UsageError, match="this classifier takes 3 bands; give so many numbers"):
-            task.reading_of(DataOptions(data="x", bands=bands))
+    with pytest.raises(UsageError, match="this classifier takes 3 bands; give so many numbers"):
+        task.reading_of(DataOptions(data="x", bands=(0, 1)))
+    assert task.reading_of(DataOptions(bands="all")) == WantedReading(bands=(0, 1, 2), exact=True)
+
+
+@pytest.fixture(scope="module")
+def unsaid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of red, green and blue that says nothing of files, as published ones do not."""
+    return classifier(3, tmp_path_factory.mktemp("models") / "rgb.safetensors")
+
+
+def answer_of(capsys: pytest.CaptureFixture[str], words: list[str]) -> Any:
+    assert main([*words, "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("range_option", ["--pixel_range", "--pixel-range"])
+def test_models_that_do_not_say_it_are_told(
+    unsaid: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], range_option: str
+):
+    """Infrared, green and blue of 12-bit files: the same answers as of the picture that those values make."""
+    file = scenes / "b" / "1.tif"
+    reading = Reading(bands=(3, 1, 2), pixel_range=((0.0, 4095.0),))
+    (best,) = transept.predict(unsaid, read_image(file, reading=reading), top=2)
+    told = ["--bands", "[3, 1, 2]", range_option, "[0, 4095]"]
+    said = answer_of(capsys, ["predict", str(unsaid), str(file), "--no-sheet", *told])
+    scores = [entry["score"] for entry in said["images"][0]["predictions"]]
+    assert scores == pytest.approx(best.scores.tolist())
+    sheet = tmp_path / "sheet.png"
+    seen = answer_of(capsys, ["explain", str(unsaid), str(file), "--out", str(sheet), *told])
+    assert seen["predictions"][0]["score"] == pytest.approx(max(scores))
+    assert answer_of(capsys, ["eval", str(unsaid), "--data", str(scenes), *told])["images"] == 12
+    assert "knn_top1" in answer_of(capsys, ["eval", str(unsaid), "--data", str(scenes), "--knn", "--k", "2", *told])
+
+
+def test_a_range_measured_on_the_pictures(unsaid: Path, scenes: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["predict", str(unsaid), str(scenes), "--no-sheet", "--bands", "[3, 1, 2]", "--pixel_range", "auto"]
+    assert main(words) == 0
+    assert "pixel_range=[[" in (line := capsys.readouterr().err)
+    assert "measured on 12 pictures" in line
+    measured = ["--bands", "[3, 1, 2]", "--pixel_range", "auto"]
+    assert answer_of(capsys, ["eval", str(unsaid), "--data", str(scenes), *measured])["images"] == 12
+    line = fails(capsys, ["export", str(unsaid), *measured], 2)
+    assert "pixel_range=auto is measured on pictures, and here are none" in line
+
+
+def test_exported_files_say_how_a_model_was_told_to_read(unsaid: Path, tmp_path: Path):
+    words = ["export", str(unsaid), "--out", str(tmp_path), "--format", "pt2", "--pixel_range", "[0, 4095]"]
+    assert main(words) == 0
+    extra = {f"{METADATA}.json": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra[f"{METADATA}.json"])["reading"]["pixel_range"] == [[0, 4095]]
+
+
+def test_what_training_kept_is_not_contradicted(run: Path, scenes: Path, capsys: pytest.CaptureFixture[str]):
+    predict = ["predict", str(run), str(scenes / "a" / "0.tif"), "--no-sheet"]
+    line = fails(capsys, [*predict, "--bands", "[3, 2, 1, 0]"], 2)
+    assert "bands=[3, 2, 1, 0], but this classifier was trained with bands=[0, 1, 2, 3]" in line
+    line = fails(capsys, ["eval", str(run), "--pixel_range", "[0, 4095]"], 2)
+    assert "pixel_range=[0, 4095], but this classifier was trained with pixel_range=[[" in line
+    assert main([*predict, "--bands", "all"]) == 0
+    capsys.readouterr()
+    assert "bands=x; give a list" in fails(capsys, [*predict, "--bands", "x"], 2)
+    assert "give [low, high] with low < high" in fails(capsys, [*predict, "--pixel_range", "[5, 1]"], 2)

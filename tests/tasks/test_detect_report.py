@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transept.data.detection.masks import decode_masks, mask_api
 from transept.data.detection.scenes import SceneDetection
 from transept.data.scenes import DigitScenes
 from transept.draw.precision_recall import draw_precision_recall
-from transept.metrics.detection import detection_scores
+from transept.metrics.detection import Kind, detection_scores
 from transept.tasks.detect_report import DetectorReport
 
 pytest.importorskip("faster_coco_eval")
 
+KINDS: tuple[Kind, ...] = ("bbox", "segm")
 FILES = {
     "per_class.csv",
     "confusion.csv",
@@ -88,7 +90,34 @@ def test_nothing_is_wrong(scenes: SceneDetection):
     report = report_of(scenes, perfect(scenes))
     assert set(report.files(scenes)) == FILES
     assert report.metrics()["confused"] == report.notes() == []
-    assert report.errors.ap50 == 1
+    assert report.errors["bbox"].ap50 == 1
+
+
+def test_masks_have_curves_and_errors_of_their_own(tmp_path: Path):
+    """A right box whose mask is of its first rows alone."""
+    scenes = SceneDetection(DigitScenes("val", 4), masks=True)
+    truth = scenes.ground_truth()
+    results = perfect(scenes)
+    for result, annotation in zip(results, truth["annotations"], strict=True):
+        result["segmentation"] = annotation["segmentation"]
+    size = truth["images"][0]["height"], truth["images"][0]["width"]
+    mask = decode_masks([results[0]["segmentation"]], size)[0]
+    rows = np.flatnonzero(mask.any(axis=1))
+    mask[rows[len(rows) // 3] :] = 0
+    results[0]["segmentation"] = mask_api().encode(np.asfortranarray(mask))
+    report = DetectorReport.of(truth, results, {kind: detection_scores(truth, results, kind) for kind in KINDS})
+    metrics = report.metrics()
+    assert sum(metrics["errors"][kind]["count"] for kind in ("localisation", "both", "background", "missed")) == 0
+    assert metrics["mask_errors"]["localisation"]["count"] == 1
+    assert metrics["mask_errors"]["localisation"]["cost"] > 0
+    assert metrics["mask_errors"]["mask_ap50"] == pytest.approx(np.mean(metrics["mask_precision_recall"]["mean"]))
+    assert metrics["errors"]["box_ap50"] == 1 > metrics["mask_errors"]["mask_ap50"]
+    assert "of the box AP50" in (note := report.table().note)
+    assert "of the mask AP50: classification 0.0" in note
+    files = report.files(scenes)
+    assert set(files) == FILES | {f"mask_{name}" for name in FILES if name.startswith(("precision", "errors"))}
+    files["mask_precision_recall.png"](tmp_path / "curves.png")
+    Image.open(tmp_path / "curves.png").verify()
 
 
 def test_nothing_is_found(scenes: SceneDetection, tmp_path: Path):

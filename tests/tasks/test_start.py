@@ -84,3 +84,25 @@ def test_a_classifier_starts_a_detector(tmp_path: Path):
     shared = [name for name, _ in second.backbone.named_parameters() if name in theirs]
     assert len(shared) > 50
     assert all(torch.equal(second.backbone.get_parameter(name), theirs[name]) for name in shared)
+
+
+def segmenter(classes: Sequence[str]) -> Task:
+    names: dict[str, Any] = dict(num_classes=len(classes), classes=classes)
+    return transept.create_segmenter("upernet", backbone="cabvit_h_l1", width=16, **names, **OPTIONS)
+
+
+def test_a_segmenter_takes_the_classes_that_it_knows(tmp_path: Path):
+    """A subset in another order, and one more: each row goes to the class of its name."""
+    first, second = segmenter(["sky", "road", "tree"]), segmenter(["tree", "car", "sky"])
+    first.save(tmp_path / "best.safetensors")
+    before = {name: value.clone() for name, value in second.state_dict().items()}
+    report = start_from(second, tmp_path / "best.safetensors")
+    theirs, ours = first.state_dict(), second.state_dict()
+    for head in ("decode_head", "auxiliary_head"):
+        name = f"{head}.conv_seg.weight"
+        assert torch.equal(ours[name][[0, 2]], theirs[name][[2, 0]])
+        assert torch.equal(ours[name][1], before[name][1])
+    assert "4 of them of 2 of 3 classes" in report.summary
+    assert "fresh" not in report.summary
+    other = segmenter(["car"])
+    assert "start fresh (the file is for other classes)" in start_from(other, tmp_path / "best.safetensors").summary

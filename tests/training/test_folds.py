@@ -176,6 +176,20 @@ def test_a_fold_that_fails_leaves_the_others(data: str, tmp_path: Path, capsys: 
     assert [each["error"] for each in json.loads((folder / "folds.json").read_text())["results"]] == [None] * 3
 
 
+@pytest.mark.parametrize("made_before", [False, True])
+def test_data_that_cannot_be_read_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], made_before: bool
+):
+    data, run = class_folders(tmp_path / "data", cat=4, dog=4), tmp_path / "run"
+    (tmp_path / "data" / "cat" / "bad.png").write_bytes(b"no picture")
+    if made_before:
+        run.mkdir()
+    assert main(["train", "quick", "--data", data, "--folds", "2", "--out", str(run), *SHORT]) == 1
+    assert "1 file is not readable" in capsys.readouterr().err
+    assert run.exists() == made_before
+    assert not list(tmp_path.rglob(".lock"))
+
+
 def test_what_is_refused(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from transept.cli.shared.features import add_feature_arguments, eval_features
 from transept.cli.shared.forms import add_form, formed
+from transept.cli.shared.reading import add_reading, with_reading
 from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.cli.shared.tasks import (
     add_options,
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="write tables and pictures of the scores there")
     add_feature_arguments(parser)
+    add_reading(parser)
     add_form(parser)
     add_options(parser, but=("top",))
 
@@ -101,7 +103,7 @@ def data_options(args: argparse.Namespace, task: Task) -> DataOptions:
         kinds = [kind for kind in TASKS if "skip_bad_annotations" in kind.data_options]
         refuse("skip_bad_annotations", kinds, f"{args.model!r} is a {task.kind}")
     skips = {name: True for name in _SKIPS if getattr(args, name)}
-    return dataclasses.replace(data, **skips)
+    return with_reading(args, task, dataclasses.replace(data, **skips))
 
 
 def _check_features(args: argparse.Namespace) -> None:

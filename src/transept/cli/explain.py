@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from transept.cli.shared.reading import add_reading, set_reading
 from transept.cli.shared.tables import print_json, print_table
 from transept.data.inputs import find_input, read_input
 from transept.errors import UsageError
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--head", type=int, metavar="N", help="one head alone, from 0, side by side of all layers")
     parser.add_argument("--out", type=Path, default=_SHEET, help=f"the sheet to write (default {_SHEET})")
+    add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
             "transept.attention_maps(task, images) gives the maps of its backbone"
         )
     image = find_input(args.image)
+    set_reading(args, task, [image])
     explained = Explanation(task, read_input(image, task.read), args.token)
     rows = explained.rows_of(args.kind, args.block, args.head) if args.kind else explained.overview()
     explained.draw(rows, args.out)

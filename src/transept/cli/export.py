@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 from rich.table import Table
 
+from transept.cli.shared.reading import add_reading, names_reading, set_reading
 from transept.cli.shared.tables import print_json, print_table
 from transept.data.classification.sets import Splits
 from transept.data.classification.transforms import transforms_for
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of a package, and what OpenVINO is to compute in (default: auto, the quickest here within the limit)",
     )
+    add_reading(parser, auto=False)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -94,6 +96,10 @@ def run(args: argparse.Namespace) -> None:
     check_opset(args.opset, formats)
     _check_options(args)
     task = None if args.backbone and names_model(args.model) else load(args.model)
+    if task is not None:
+        set_reading(args, task)
+    elif names_reading(args):
+        raise UsageError("--bands and --pixel_range are for what answers, and a name's --backbone alone reads no files")
     picture = None if args.image is None else task.read(args.image) if task else read_image(args.image)
     folder = task.run if task else None
     out = args.out or (folder / _FOLDER if folder else Path(_FOLDER, _name(args.model)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from transept.cli.shared.forms import add_form, formed
+from transept.cli.shared.reading import add_reading, names_reading, set_reading
 from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
 from transept.cli.shared.video import predict_video
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--every", type=int, metavar="N", help="of a video every Nth frame alone; those between show its answer"
     )
+    add_reading(parser)
     add_form(parser)
     add_options(parser, but=("top",))
 
@@ -61,8 +63,12 @@ def run(args: argparse.Namespace) -> None:
     video = len(args.images) == 1 and is_video(args.images[0])
     if args.every is not None and not video:
         raise UsageError("--every is for videos, each given alone")
+    if video and names_reading(args):
+        raise UsageError("--bands and --pixel_range are for pictures, and a video's frames are red, green and blue")
     inputs = [] if video else find_inputs(args.images)
-    task = formed(args, load_task(args.model))
+    task = load_task(args.model)
+    set_reading(args, task, inputs)
+    task = formed(args, task)
     options = {**task.shown_defaults, **options_of(args, task, but=("top",))}
     if args.no_sheet and task.is_dense:
         raise UsageError(f"--no-sheet is for classifiers, and {args.model!r} is a {task.kind}")

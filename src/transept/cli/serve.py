@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from transept.cli.shared.forms import add_form, formed
+from transept.cli.shared.reading import add_reading, set_reading
 from transept.cli.shared.tables import print_json
 from transept.cli.shared.tasks import load_task
 from transept.errors import TranseptWarning, UsageError
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-megapixels", type=float, default=limits.megapixels, help="of a picture (default %(default)g)"
     )
+    add_reading(parser, auto=False)
     add_form(parser)
 
 
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--port {args.port} is not in 1..65535")
     limits = Limits(megabytes=args.max_megabytes, megapixels=args.max_megapixels)
     task = load_task(args.model)
+    set_reading(args, task)
 
     from transept.serve.page import serving  # gradio takes seconds, and the extra `serve`, which --help need not
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from transept.checks import shown
 from transept.cli.main import Parser
 from transept.cli.shared.tables import print_json, print_table, table_for_people
+from transept.data.reading import PLAIN
 from transept.errors import TranseptError, UsageError, rank_of_environment
 from transept.tasks.run_folder import BEST, CONFIG, CURVES, FOLDS, METRICS, SAMPLES
 from transept.tasks.task import Column, Table
@@ -21,6 +23,7 @@ from transept.training.options.recipe import Recipe, plain
 
 if TYPE_CHECKING:
     from transept.training.folds import CrossValidation
+    from transept.training.loop.dry_run import Plan
 
 _SHOWN_METRICS = 5
 """Of a fold, in the table."""
@@ -123,7 +126,22 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
     lines |= {
         f"fold {each.fold}": f"{each.train:,} pictures to train on and {each.val:,} to validate" for each in halves
     }
+    if size.reading != PLAIN:
+        lines |= _read_lines(size)
     print("\n".join(f"{name:<12} {text}" for name, text in lines.items()))
+
+
+def _read_lines(size: "Plan") -> dict[str, str]:
+    """Bands, black and white, and mean and deviation, as they are kept with the weights."""
+    reading, lines = size.reading, {}
+    if reading.bands:
+        lines["bands"] = shown(reading.bands) + (", and no file has more" if reading.exact else "")
+    if len(reading.pixel_range) == 1:
+        lines["pixel range"] = shown(reading.pixel_range[0])
+    elif reading.pixel_range:
+        pairs = zip(reading.bands, reading.pixel_range, strict=True)
+        lines["pixel range"] = ", ".join(f"{shown(pair)} of band {band}" for band, pair in pairs)
+    return lines | {name: ", ".join(f"{value:.4f}" for value in getattr(size, name)) for name in ("mean", "std")}
 
 
 def _resume(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from transept.data import dicom, raster, tiff
-from transept.data.reading import PLAIN, Reading, Values, ValuesError, to_bytes
+from transept.data.reading import PLAIN, Box, Reading, Values, ValuesError, part, to_bytes
 from transept.errors import TranseptError, TranseptWarning
 from transept.files import files_below
 
@@ -66,6 +66,7 @@ def read_image(
     name: str | Path = "",
     upright: bool = True,
     reduce: Callable[[int, int], float] | None = None,
+    window: Callable[[int, int], Box] | None = None,
     reading: Reading | None = None,
 ) -> Any:
     """The picture in a file as 8-bit RGB: turned upright by its EXIF tag, first frame of an animation.
@@ -81,6 +82,9 @@ def read_image(
         reduce: told the width and height of the result, says how many times smaller a JPEG may be decoded; the largest
             of 8, 4, 2 and 1 that is no more is taken, and rounded up the sides are that many times smaller. The decoder
             then leaves out the finest of the cosines. Other formats keep their size.
+        window: told the width and height of the result, says which part of it is wanted; asked only of files of more
+            than 8 bits, or where `reading` chooses bands, and what is given is then that part. Of TIFFs rasterio, where
+            it is installed, decodes little more.
         reading: which bands are read, and what values are black and white; None: as the file says. Bands in another
             number than three give bytes `c H W` (`tv_tensors.Image`) in the place of a picture.
 
@@ -94,10 +98,13 @@ def read_image(
     def read(file: BinaryIO) -> Picture:
         if not reading.bands and (plain := _plain(file, upright, reduce)) is not None:
             return plain
-        values, orientation = _values(source, file, whole=bool(reading.bands))
+        values, orientation, wanted = _values(source, file, whole=bool(reading.bands), window=window)
         values = values.take(reading.bands, exact=reading.exact) if reading.bands else values
         pixels = to_bytes(values, reading.pixel_range)
-        return _picture(_turned(pixels, orientation) if upright else pixels, as_bands=bool(reading.bands))
+        pixels = _turned(pixels, orientation) if upright else pixels
+        if wanted is not None:
+            pixels = part(pixels, wanted(pixels.shape[1], pixels.shape[0]))
+        return _picture(pixels, as_bands=bool(reading.bands))
 
     return _read(source, name, read)
 
@@ -274,24 +281,32 @@ def _plain(file: BinaryIO, upright: bool, reduce: Callable[[int, int], float] | 
         return _to_rgb(picture)
 
 
-def _values(source: str | Path | BinaryIO, file: BinaryIO, *, whole: bool) -> tuple[Values, int]:
-    """What a file holds, and its orientation; unless it is wanted whole, its bands are colours, perhaps with alpha."""
+def _values(
+    source: str | Path | BinaryIO, file: BinaryIO, *, whole: bool, window: Callable[[int, int], Box] | None = None
+) -> tuple[Values, int, Callable[[int, int], Box] | None]:
+    """What a file holds, its orientation, and the window where it is still to be cut out.
+
+    Unless the file is wanted `whole`, its bands are colours, perhaps with alpha.
+    """
     head = _head(file)
     if dicom.is_dicom(head):
         _check_size(*dicom.size_of(file))
         file.seek(0)
-        return dicom.read_values(file, whole=whole), 1
+        return dicom.read_values(file, whole=whole), 1, window
     if tiff.is_tiff(head):
         pages = tiff.read_pages(file)
         page = pages[0] if whole else tiff.single_page(pages)
         _check_size(*page.size)
+        checked = page.has_alpha and not whole
+        if window is not None and page.orientation == 1 and not checked:
+            return tiff.read_values(source, file, pages, window(*page.size)), 1, None
         values = tiff.read_values(source, file, pages)
-        if not whole and page.has_alpha:
+        if checked:
             tiff.check_alpha(page, values.array[..., -1])
-        return values, page.orientation
+        return values, page.orientation, window
     with _open(file) as picture:
         values = raster.read_values(picture, file)  # before its EXIF, for whose sake Pillow loads a PNG
-        return values, picture.getexif().get(_ORIENTATION, 1)
+        return values, picture.getexif().get(_ORIENTATION, 1), window
 
 
 def _is_unstated(file: BinaryIO, *, whole: bool) -> bool:

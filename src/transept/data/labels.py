@@ -170,8 +170,8 @@ def read_table(file: Path, *, reduce_zero_label: bool | None = None) -> LabelTab
 
     - `classes.txt`: lines `value name`, or names alone, the first for value 0 (1 with `reduce_zero_label`).
     - `objectInfo150.csv` or `.txt`: ADE20K's, where 0 is unlabelled.
-    - `palette.txt`: lines `R G B name`; `class_dict.csv`: `name,r,g,b`; `labelmap.txt`: CVAT's `name:r,g,b::`. Masks
-      may hold these colours, or the number of the line, from 0.
+    - `palette.txt`: lines `R G B name`; `class_dict.csv`: `name,r,g,b`; `labelmap.txt`: CVAT's `name:r,g,b::`, or
+      datumaro's `name:::` in VOC's colours. Masks may hold these colours, or the number of the line, from 0.
 
     Names such as `unlabeled` and `void` stand for pixels to ignore.
 
@@ -203,7 +203,7 @@ def read_table(file: Path, *, reduce_zero_label: bool | None = None) -> LabelTab
 _COLOR_LINES = {
     "palette.txt": (r"(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)[\s,]+(?P<name>.+)", "R G B name"),
     "class_dict.csv": (r"(?P<name>[^,]+),\s*(?P<r>\d+),\s*(?P<g>\d+),\s*(?P<b>\d+)", "name,r,g,b"),
-    "labelmap.txt": (r"(?P<name>[^:]+):(?P<r>\d+),(?P<g>\d+),(?P<b>\d+):.*", "name:r,g,b::"),
+    "labelmap.txt": (r"(?P<name>[^:]+):(?:(?P<r>\d+),(?P<g>\d+),(?P<b>\d+))?:.*", "name:r,g,b::"),
 }
 
 
@@ -213,7 +213,10 @@ def _colored(file: Path, lines: list[tuple[int, str]]) -> Iterable[tuple[int, st
         lines = lines[1:]
     for value, (number, line) in enumerate(lines):
         match = re.fullmatch(pattern, line)
-        color = (int(match["r"]), int(match["g"]), int(match["b"])) if match else (256, 0, 0)
+        color = (256, 0, 0)
+        if match is not None:
+            named = match["r"] is not None  # datumaro leaves out VOC's own
+            color = (int(match["r"]), int(match["g"]), int(match["b"])) if named else _voc_color(value)
         if match is None or max(color) > 255:
             raise TranseptError(f"{str(file)!r}, line {number}: {line!r} is not '{form}' with numbers 0 to 255")
         yield value, match["name"].strip(), color
@@ -281,3 +284,25 @@ def cityscapes_table(ending: str) -> LabelTable:
         colors={color: i for i, (_, _, color) in enumerate(_CITYSCAPES)} if ending == "_gtFine_color" else {},
         others_ignored=ending != "_gtFine_labelTrainIds",
     )
+
+
+_VOC = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+).split()
+_VOC_VOID = 255
+
+
+def voc_table() -> LabelTable:
+    """Pascal VOC's background and 20 classes, in its colours; the outlines of objects are ignored."""
+    palette = [_voc_color(value) for value in range(len(_VOC))]
+    colors = {color: value for value, color in enumerate(palette)} | {_voc_color(_VOC_VOID): IGNORE_LABEL}
+    return LabelTable(classes=list(_VOC), palette=palette, values={i: i for i in range(len(_VOC))}, colors=colors)
+
+
+def _voc_color(value: int) -> Color:
+    """Three bits of the value at a time make the next lower bit of red, green and blue."""
+    red, green, blue = (
+        sum((value >> (3 * step + channel) & 1) << (7 - step) for step in range(8)) for channel in range(3)
+    )
+    return red, green, blue

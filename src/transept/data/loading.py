@@ -129,14 +129,14 @@ class TransformedSet(_Samples):
     """Pictures through a transform; takes plain indices, or `Draw`s that fix its randomness."""
 
     def __init__(self, images: ImageSet, transform: Callable[[Any], Tensor], *, fast_decode: bool = False) -> None:
-        """`fast_decode`: for a `Draw`, JPEG files of a set that is not kept in memory are decoded no larger than the
-        random crop, the transform's first step, needs. The result differs a little from that of the whole picture.
+        """`fast_decode`: for a `Draw`, files of a set that is not kept in memory are decoded no larger than the random
+        crop, the transform's first step, needs. Of JPEGs the result differs a little from that of the whole picture; of
+        files of more than 8 bits or of bands it is the same.
         """
         self.images = images
         self.transform = transform
         first = next(iter(getattr(transform, "transforms", ())), None)
-        whole = images.small or images.reading.bands  # no decoder makes bands smaller
-        self.fast_decode = fast_decode and isinstance(first, RandomResizedCrop) and not whole
+        self.fast_decode = fast_decode and isinstance(first, RandomResizedCrop) and not images.small
 
     def __len__(self) -> int:
         return len(self.images)

@@ -46,7 +46,7 @@ def complete(wanted: Reading | WantedReading, sources: Sequence[Source]) -> Read
     if isinstance(wanted, Reading):
         return wanted
     bands = _all_bands(sources) if wanted.bands == "all" else wanted.bands or ()
-    reading = Reading(bands=bands, exact=wanted.bands == "all")
+    reading = Reading(bands=bands, exact=wanted.exact or wanted.bands == "all")
     if wanted.pixel_range is None:
         _refuse_dark(sources, reading)
         return reading
@@ -101,7 +101,7 @@ def _measured_range(sources: Sequence[Source], bands: tuple[int, ...]) -> tuple[
         parts.append(pixels[:: -(-len(pixels) // _PIXELS)])
     if not parts:
         raise TranseptError(
-            "pixel_range=auto measures values of more than 8 bits, and no training picture has them; leave it out"
+            "pixel_range=auto measures values of more than 8 bits, and none of the pictures has them; leave it out"
         )
     columns = np.concatenate(parts).T if bands else [np.concatenate([part.ravel() for part in parts])]
     return tuple(_between(column) for column in columns)

@@ -64,7 +64,7 @@ def _ppm_values(picture: Any, file: BinaryIO) -> np.ndarray:
 
 def _png_values(picture: Image.Image, file: BinaryIO) -> np.ndarray:
     if picture.mode.startswith("I"):
-        return np.asarray(picture).astype(np.uint16)[..., None]
+        return np.asarray(picture).astype(np.uint16, copy=False)[..., None]
     file.seek(0)  # of colours Pillow keeps 8 of the 16 bits
     data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
     return decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()

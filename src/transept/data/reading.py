@@ -10,6 +10,8 @@ import numpy as np
 from transept.checks import shown
 
 Pair = tuple[float, float]
+Box = tuple[int, int, int, int]
+"""Left, top, width and height."""
 _BLOCK = 65536
 """Values that are scaled at a time."""
 
@@ -52,6 +54,8 @@ class WantedReading:
 
     pixel_range: Pair | Literal["auto"] | None = None
     bands: tuple[int, ...] | Literal["all"] | None = None
+    exact: bool = False
+    """See `Reading`; with `all` it is so anyway."""
 
 
 PLAIN = Reading()
@@ -92,6 +96,12 @@ class Values:
             return self
         planes = np.moveaxis(self.array, -1, 0)  # as most files have them
         return dataclasses.replace(self, array=np.moveaxis(planes[list(bands)], 0, -1))
+
+
+def part(array: np.ndarray, box: Box) -> np.ndarray:
+    """The pixels `H W c` in a box."""
+    left, top, width, height = box
+    return array[top : top + height, left : left + width]
 
 
 def to_bytes(values: Values, pixel_range: tuple[Pair, ...] = ()) -> np.ndarray:

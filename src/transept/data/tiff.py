@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,7 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from transept.data.reading import Values, ValuesError
+from transept.data.reading import Box, Values, ValuesError, part
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
@@ -133,8 +135,8 @@ def check_alpha(page: Page, alpha: np.ndarray) -> None:
     )
 
 
-def read_values(source: str | Path | BinaryIO, file: BinaryIO, pages: Sequence[Page]) -> Values:
-    """All bands of all pages, one page after another.
+def read_values(source: str | Path | BinaryIO, file: BinaryIO, pages: Sequence[Page], box: Box | None = None) -> Values:
+    """All bands of all pages, one page after another; of the pixels in a box alone, where one is given.
 
     Raises:
         ValuesError: the pages do not fit together, or rasterio, which reads such files, is not installed.
@@ -142,11 +144,18 @@ def read_values(source: str | Path | BinaryIO, file: BinaryIO, pages: Sequence[P
     first = pages[0]
     if any((page.size, page.bits, page.kind) != (first.size, first.bits, first.kind) for page in pages):
         raise ValuesError("has pages of different sizes or kinds of numbers, which make no picture together")
-    arrays = [_with_pillow(file, page) if _pillow_reads(page) else _with_gdal(source, file, page) for page in pages]
+    arrays = [_array(source, file, page, box) for page in pages]
     # Pillow turns white bytes itself.
     inverted = first.photometric == _WHITE_IS_ZERO and (first.is_deep or not _pillow_reads(first))
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
     return Values(array, first.stated, first.nodata, inverted)
+
+
+def _array(source: str | Path | BinaryIO, file: BinaryIO, page: Page, box: Box | None) -> np.ndarray:
+    if not _pillow_reads(page) or (box and page.bits in (16, 32) and _has_gdal()):  # Pillow decodes all of a page
+        return _with_gdal(source, file, page, box)
+    array = _with_pillow(file, page)
+    return array if box is None else part(array, box)
 
 
 def _pages(file: BinaryIO) -> Iterator[tuple[Page, bool]]:
@@ -205,26 +214,38 @@ def _with_pillow(file: BinaryIO, page: Page) -> np.ndarray:
         picture.getexif().pop(_ORIENTATION, None)  # else Pillow turns it
         array = np.asarray(picture.convert({"P": "RGB", "1": "L"}.get(picture.mode, picture.mode)))
     if page.kind == _UNSIGNED and page.bits > 8:
-        array = array.astype(np.uint16)
+        array = array.astype(np.uint16, copy=False)
     return array[..., None] if array.ndim == 2 else array
 
 
-def _with_gdal(source: str | Path | BinaryIO, file: BinaryIO, page: Page) -> np.ndarray:
+@cache
+def _has_gdal() -> bool:
+    with suppress(ModuleNotFoundError):
+        import rasterio  # noqa: F401  an extra
+
+        return True
+    return False
+
+
+def _with_gdal(source: str | Path | BinaryIO, file: BinaryIO, page: Page, box: Box | None) -> np.ndarray:
     try:
         import rasterio  # an extra
         from rasterio.errors import NotGeoreferencedWarning
+        from rasterio.windows import Window
     except ModuleNotFoundError as error:
         raise ValuesError(
             f"is a TIFF of {page.samples} x {page.bits} bits, which only rasterio reads: pip install 'transept[geo]'"
         ) from error
-    with warnings.catch_warnings():
+    window = None if box is None else Window(*box)  # pyright: ignore[reportCallIssue]
+    # Else GDAL lists the folder for each file.
+    with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         if isinstance(source, str | Path):
             with rasterio.open(f"GTIFF_DIR:{page.number + 1}:{source}", driver="GTiff") as dataset:
-                return dataset.read().transpose(1, 2, 0)
+                return dataset.read(window=window).transpose(1, 2, 0)
         file.seek(0)
         with (
             rasterio.MemoryFile(file.read()) as memory,
             rasterio.open(f"GTIFF_DIR:{page.number + 1}:{memory.name}", driver="GTiff") as dataset,
         ):
-            return dataset.read().transpose(1, 2, 0)
+            return dataset.read(window=window).transpose(1, 2, 0)

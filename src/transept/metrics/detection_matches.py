@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transept.metrics.detection import MOST_BOXES, coco_library
+from transept.metrics.detection import MOST_BOXES, Kind, coco_library
 
 FOREGROUND = 0.5
 """Overlap (IoU) from which on a box is of an object."""
@@ -68,8 +68,10 @@ class Matches:
         return np.bincount(self.objects.label, minlength=self.classes)
 
 
-def match_detections(ground_truth: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> Matches:
-    """Boxes in COCO's result format beside annotations in COCO's format.
+def match_detections(
+    ground_truth: Mapping[str, Any], results: Iterable[Mapping[str, Any]], kind: Kind = "bbox"
+) -> Matches:
+    """Boxes in COCO's result format beside annotations in COCO's format; with "segm" by the overlap of their masks.
 
     The best box takes first: of the objects of its class that no better box took, the one with the largest overlap,
     from `FOREGROUND` on. As in `detection_scores`, the 100 best boxes of a class and picture count.
@@ -87,7 +89,12 @@ def match_detections(ground_truth: Mapping[str, Any], results: Iterable[Mapping[
     order = _best_first(found, score)
     found, score = found.take(order), score[order]
     number = len(annotations) - crowds
-    pairs = _overlaps(found, objects, number)
+    shapes = found.box, objects.box
+    if kind == "segm":
+        sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+        ordered = [results[place] for place in order.tolist()]
+        shapes = tuple(_masks(entries, sizes) for entries in (ordered, annotations))
+    pairs = _overlaps(found, objects, number, *shapes)
     same = (found.label[pairs.found] == objects.label[pairs.object]) & (pairs.iou >= FOREGROUND)
     in_crowd = pairs.object >= number
     candidates = pairs.take(np.flatnonzero(same & ~in_crowd))
@@ -197,8 +204,22 @@ def _best_first(found: Boxes, score: np.ndarray) -> np.ndarray:
     return order[np.lexsort((order, found.picture[order], -score[order]))]
 
 
-def _overlaps(found: Boxes, objects: Boxes, first_crowd: int) -> Pairs:
-    """Of the boxes in each picture. A box lies in a crowd with the share of its own area."""
+def _masks(entries: list[Any], sizes: Mapping[Any, tuple[int, int]]) -> np.ndarray:
+    """Run lengths of polygons, lists of run lengths, and run lengths."""
+    *_, mask_api = coco_library()
+    masks = np.empty(len(entries), object)
+    for place, entry in enumerate(entries):
+        mask, size = entry["segmentation"], sizes[entry["image_id"]]
+        if isinstance(mask, list):
+            mask = mask_api.merge(mask_api.frPyObjects(mask, *size))
+        elif isinstance(mask["counts"], list):
+            mask = mask_api.frPyObjects(mask, *size)
+        masks[place] = mask
+    return masks
+
+
+def _overlaps(found: Boxes, objects: Boxes, first_crowd: int, shapes: np.ndarray, things_shapes: np.ndarray) -> Pairs:
+    """Of the boxes or masks in each picture. One lies in a crowd with the share of its own area."""
     *_, mask_api = coco_library()
     parts: list[Pairs] = []
     number = max(found.picture.max(initial=-1), objects.picture.max(initial=-1)) + 1
@@ -207,7 +228,8 @@ def _overlaps(found: Boxes, objects: Boxes, first_crowd: int) -> Pairs:
     ):
         if len(boxes) and len(things):
             crowd = (things >= first_crowd).astype(np.uint8)
-            iou = np.asarray(mask_api.iou(found.box[boxes], objects.box[things], crowd))
+            pair = shapes[boxes], things_shapes[things]
+            iou = np.asarray(mask_api.iou(*(each if each.dtype != object else each.tolist() for each in pair), crowd))
             row, column = np.nonzero(iou >= BACKGROUND)
             parts.append(Pairs(boxes[row], things[column], iou[row, column]))
     nothing = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))

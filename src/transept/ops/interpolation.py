@@ -44,11 +44,14 @@ def resize_map(x: Float[Tensor, "b c _h _w"], size: Sequence[int]) -> Float[Tens
 
 
 def resize_rows(
-    x: Float[Tensor, "b c _h _w"], size: Sequence[int], start: int, stop: int
+    x: Float[Tensor, "b c _h _w"], size: Sequence[int], start: int, stop: int, *, first: int = 0, height: int = 0
 ) -> Float[Tensor, "b c _rows _w2"]:
-    """Rows `start` to `stop` of `resize_map(x, size)`, without the others; equal to rounding."""
+    """Rows `start` to `stop` of `resize_map(x, size)`, without the others; equal to rounding.
+
+    Where `x` is a part of a map of that `height`, it holds the `source_span` of the rows, from row `first` on.
+    """
     # Down first, where the rows are short.
-    rows = _resize_side(x, -2, 0, x.shape[-2], size[0], (start, stop))
+    rows = _resize_side(x, -2, first, height or x.shape[-2], size[0], (start, stop))
     return resize_map(rows, (stop - start, size[1]))
 
 

@@ -1,7 +1,7 @@
 """What `eval` says of a detector beyond average precision: each class, errors by kind, and the worst pictures.
 
-All but average precision is of boxes, at an overlap of 0.5; precision, recall and confusion at the score with the best
-F1 of each class.
+Precision, recall, confusion and pictures are of boxes, at an overlap of 0.5 and the score with the best F1 of each
+class; average precision, its curves and errors by kind are of masks, too, where there are any.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +38,8 @@ SHOWN_SCORE = 0.3
 """Least score of an object that people are shown, where none is asked for."""
 TITLES: dict[Kind, str] = {"bbox": "box AP", "segm": "mask AP"}
 _KEYS: dict[Kind, str] = {"bbox": "box_ap", "segm": "mask_ap"}
+_BEFORE: dict[Kind, str] = {"bbox": "", "segm": "mask_"}
+"""What names of files and figures begin with."""
 _BACKGROUND = "background"
 _LONGEST = 640
 """Pixels of a picture's longest side in a sheet."""
@@ -54,7 +56,8 @@ class DetectorReport:
     """Of each class, the score with the best F1."""
     confusion: np.ndarray
     """True classes in rows, the last is background."""
-    errors: DetectionErrors
+    errors: Mapping[Kind, DetectionErrors]
+    """Of boxes, and of masks where they are scored."""
 
     @classmethod
     def of(
@@ -65,15 +68,21 @@ class DetectorReport:
         matches = match_detections(truth, results)
         thresholds = best_thresholds(matches, SHOWN_SCORE)
         confusion = box_confusion(matches, thresholds)
-        return cls(names, scores, matches, thresholds, confusion, detection_errors(matches))
+        errors = {
+            kind: detection_errors(matches if kind == "bbox" else match_detections(truth, results, kind))
+            for kind in scores
+        }
+        return cls(names, scores, matches, thresholds, confusion, errors)
 
     def metrics(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "per_class": self.per_class,
             "confused": most_confused(self.confusion, [*self.names, _BACKGROUND]),
-            "errors": self._plain_errors(),
-            "precision_recall": self._plain_curves(),
+        } | {
+            f"{_BEFORE[kind]}{name}": plain(kind)
+            for kind in self.scores
+            for name, plain in (("errors", self._plain_errors), ("precision_recall", self._plain_curves))
         }
 
     @cached_property
@@ -99,11 +108,12 @@ class DetectorReport:
         ]
         values = np.array([self.scores["bbox"].per_class[name] for name in self.names])
         table = class_table(columns, rows, np.argsort(values, kind="stable").tolist(), "box AP")
-        if np.isnan(self.errors.ap50):
-            return table
-        costs = ", ".join(f"{kind} {percent(gain)}" for kind, gain in zip(KINDS, self.errors.gains, strict=True))
-        note = f"errors of each kind alone cost so much of the box AP50: {costs}"
-        return table._replace(note=f"{table.note}\n{note}" if table.note else note)
+        notes = [table.note] if table.note else []
+        for kind, errors in self.errors.items():
+            if not np.isnan(errors.ap50):
+                costs = ", ".join(f"{name} {percent(gain)}" for name, gain in zip(KINDS, errors.gains, strict=True))
+                notes.append(f"errors of each kind alone cost so much of the {TITLES[kind]}50: {costs}")
+        return table._replace(note="\n".join(notes))
 
     def notes(self) -> list[str]:
         """Classes that are never found."""
@@ -111,33 +121,31 @@ class DetectorReport:
 
     def files(self, pictures: DetectionSet) -> Files:
         """Tables and pictures; those of `pictures` are read again."""
-        curves = self.scores["bbox"].precision50
-        errors = self._plain_errors()
-        rows = [[kind, errors[kind]["count"], errors[kind]["cost"]] for kind in KINDS]
-        rows += [[kind, "", errors[kind]["cost"]] for kind in ("false_positive", "false_negative")]
-        return (
-            class_files(self.per_class, self.confusion, self.names, "objects", more=[_BACKGROUND])
-            | {
-                "precision_recall.csv": partial(_write_curves, self._plain_curves()),
-                "precision_recall.png": partial(draw_precision_recall, curves),
-                "errors.csv": partial(write_csv, ["kind", "count", "cost in AP50"], rows),
+        files = class_files(self.per_class, self.confusion, self.names, "objects", more=[_BACKGROUND])
+        for kind, scores in self.scores.items():
+            errors, before = self._plain_errors(kind), _BEFORE[kind]
+            rows = [[name, errors[name]["count"], errors[name]["cost"]] for name in KINDS]
+            rows += [[name, "", errors[name]["cost"]] for name in ("false_positive", "false_negative")]
+            files |= {
+                f"{before}precision_recall.csv": partial(_write_curves, self._plain_curves(kind)),
+                f"{before}precision_recall.png": partial(draw_precision_recall, scores.precision50),
+                f"{before}errors.csv": partial(write_csv, ["kind", "count", "cost in AP50"], rows),
             }
-            | self._sheets(pictures)
-        )
+        return files | self._sheets(pictures)
 
-    def _plain_errors(self) -> dict[str, Any]:
-        errors = self.errors
+    def _plain_errors(self, kind: Kind) -> dict[str, Any]:
+        errors = self.errors[kind]
         rows = zip(KINDS, errors.counts, errors.gains, strict=True)
         return {
-            "box_ap50": plain_number(errors.ap50),
-            **{kind: {"count": count, "cost": plain_number(gain)} for kind, count, gain in rows},
+            f"{_KEYS[kind]}50": plain_number(errors.ap50),
+            **{name: {"count": count, "cost": plain_number(gain)} for name, count, gain in rows},
             "false_positive": {"cost": plain_number(errors.false_positive)},
             "false_negative": {"cost": plain_number(errors.false_negative)},
         }
 
-    def _plain_curves(self) -> dict[str, Any]:
+    def _plain_curves(self, kind: Kind) -> dict[str, Any]:
         """Without classes that have no objects."""
-        curves = {name: curve for name, curve in self.scores["bbox"].precision50.items() if not np.isnan(curve).any()}
+        curves = {name: curve for name, curve in self.scores[kind].precision50.items() if not np.isnan(curve).any()}
         mean = np.mean(list(curves.values()), axis=0) if curves else np.zeros(0)
         return {
             "recall": np.linspace(0, 1, len(mean)).round(4).tolist(),
@@ -198,7 +206,7 @@ class DetectorReport:
     def _draw_confident(self, pictures: DetectionSet, boxes: Sequence[int], path: Path) -> None:
         items = []
         for place in boxes:
-            number, near = int(self.matches.found.picture[place]), int(self.errors.near[place])
+            number, near = int(self.matches.found.picture[place]), int(self.errors["bbox"].near[place])
             whole = as_shown(pictures[number][0])
             (box,) = _corners(self.matches.found.box[[place]])
             window = _surroundings(box, whole.size)
@@ -213,7 +221,7 @@ class DetectorReport:
 
     def _truth(self, place: int) -> str:
         """What a false box is of."""
-        kind, near = self.errors.kind[place], self.errors.near[place]
+        kind, near = self.errors["bbox"].kind[place], self.errors["bbox"].near[place]
         if kind == IN_BACKGROUND:
             return _BACKGROUND
         name = self.names[self.matches.objects.label[near]]
@@ -221,7 +229,7 @@ class DetectorReport:
             return name
         if kind == DUPLICATE:
             return f"{shorten(name, 14)}, found twice"
-        return f"{shorten(name, 17)}, IoU {self.errors.overlap[place]:.2f}"
+        return f"{shorten(name, 17)}, IoU {self.errors['bbox'].overlap[place]:.2f}"
 
 
 def _write_curves(curves: Mapping[str, Any], path: Path) -> None:

@@ -71,6 +71,9 @@ class _Step(NamedTuple):
 class _Growing:
     """Calls a task, and makes it into the next form when it has computed for long enough."""
 
+    runs_layers = True
+    """Up to the compiled form, which takes its place, the task's own `forward` answers."""
+
     def __init__(self, task: Task, dtype: Precision, steps: list[_Step], report: Callable[[str], None]) -> None:
         self.task = task
         self.source = copy.copy(task)

@@ -28,7 +28,7 @@ from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
 from transept.inference.windows import ResizedWindows, sliding_logits
 from transept.models.backbone import Backbone
-from transept.ops.interpolation import resize_map, resize_rows
+from transept.ops.interpolation import Size, Span, resize_map, resize_rows, source_span
 from transept.ops.masks import IGNORE_LABEL
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
@@ -130,6 +130,8 @@ class Segmenter(DenseTask):
     preprocessing_type = SegmentationPreprocessing
     published_classes = ADE20K_CLASSES
     auxiliary_weight = 0.4
+    _is_coarse = False
+    """`forward` leaves logits at the head's own size, outside of training, too."""
 
     def __init__(
         self,
@@ -163,7 +165,7 @@ class Segmenter(DenseTask):
         maps = self.backbone(images)
         decode = self.decode_head(self.neck(maps))
         if not self.training:
-            return resize_map(decode, images.shape[-2:])
+            return decode if self._is_coarse else resize_map(decode, images.shape[-2:])
         return Outputs(decode, self.auxiliary_head(maps) if self.auxiliary_head is not None else None)
 
     def loss(self, outputs: Outputs | Tensor, masks: Tensor) -> Tensor:
@@ -219,16 +221,19 @@ class Segmenter(DenseTask):
         return predictions
 
     def _by_strips(self, picture: Picture, inference: SegmentationInference, rows: int) -> Segmentation:
-        """As `probabilities`, of so many rows at a time: of all at once they take `k H W` numbers."""
+        """As `probabilities`, of so many rows at a time: of all at once they take `k H W` numbers.
+
+        Logits of the views are kept as the head gives them, a sixteenth of those at the size of the images.
+        """
         width, height = size_of(picture)
-        views = list(self._views(picture, inference))
+        views = list(self._coarse_views(picture, inference))
         device = views[0][0].device
         labels = torch.empty(height, width, dtype=torch.int64, device=device)
         scores = torch.empty(height, width, device=device)
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             strip = self._sum(
-                (resize_rows(logits, (height, width), start, stop), flipped) for logits, flipped in views
+                (_rows_of(logits, image, (height, width), (start, stop)), flipped) for logits, image, flipped in views
             ).div_(len(views))
             torch.max(strip, dim=0, out=(scores[start:stop], labels[start:stop]))
         return Segmentation(labels, scores)
@@ -308,6 +313,21 @@ class Segmenter(DenseTask):
         with evaluating(self):
             for image, flipped in self._scaled(picture, inference):
                 yield self.logits(self._normalised(image)[None], inference), flipped
+
+    def _coarse_views(self, picture: Picture, inference: SegmentationInference) -> Iterator[tuple[Tensor, Size, bool]]:
+        """As `_views`, of logits before they are resized to their image, and the size of that.
+
+        Compiled forms give what they were made for: logits at the size of the image.
+        """
+        is_coarse = getattr(self._compiled_call_impl, "runs_layers", self._compiled_call_impl is None)
+        with evaluating(self):
+            for image, flipped in self._scaled(picture, inference):
+                self._is_coarse = is_coarse
+                try:
+                    logits = self(self._normalised(image)[None])
+                finally:
+                    self._is_coarse = False
+                yield logits, (image.shape[-2], image.shape[-1]), flipped
 
     def logits(self, images: Tensor, inference: SegmentationInference) -> Tensor:
         """Normalised images `b 3 H W` to logits `b k H W`: at once, or by sliding windows where there is a crop."""
@@ -445,6 +465,13 @@ class Segmenter(DenseTask):
     @classmethod
     def create(cls, method: str, *, backbone: str, **options: Any) -> "Segmenter":
         return create_segmenter(method, backbone=backbone, **options)
+
+
+def _rows_of(logits: Tensor, image: Size, size: Size, rows: Span) -> Tensor:
+    """Some rows of logits that are resized to their image, and then to the picture's size; equal to rounding."""
+    first, last = source_span(image[0], size[0], rows)
+    part = resize_rows(logits, image, first, last)
+    return resize_rows(part, size, *rows, first=first, height=image[0])
 
 
 def create_segmenter(

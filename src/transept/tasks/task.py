@@ -9,7 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
@@ -243,7 +243,7 @@ class Task(nn.Module, ABC):
             self._warns_of_dark = False
             warnings.warn(
                 f"{str(name or source)!r} has 16 bits and uses less than an eighth of them, so that it looks black; "
-                "where it has fewer bits, train with pixel_range, e.g. pixel_range=[0, 4095]",
+                "where it has fewer bits, say so with pixel_range, e.g. pixel_range=[0, 4095]",
                 TranseptWarning,
                 stacklevel=2,
             )
@@ -255,14 +255,50 @@ class Task(nn.Module, ABC):
         return {} if self.reading == PLAIN else {"reading": self.reading.as_dict()}
 
     def reading_of(self, options: DataOptions) -> Reading | WantedReading:
-        """How the files of a set become pictures: as in training, or as the options say where training had no wish."""
-        if self.reading != PLAIN:
-            return self.reading
-        if options.bands is not None and (options.bands == "all" or len(options.bands) != self.in_chans):
+        """How files become pictures: as in training, and as the options say of what training had no wish about.
+
+        Raises:
+            UsageError: bands in another number than the channels.
+        """
+        kept = self._reading
+        reading = self.reading
+        if options.bands is not None and not kept.bands:
+            reading = replace(reading, bands=self._bands(options.bands), exact=options.bands == "all")
+        elif options.pixel_range is None and reading != PLAIN:
+            return reading
+        if kept.pixel_range:
+            return reading
+        return WantedReading(pixel_range=options.pixel_range, bands=reading.bands or None, exact=reading.exact)
+
+    def check_reading(self, wanted: WantedReading) -> None:
+        """
+        Raises:
+            UsageError: files were read in another way in training.
+        """
+        kept = self._reading
+        pairs = wanted.pixel_range and {wanted.pixel_range}
+        if wanted.bands is not None and kept.bands:
+            all_bands = kept.exact and kept.bands == tuple(range(self.in_chans))
+            if wanted.bands != kept.bands and not (wanted.bands == "all" and all_bands):
+                raise self._trained_with("bands", wanted.bands, kept.bands)
+        if pairs and kept.pixel_range and pairs != set(kept.pixel_range):
+            ranges = kept.pixel_range if len(kept.pixel_range) > 1 else kept.pixel_range[0]
+            raise self._trained_with("pixel_range", wanted.pixel_range, ranges)
+
+    def _trained_with(self, name: str, wanted: Any, kept: Any) -> UsageError:
+        return UsageError(
+            f"{name}={shown(wanted)}, but this {self.kind} was trained with {name}={shown(kept)}, and reads all files "
+            "so; leave it out"
+        )
+
+    def _bands(self, wanted: tuple[int, ...] | Literal["all"]) -> tuple[int, ...]:
+        if wanted == "all":
+            return tuple(range(self.in_chans))
+        if len(wanted) != self.in_chans:
             raise UsageError(
-                f"bands={shown(options.bands)}: this {self.kind} takes {self.in_chans} bands; give so many numbers"
+                f"bands={shown(wanted)}: this {self.kind} takes {self.in_chans} bands; give so many numbers"
             )
-        return options.reading
+        return wanted
 
     # Answers
 

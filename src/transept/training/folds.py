@@ -4,14 +4,15 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transept.errors import TranseptError, UsageError, warn
-from transept.files import reserve, write_atomically
-from transept.tasks.run_folder import CONFIG, FOLDS, PREVIOUS, STATE
+from transept.files import files_below, reserve, write_atomically
+from transept.tasks.run_folder import CONFIG, FOLDS, LOCK, PREVIOUS, STATE
 from transept.training.jobs.job import Score
 from transept.training.jobs.table import JOBS
 from transept.training.loop.folder import claim
@@ -115,8 +116,9 @@ def train_folds(
         RunInterruptedError: Ctrl-C; everything is saved.
     """
     _check(recipe, folds)
+    was_there = folder.is_dir()
     reserve(folder, 2**20)
-    with claim(folder, resume=resume):
+    with claim(folder, resume=resume), _no_empty_folders(folder, was_there):
         if not resume and (folder / FOLDS).exists():
             raise TranseptError(
                 f"{str(folder)!r} holds the runs of folds already; go on with --resume {folder}, or give another "
@@ -243,6 +245,23 @@ def _forget(runs: CrossValidation) -> None:
     """Nothing came of it, so that the folder is free for another call."""
     if not runs.folds:
         (runs.run / FOLDS).unlink(missing_ok=True)
+
+
+@contextmanager
+def _no_empty_folders(folder: Path, was_there: bool) -> Iterator[None]:
+    """Where nothing comes of any fold, only the locks are left, which go too. The folder is this process's own."""
+    try:
+        yield
+    except TranseptError:
+        if {path.name for path in files_below(folder)} <= {LOCK}:
+            with suppress(OSError):  # a system that keeps open files
+                for lock in list(files_below(folder)):
+                    lock.unlink()
+                for inner in folder.glob("fold-*"):
+                    inner.rmdir()
+                if not was_there:
+                    folder.rmdir()
+        raise
 
 
 def _spreads(folds: Sequence[Mapping[str, float]]) -> dict[str, Spread]:

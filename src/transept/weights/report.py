@@ -40,8 +40,8 @@ class KeyReport:
     model: str
     """Its name in the model; "" for what the model does not take."""
     actions: tuple[str, ...]
-    """`taken` as it was; or what was done, in order: renamed, joined, transposed, reshaped, resized A x B to C x D;
-    or `dropped`, `missing`, `unexpected`."""
+    """`taken` as it was; `taken of N of M classes`, while the others keep their values; or what was done, in order:
+    renamed, joined, transposed, reshaped, resized A x B to C x D; or `dropped`, `missing`, `unexpected`."""
     why: str = ""
     """For dropped and missing: the reason in words, and why it does no harm. "" where there is none."""
     reason: Reason | None = None
@@ -124,6 +124,8 @@ class LoadReport:
     def summary(self) -> str:
         """A line: how much was taken, what starts fresh, what was left."""
         parts = [f"{len(self.taken)} tensors taken from {self.source!r}"]
+        partly = Counter(done for key in self.keys for done in key.actions if done.startswith("taken of"))
+        parts += [f"{count} of them {done.removeprefix('taken ')}" for done, count in partly.items()]
         for done, what in (("missing", "of the model start fresh"), ("dropped", "of the file are left")):
             reasons = Counter(key.why.partition(":")[0] for key in self.keys if done in key.actions and _matters(key))
             parts += [f"{count} {what} ({why})" for why, count in reasons.items()]

@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transept.data.classification import shards
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import Augmentation, Preprocessing, train_transform
 from transept.data.loading import EpochSampler, TransformedSet, make_loader
-from transept.errors import TranseptError
+from transept.errors import TranseptError, TranseptWarning
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -105,7 +106,7 @@ def test_other_endings_and_json(tmp_path: Path):
 def test_a_shard_is_scanned_once_until_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     scanned: list[str] = []
     scan = shards._scan
-    monkeypatch.setattr(shards, "_scan", lambda shard: (scanned.append(shard.name), scan(shard))[1])
+    monkeypatch.setattr(shards, "_scan", lambda shard, **how: (scanned.append(shard.name), scan(shard, **how))[1])
     for shard in folder.iterdir():
         os.utime(shard, (10**9, 10**9))
     first = load_splits(f"wds:{folder}")
@@ -162,3 +163,44 @@ def test_wrong_shards(folder: Path, tmp_path: Path):
     write(folder / "train-000.tar", [sample(0), {"__key__": "broken", "jpg": b"junk", "cls": 1}])
     refused(str(folder), "1 file is not readable as pictures: '.*train-000.tar/broken.jpg' is no picture")
     assert len(load_splits(f"wds:{folder}", skip_bad_images=True).train) == 21
+
+
+@pytest.mark.parametrize("member", ["cls", "json", "names", "named numbers"])
+def test_several_labels(tmp_path: Path, member: str):
+    """Lists of numbers in .cls, of numbers or names in .json."""
+    lists = [[0, 2], [], [1], [2], [0, 1, 2], [1]]
+    names = ["cat", "dog", "eel"]
+
+    def parts(labels: list[int]) -> dict[str, Any]:
+        match member:
+            case "cls":
+                return {"cls": json.dumps(labels).encode()}
+            case "names":
+                return {"json": {"labels": [names[label] for label in labels]}}
+            case _:
+                return {"json": {"label": labels}}
+
+    for half in ("train", "val"):
+        write(tmp_path / "set" / f"{half}-0.tar", [sample(i, **parts(labels)) for i, labels in enumerate(lists)])
+    if member == "named numbers":
+        (tmp_path / "set" / "classes.txt").write_text("\n".join([*names, "fox"]))
+    for _ in range(2):  # noted, and from the note
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TranseptWarning)  # of foxes there are none
+            splits = load_splits(f"wds:{tmp_path / 'set'}", multi_label=True)
+        assert splits.classes == {"names": names, "named numbers": [*names, "fox"]}.get(member, ["0", "1", "2"])
+        assert [np.flatnonzero(splits.train.label(i)).tolist() for i in range(6)] == lists
+        assert splits.train.take([4, 2]).label(1).tolist()[:3] == [0, 1, 0]
+        assert splits.val[0][0].width == 20
+
+
+def test_wrong_lists_of_labels(tmp_path: Path):
+    file = write(tmp_path / "a.tar", [sample(0, json={"labels": ["a", 1]})])
+    with pytest.raises(TranseptError, match="labels are a list of numbers from 0 on, or of names"):
+        load_splits(f"wds:{file}", multi_label=True)
+    file = write(tmp_path / "b.tar", [sample(0, json={"labels": ["a"]}), sample(1, json={"labels": [1]})])
+    with pytest.raises(TranseptError, match="have numbers and names as labels"):
+        load_splits(f"wds:{file}", multi_label=True)
+    file = write(tmp_path / "c.tar", [sample(0, cls=b"[1, 2]")])
+    with pytest.raises(TranseptError, match="a class is a number from 0 on; for lists give multi_label"):
+        load_splits(f"wds:{file}")

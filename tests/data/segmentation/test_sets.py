@@ -518,3 +518,51 @@ def test_batches_depend_on_seed_and_epoch_alone():
     assert len(plain) == 3
     assert batch_sums(start=2) == plain[2:]
     assert batch_sums(workers=1) == plain  # in another process
+
+
+# Pascal VOC
+
+
+def voc_file(root: Path, name: str, values: np.ndarray, *, has_mask: bool = True) -> None:
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", values.shape[::-1], (9, 8, 7)).save(root / "JPEGImages" / f"{name}.jpg")
+    if has_mask:
+        mask = Image.fromarray(values.astype(np.uint8), "P")
+        mask.putpalette(VOC_PALETTE)
+        mask.save(root / "SegmentationClass" / f"{name}.png")
+
+
+VOC_PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + 251 * [1, 2, 3] + [224, 224, 192]
+"""Of the first classes, and of the outlines that are ignored."""
+
+
+def test_pascal_voc(tmp_path: Path):
+    """Its own palette, lists of names, and pictures without masks that no list names."""
+    values = np.where(VALUES == 3, 255, VALUES)
+    for name in ("2007_1", "2007_2", "2007_3"):
+        voc_file(tmp_path, name, values, has_mask=name != "2007_3")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    (lists / "train.txt").write_text("2007_1\n")
+    (lists / "val.txt").write_text("2007_2\n")
+    (lists / "trainval.txt").write_text("2007_1\n2007_2\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 18 classes never occur
+        splits = load_segmentation_splits(str(tmp_path))
+    assert (len(splits.classes), splits.classes[2], splits.palette[20]) == (21, "bicycle", (0, 64, 128))
+    assert [path.name for half in (splits.train, splits.val) for path in half.paths] == ["2007_1.jpg", "2007_2.jpg"]
+    assert torch.equal(splits.train[0][1], torch.from_numpy(values))
+    (lists / "val.txt").write_text("2007_2\n2007_3\n2007_4\n")
+    refused(tmp_path, "2007_3.jpg' has no mask .*2007_4' is listed, but is neither there nor in")
+
+
+def test_voc_masks_without_lists_are_divided(tmp_path: Path):
+    for i in range(5):
+        voc_file(tmp_path, str(i), VALUES, has_mask=i < 4)
+    (tmp_path / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nground:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\neel:128,128,0::\n"
+    )
+    splits = load_segmentation_splits(str(tmp_path), val_fraction=0.25)
+    assert splits.classes == ["ground", "cat", "dog", "eel"]
+    assert (len(splits.train), len(splits.val)) == (3, 1)
+    assert torch.equal(splits.train[0][1], torch.from_numpy(VALUES))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -310,3 +311,55 @@ def test_wrong_options(pictures: Path, options: str, message: str):
 def test_an_empty_folder(tmp_path: Path):
     with pytest.raises(TranseptError, match="there are no pictures in"):
         PretrainJob(recipe(tmp_path))
+
+
+# Pictures of other bands
+
+
+def deep_pictures(root: Path, bands: int) -> Path:
+    """Two classes that the last of so many 12-bit bands tells apart: TIFFs of four bands, PNGs of one."""
+    random = np.random.default_rng(0)
+    for i in range(24):
+        folder = root / ("train" if i < 16 else "val") / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        values = random.integers(200, 900, (bands, 16, 16), dtype=np.uint16)
+        values[-1] += 1500 * (i % 2)
+        if bands == 1:
+            Image.fromarray(values[0]).save(folder / f"{i}.png")
+        else:
+            tifffile.imwrite(folder / f"{i}.tif", values, photometric="minisblack", planarconfig="separate")
+    return root
+
+
+@pytest.mark.parametrize(("bands", "said"), [(4, "all"), pytest.param(1, "[0]", marks=pytest.mark.slow)])
+def test_bands_from_pretraining_to_a_classifier(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bands: int, said: str
+):
+    data, run = deep_pictures(tmp_path / "data", bands), tmp_path / "run"
+    read = ["--data", str(data), "--bands", said, "--pixel_range", "auto"]
+    assert main(["train", "quick-dino", *OPTIONS, *read, "--schedule.epochs", "1", "--out", str(run)]) == 0
+    first = transept.load(run).reading
+    assert main(["train", "--resume", str(run), "--schedule.epochs", "2"]) == 0
+    task = transept.load(run)
+    assert len(rows(run)) == 2
+    assert task.reading == first
+    assert len(first.bands) == task.in_chans == len(task.preprocessing.mean) == bands
+    assert first.pixel_range[-1][1] > 2000
+    capsys.readouterr()
+    assert main(["eval", str(run), "--knn", "--k", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["knn_top1"] > 0.8
+    picture, sheet = str(data / "val" / "a" / "16"), str(tmp_path / "sheet.png")
+    assert main(["explain", str(run), picture + (".png" if bands == 1 else ".tif"), "--out", sheet]) == 0
+    small = ["--model.name=xcit_nano_12_p8_224", "--model.img_size=16", "--schedule.epochs=1", "--batch_size=8"]
+    small += ["--model.options={embed_dim: 16, depth: 1, num_heads: 2, patch_size: 4}", "--schedule.warmup_epochs=0"]
+    start = ["train", "quick", *small, "--model.weights", str(run / "best.safetensors"), "--out", str(tmp_path / "c")]
+    capsys.readouterr()
+    assert main([*start, *read]) == 0
+    assert "2 of the model start fresh (the file has no classifier)" in (line := capsys.readouterr().err)
+    assert "the weights of" not in line
+    assert transept.load(tmp_path / "c").reading == first
+    start[-1] = str(tmp_path / "other")
+    assert main([*start, *read[:-1], "[0, 4095]"]) == 0
+    line = capsys.readouterr().err
+    assert f"are of pictures read with bands={list(first.bands)} and pixel_range=[" in line
+    assert "are read with bands=" in line

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from transept.cli.shared.forms import formed
+from transept.cli.shared.reading import with_reading
 from transept.cli.shared.tables import print_json
 from transept.cli.shared.tasks import best_device, named_data
 from transept.data.images import plain_skipped
@@ -30,7 +31,7 @@ def eval_features(args: argparse.Namespace) -> None:
     if args.k is not None and args.k < 1:
         raise UsageError(f"--k {args.k} must be at least 1")
     task = load_features(args.model)
-    options = named_data(args, task)
+    options = with_reading(args, task, named_data(args, task))
     splits = task.load_data(replace(options, skip_bad_images=args.skip_bad_images or options.skip_bad_images))
     measured = splits.parts.measured(len(splits.val), splits.measured_classes, str(options.data))
     print(f"transept: {measured}", file=sys.stderr)

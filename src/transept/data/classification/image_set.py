@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -12,7 +12,8 @@ from PIL import Image
 
 from transept.data.images import KEEP_BYTES, BadImageError, Picture, read_image
 from transept.data.measure import Source, spread
-from transept.data.reading import PLAIN, Reading
+from transept.data.reading import PLAIN, Box, Reading
+from transept.errors import TranseptError
 
 _SMALL_BYTES = 512 * 2**20
 _SMALL_COUNT = 4000
@@ -116,9 +117,15 @@ class ImageSet(Sequence[tuple[Picture, Any]]):
         """The file of a picture, or its bytes."""
         return self.paths[index]
 
-    def read(self, index: int, reduce: Callable[[int, int], float] | None = None) -> Picture:
-        """The picture from its file; `reduce` as in `read_image`."""
-        return read_image(self.source(index), name=self.paths[index], reduce=reduce, reading=self.reading)
+    def read(
+        self,
+        index: int,
+        reduce: Callable[[int, int], float] | None = None,
+        window: Callable[[int, int], Box] | None = None,
+    ) -> Picture:
+        """The picture from its file; `reduce` and `window` as in `read_image`."""
+        source, name = self.source(index), self.paths[index]
+        return read_image(source, name=name, reduce=reduce, window=window, reading=self.reading)
 
     def some_files(self, indices: Sequence[int] | None = None) -> list[Source]:
         """Those to measure the set by, or at these places; one that is missing says so when it is read."""
@@ -168,13 +175,19 @@ class ArraySet(ImageSet):
         return subset
 
 
-class MultiLabelSet(ImageSet):
-    """Pictures of any number of classes each, also of none: a label is a row of 0 and 1."""
+class ManyLabels(ImageSet):
+    """Makes of a kind of set one whose pictures are of any number of classes each, also of none.
 
-    def __init__(self, paths: Paths, labels: np.ndarray, *, sizes: np.ndarray | None = None) -> None:
-        """`labels`: `n k`, bytes."""
-        super().__init__(paths, (), sizes=sizes)
-        self.labels = labels
+    A label is a row of 0 and 1.
+    """
+
+    def labelled(self, labels: Sequence[Collection[str]], classes: Sequence[str]) -> Self:
+        """The set with these classes of each picture."""
+        numbers = {name: number for number, name in enumerate(classes)}
+        self.labels = np.zeros((len(labels), len(classes)), np.uint8)
+        for row, each in enumerate(labels):
+            self.labels[row, [numbers[label] for label in each]] = 1
+        return self
 
     def label(self, index: int) -> np.ndarray:
         """Float32 ` k`."""
@@ -197,6 +210,28 @@ class MultiLabelSet(ImageSet):
 
     def _labels_at(self, rows: np.ndarray) -> np.ndarray:
         return self.labels[rows]
+
+
+Read = Callable[[list[str]], tuple[list[str], list[ImageSet]]]
+"""Names of splits to the classes of the first, and the pictures of each."""
+
+
+class MultiLabelSet(ManyLabels):
+    """Files of any number of classes each."""
+
+
+def classes_of(labels: Collection[str]) -> list[str]:
+    """Names in their order, numbers in theirs."""
+    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+
+
+def refuse_unlearnt(labels: Collection[str], classes: Sequence[str], split: str, data: str) -> None:
+    """Raises `TranseptError` where a split has a label that is no class of the first one."""
+    odd = classes_of(set(labels) - set(classes))
+    if odd:
+        raise TranseptError(
+            f"the label {odd[0]!r} is in the split {split!r} of {data!r} only, so nothing is learnt of it"
+        )
 
 
 def label_words(label: Any, classes: Sequence[str]) -> str:

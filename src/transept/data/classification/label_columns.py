@@ -27,7 +27,7 @@ class LabelColumns(NamedTuple):
 
 
 def read_label_columns(
-    rows: Mapping[str, Sequence[Any]], others: Sequence[str], file: Path, separator: str | None
+    rows: Mapping[str, Sequence[Any]], others: Sequence[str], file: Path | str, separator: str | None
 ) -> LabelColumns:
     """Labels of a column of lists, or of columns of 0 and 1.
 
@@ -64,7 +64,7 @@ def joined(labels: Sequence[str]) -> str:
     return ";".join(labels) if not any(";" in label for label in labels) else json.dumps(labels, ensure_ascii=False)
 
 
-def _of_lists(name: str, cells: Sequence[Any], file: Path, separator: str | None) -> LabelColumns:
+def _of_lists(name: str, cells: Sequence[Any], file: Path | str, separator: str | None) -> LabelColumns:
     if all(cell is None or isinstance(cell, list | tuple) for cell in cells):
         labels = [frozenset(_text(each) for each in cell or ()) for cell in cells]
         return LabelColumns(_checked(labels, name, file), [], f"the lists in {name!r}")
@@ -89,7 +89,7 @@ def _of_lists(name: str, cells: Sequence[Any], file: Path, separator: str | None
     return LabelColumns(labels, [], f"{name!r}, one in each cell, for none of ; | , is there{spaces}")
 
 
-def _of_columns(names: Sequence[str], columns: Mapping[str, Sequence[Any]], file: Path) -> LabelColumns:
+def _of_columns(names: Sequence[str], columns: Mapping[str, Sequence[Any]], file: Path | str) -> LabelColumns:
     classes = [name.strip() for name in names]
     if len(set(classes)) < len(classes) or "" in classes:
         raise TranseptError(f"{str(file)!r} has classes of one name, or without; give each column a name of its own")
@@ -107,7 +107,7 @@ def _is_binary(values: Sequence[Any]) -> bool:
     return texts <= _ABSENT_OR_PRESENT.keys() and not ("-1" in texts and texts & {"0", "0.0", "false"})
 
 
-def _refuse_unsure(name: str, values: Sequence[Any], file: Path) -> None:
+def _refuse_unsure(name: str, values: Sequence[Any], file: Path | str) -> None:
     """A column of classes with something else in some of its rows would otherwise be passed over."""
     texts = [_text(value).lower() for value in values]
     odd = [row for row, text in enumerate(texts, 2) if text not in _ABSENT_OR_PRESENT or text == "-1"]
@@ -118,7 +118,7 @@ def _refuse_unsure(name: str, values: Sequence[Any], file: Path) -> None:
         )
 
 
-def _list(text: str, row: int, name: str, file: Path) -> frozenset[str]:
+def _list(text: str, row: int, name: str, file: Path | str) -> frozenset[str]:
     """JSON's, or Python's as tables of pandas have it."""
     try:
         values = json.loads(text or "[]")
@@ -132,7 +132,7 @@ def _list(text: str, row: int, name: str, file: Path) -> frozenset[str]:
     return frozenset(_text(value) for value in values)
 
 
-def _checked(labels: list[frozenset[str]], name: str, file: Path) -> list[frozenset[str]]:
+def _checked(labels: list[frozenset[str]], name: str, file: Path | str) -> list[frozenset[str]]:
     empty = next((row for row, each in enumerate(labels, 2) if "" in each), None)
     if empty is not None:
         raise TranseptError(f"{str(file)!r}, row {empty}, has a label without a name in {name!r}; remove it")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from transept.data.classification.image_set import ImageSet, MultiLabelSet, Paths
+from transept.data.classification.image_set import ImageSet, MultiLabelSet, Paths, classes_of, refuse_unlearnt
 from transept.data.classification.label_columns import LabelColumns, read_label_columns
 from transept.data.places import PictureFolder
 from transept.errors import TranseptError, UsageError, warn
@@ -49,7 +49,7 @@ class _Rows:
         for row in rows:
             label = self.labels[row]
             found |= label if isinstance(label, frozenset) else {label}
-        return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+        return classes_of(found)
 
 
 def find_listing(file: Path, *, fewest: int) -> tuple[list[str], Any]:
@@ -140,11 +140,7 @@ def _read(table: _Rows, fewest: int, names: list[str]) -> tuple[list[str], list[
         rows = [row for row, split in enumerate(table.splits) if split == name]
         found = table.sorted_labels(rows)
         classes = classes or found
-        odd = [label for label in found if label not in set(classes)]
-        if odd:
-            raise TranseptError(
-                f"the label {odd[0]!r} is in the split {name!r} of {str(file)!r} only, so nothing is learnt of it"
-            )
+        refuse_unlearnt(found, classes, name, str(file))
         places = []
         for row in rows:
             path, how = folder.path(table.paths[row])
@@ -174,10 +170,7 @@ def _image_set(table: _Rows, rows: Sequence[int], places: Sequence[str], classes
     numbers = {label: number for number, label in enumerate(classes)}
     labels = [table.labels[row] for row in rows]
     if labels and isinstance(labels[0], frozenset):
-        matrix = np.zeros((len(labels), len(classes)), np.uint8)
-        for row, each in enumerate(labels):
-            matrix[row, [numbers[label] for label in each]] = 1
-        images: ImageSet = MultiLabelSet(Paths(root, places), matrix, sizes=sizes)
+        images: ImageSet = MultiLabelSet(Paths(root, places), (), sizes=sizes).labelled(labels, classes)
     else:
         images = ImageSet(Paths(root, places), [numbers[label] for label in labels], sizes=sizes)
     if table.groups is not None:

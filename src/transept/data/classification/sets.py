@@ -1,6 +1,6 @@
 """Labelled pictures: the built-in digits, class folders, tables of the Hugging Face hub, shards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from transept.data.classification.image_set import ArraySet, ImageSet, MultiLabelSet, Paths
+from transept.data.classification.image_set import ArraySet, ImageSet, ManyLabels, Paths, Read
 from transept.data.classification.listings import find_listing, find_multi_label_listing, is_listing
 from transept.data.classification.shards import SHARDS, find_shards
-from transept.data.classification.tables import hub_splits
+from transept.data.classification.tables import hub_splits, multi_label_hub_splits
 from transept.data.hub import HUB, is_table
 from transept.data.images import BadImageError, Skipped
 from transept.data.index import File, list_files
@@ -53,10 +53,6 @@ class Splits:
         return int(np.count_nonzero(self.val.counts(len(self.classes))))
 
 
-Read = Callable[[list[str]], tuple[list[str], list[ImageSet]]]
-"""Names of splits to the classes of the first, and the pictures of each."""
-
-
 def load_splits(
     data: str,
     *,
@@ -91,7 +87,7 @@ def load_splits(
         skip_bad_images: leave unreadable files out; they are in `skipped`. Of sets too large to be decoded
             beforehand, only empty files are found here; an unreadable training picture is then replaced by the next
             one when it is met.
-        multi_label: a picture has any number of labels; only tables say them.
+        multi_label: a picture has any number of labels; tables, sets of the hub and shards say them.
         label_separator: what stands between the labels of a cell, where that is not to be found out.
         labelled: False takes a folder without class subfolders, or with one, as pictures of a single class.
         reading: how files become pictures; a part may be left to the training pictures to say.
@@ -143,9 +139,13 @@ def _multi_label_source(data: str, separator: str | None) -> tuple[list[str], Re
     root = Path(data).expanduser()
     if is_listing(root):
         return find_multi_label_listing(root, separator)
-    if not root.exists() and data != "digits" and not is_table(data) and not data.startswith(SHARDS):
+    if is_table(data):
+        return multi_label_hub_splits(data, separator)
+    if data.startswith(SHARDS):
+        return *find_shards(data.removeprefix(SHARDS), multi_label=True), "the lists in the samples' .cls or .json"
+    if not root.exists() and data != "digits":
         raise TranseptError(f"there is no table {data!r}; give a .csv, .tsv or .parquet file")
-    kind = "folders say one class of each picture" if root.is_dir() else "only tables say several labels"
+    kind = "folders say one class of each picture" if root.is_dir() else "it has one label of each picture"
     raise UsageError(
         f"data={data!r} with multi_label: {kind}; give a table, .csv, .tsv or .parquet, whose column 'labels' lists "
         "those of each picture, or leave multi_label out"
@@ -332,7 +332,7 @@ def _split(
     images: ImageSet, classes: Sequence[str], val_fraction: float, fold: Fold | None, data: str
 ) -> tuple[ImageSet, ImageSet]:
     """Training and validation: of each class its share, but of pictures in groups, or with several labels."""
-    strata = None if isinstance(images, MultiLabelSet) else images.labels
+    strata = None if isinstance(images, ManyLabels) else images.labels
     if strata is not None:
         for name, count in zip(classes, images.counts(len(classes)), strict=True):
             if count == 1:

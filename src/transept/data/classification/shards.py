@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from transept.data.classification.image_set import ImageSet, Paths
+from transept.data.classification.image_set import ImageSet, ManyLabels, Paths, Read, classes_of
 from transept.data.images import EXTENSIONS, BadImageError
 from transept.data.index import modification, recall, remember
 from transept.data.splits import NAMES, kind_of
@@ -64,6 +64,10 @@ class ShardSet(ImageSet):
             raise BadImageError(self.paths[index], f"cannot be read ({error.strerror or error})") from error
 
 
+class MultiLabelShardSet(ManyLabels, ShardSet):
+    """Pictures of any number of classes each, inside uncompressed tar files."""
+
+
 @dataclass
 class Samples:
     """The pictures of one shard, in its order."""
@@ -71,10 +75,11 @@ class Samples:
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    """Class numbers; or lists of numbers or names."""
 
 
-def find_shards(pattern: str) -> tuple[list[str], Callable[[list[str]], tuple[list[str], list[ImageSet]]]]:
+def find_shards(pattern: str, *, multi_label: bool = False) -> tuple[list[str], Read]:
     """The names of the splits, none where the shards are not told apart, and what reads some of them.
 
     Args:
@@ -84,6 +89,8 @@ def find_shards(pattern: str) -> tuple[list[str], Callable[[list[str]], tuple[li
 
     A sample has one picture and its class number, in a file that ends in `.cls`, or as `label` in one that ends in
     `.json`. Classes are called by their numbers, or by the lines of a file `classes.txt` beside the shards.
+
+    With `multi_label` it has a list of numbers or of names there, also an empty one, or as `labels` in the `.json`.
 
     Raises:
         TranseptError: no such shards, or on reading shards that are damaged, compressed, or lack pictures or classes.
@@ -100,7 +107,7 @@ def find_shards(pattern: str) -> tuple[list[str], Callable[[list[str]], tuple[li
             )
         names = list(NAMES) if len(patterns) > 1 else [""]
         shards = {name: _expand(each) for name, each in zip(names, patterns, strict=False)}
-    return [name for name in shards if name], partial(_read_shards, shards)
+    return [name for name in shards if name], partial(_read_shards, shards, multi_label)
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
@@ -114,12 +121,45 @@ def _by_split(folder: Path) -> dict[str, list[Path]]:
     return by_split or {"": shards}
 
 
-def _read_shards(shards: dict[str, list[Path]], names: list[str]) -> tuple[list[str], list[ImageSet]]:
+def _read_shards(
+    shards: dict[str, list[Path]], multi_label: bool, names: list[str]
+) -> tuple[list[str], list[ImageSet]]:
     with ThreadPoolExecutor() as pool:
-        samples = [list(pool.map(_samples, shards[name])) for name in names]
-    first = next(iter(shards.values()))[0]
-    classes = _classes(first.parent / CLASSES, [part.labels for split in samples for part in split])
+        samples = [list(pool.map(partial(_samples, multi_label=multi_label), shards[name])) for name in names]
+    file = next(iter(shards.values()))[0].parent / CLASSES
+    if multi_label:
+        return _read_many_labels(file, [shards[name] for name in names], samples)
+    classes = _classes(file, [part.labels for split in samples for part in split])
     return classes, [ShardSet(shards[name], split) for name, split in zip(names, samples, strict=True)]
+
+
+def _read_many_labels(
+    file: Path, shards: Sequence[Sequence[Path]], samples: Sequence[Sequence[Samples]]
+) -> tuple[list[str], list[ImageSet]]:
+    every = [labels for split in samples for part in split for labels in part.labels]
+    kinds = {type(label) for labels in every for label in labels}
+    if not kinds:
+        raise TranseptError(f"no sample of {str(shards[0][0])!r} has a label; there is nothing to learn")
+    if len(kinds) > 1:
+        raise TranseptError(
+            f"the shards beside {str(file)!r} have numbers and names as labels; make them one of the two"
+        )
+    if kinds == {int}:
+        classes = _classes(file, [[max(labels)] for labels in every if labels], fewest=1)
+    else:
+        classes = _listed_names(file) or classes_of({label for labels in every for label in labels})
+    sets: list[ImageSet] = []
+    for tars, parts in zip(shards, samples, strict=True):
+        labels = [
+            frozenset(classes[label] if isinstance(label, int) else label for label in labels)
+            for part in parts
+            for labels in part.labels
+        ]
+        unknown = frozenset().union(*labels) - set(classes)
+        if unknown:
+            raise TranseptError(f"the label {min(unknown)!r} of {str(tars[0])!r} is not in {str(file)!r}; add it there")
+        sets.append(MultiLabelShardSet(tars, parts).labelled(labels, classes))
+    return classes, sets
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -139,19 +179,19 @@ def _expand(pattern: str) -> list[Path]:
     return shards
 
 
-def _samples(shard: Path) -> Samples:
-    key = f"shard {shard.resolve()} of {shard.stat().st_size} bytes"
+def _samples(shard: Path, *, multi_label: bool) -> Samples:
+    key = f"shard {shard.resolve()} of {shard.stat().st_size} bytes" + (", many labels" if multi_label else "")
     modified = modification(shard)
     known = recall(key)
     if known is not None and modified is not None and known["modified"] == modified:
         return Samples(**known["samples"])
-    samples = _scan(shard)
+    samples = _scan(shard, multi_label=multi_label)
     if modified is not None:
         remember(key, {"modified": modified, "samples": vars(samples)})
     return samples
 
 
-def _scan(shard: Path) -> Samples:
+def _scan(shard: Path, *, multi_label: bool) -> Samples:
     from webdataset.tariterators import base_plus_ext  # an extra
 
     samples, size = Samples(), shard.stat().st_size
@@ -185,7 +225,7 @@ def _scan(shard: Path) -> Samples:
                         raise TranseptError(f"the sample {key!r} of {str(shard)!r} has two pictures; it needs one")
                     picture = member
                 elif ending == ".cls" or (ending == ".json" and label is None):
-                    number = _label(tar, member, ending)
+                    number = _label(tar, member, ending, multi_label=multi_label)
                     label = label if number is None else number
             finish()
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -195,33 +235,50 @@ def _scan(shard: Path) -> Samples:
     return samples
 
 
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> int | None:
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, *, multi_label: bool) -> Any:
     file = tar.extractfile(member)
     assert file is not None
     text = file.read()
     try:
         page: Any = json.loads(text)
-        value = page if ending == ".cls" else page.get("label") if isinstance(page, dict) else None
-        if value is not None and (type(value) is not int or value < 0):
+        keys = ("labels", "label") if multi_label else ("label",)
+        inside = (page[key] for key in keys if key in page) if isinstance(page, dict) else iter(())
+        value = page if ending == ".cls" else next(inside, None)
+        if value is not None and not (_is_list_of_labels(value) if multi_label else _is_number(value)):
             raise ValueError(value)
     except ValueError as error:
         shown = text[:20].decode(errors="replace")
-        raise TranseptError(
-            f"{member.name!r} of {str(tar.name)!r} holds {shown!r}; a class is a number from 0 on"
-        ) from error
+        wanted = "a class is a number from 0 on; for lists give multi_label"
+        wanted = "labels are a list of numbers from 0 on, or of names" if multi_label else wanted
+        raise TranseptError(f"{member.name!r} of {str(tar.name)!r} holds {shown!r}; {wanted}") from error
     return value
 
 
-def _classes(names: Path, labels: Sequence[Sequence[int]]) -> list[str]:
+def _is_number(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_list_of_labels(value: Any) -> bool:
+    names = isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value)
+    return names or (isinstance(value, list) and all(map(_is_number, value)))
+
+
+def _listed_names(file: Path) -> list[str]:
+    """Those of `classes.txt`; none where it is not there."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _classes(names: Path, labels: Sequence[Sequence[int]], fewest: int = 2) -> list[str]:
     largest = max(max(part) for part in labels)
     if names.is_file():
-        classes = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+        classes = _listed_names(names)
         if len(set(classes)) != len(classes) or len(classes) <= largest:
             raise TranseptError(
                 f"{str(names)!r} names {len(set(classes))} classes in {len(classes)} lines, but the shards have the "
                 f"class number {largest}; give a line for each number from 0 on"
             )
         return classes
-    if largest == 0:
+    if largest + 1 < fewest:
         raise TranseptError("the shards have one class only, number 0; a classifier needs two or more")
     return [str(number) for number in range(largest + 1)]

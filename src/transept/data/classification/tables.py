@@ -1,6 +1,6 @@
 """Labelled pictures in tables of the `datasets` library."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from transept.data.classification.image_set import ImageSet, Paths
+from transept.data.classification.image_set import ImageSet, ManyLabels, Paths, Read, classes_of, refuse_unlearnt
+from transept.data.classification.label_columns import read_label_columns
 from transept.data.hub import HUB, load_hub
 from transept.data.images import BadImageError
 from transept.errors import TranseptError
@@ -36,7 +37,7 @@ class HubSet(ImageSet):
         return BytesIO(file["bytes"]) if file["bytes"] else Path(file["path"])
 
 
-def hub_splits(data: str) -> tuple[list[str], Callable[[list[str]], tuple[list[str], list[ImageSet]]]]:
+def hub_splits(data: str) -> tuple[list[str], Read]:
     """The names of its splits, and what reads some of them: their classes and rows.
 
     The pictures are the column of type Image, the classes that of type ClassLabel, or else one called `label`.
@@ -69,13 +70,75 @@ def _read_splits(loaded: Any, name: str, splits: list[str]) -> tuple[list[str], 
     return list(classes), sets
 
 
-def _columns(features: Any, name: str) -> tuple[str, str]:
+class MultiLabelHubSet(ManyLabels, HubSet):
+    """A table with a picture and any number of classes in each row."""
+
+
+def multi_label_hub_splits(data: str, separator: str | None) -> tuple[list[str], Read, str]:
+    """The same of sets with any number of labels in each row; and how they are read, for people.
+
+    Labels are a column of lists, of names or of ClassLabel's numbers, or what else `read_label_columns` takes.
+
+    Raises:
+        TranseptError: as `load_hub`; or there is no such column, or not exactly one of pictures.
+        UsageError: labels may be separated in several ways.
+    """
+    loaded, name = load_hub(data), data.removeprefix(HUB)
+    first = loaded[next(iter(loaded))]
+    picture = _picture_column(first.features, name)
+    columns = [column for column, kind in first.features.items() if _may_be_labels(kind)]
+    splits = {split: table.select_columns(columns) for split, table in loaded.items()}
+    rows = {column: [value for table in splits.values() for value in table[column]] for column in columns}
+    classes: list[str] = []
+    for column in columns:
+        item = getattr(first.features[column], "feature", None)
+        if (names := getattr(item, "names", None)) is not None:
+            rows = {column: [[names[number] for number in cell or ()] for cell in rows[column]]}
+            classes = list(names)
+            break
+    found = read_label_columns(rows, [], name, separator)
+    ends = np.cumsum([0, *map(len, splits.values())]).tolist()
+    labels = {split: found.labels[start:end] for split, start, end in zip(splits, ends, ends[1:], strict=False)}
+    known = classes or found.classes
+
+    def read(wanted: list[str]) -> tuple[list[str], list[ImageSet]]:
+        names = known or classes_of(frozenset().union(*labels[wanted[0]]))
+        sets: list[ImageSet] = []
+        for split in wanted:
+            refuse_unlearnt(frozenset().union(*labels[split]), names, split, name)
+            rows = MultiLabelHubSet(loaded[split], picture, [0] * len(labels[split]), f"{name}/{split}")
+            sets.append(rows.labelled(labels[split], names))
+        return names, sets
+
+    return list(loaded), read, found.understood
+
+
+def _may_be_labels(kind: Any) -> bool:
+    """A text, a whole number, or a list of them: no column of pictures, vectors or times is read for its labels."""
+    item = getattr(kind, "feature", kind)
+    return hasattr(item, "names") or getattr(item, "dtype", "").startswith(
+        ("string", "large_string", "int", "uint", "bool")
+    )
+
+
+def _picture_column(features: Any, name: str) -> str:
     import datasets  # an extra
 
     pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    if len(pictures) != 1:
+        raise TranseptError(f"{name!r} has the columns {list(features)}; it needs exactly one image column")
+    return pictures[0]
+
+
+def _columns(features: Any, name: str) -> tuple[str, str]:
+    import datasets  # an extra
+
+    picture = _picture_column(features, name)
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     labels = labels if len(labels) == 1 else [column for column in ("label", "labels") if column in features][:1]
-    for columns, what in ((pictures, "image column"), (labels, "column of type ClassLabel or called 'label'")):
-        if len(columns) != 1:
-            raise TranseptError(f"{name!r} has the columns {list(features)}; it needs exactly one {what}")
-    return pictures[0], labels[0]
+    if len(labels) != 1:
+        raise TranseptError(
+            f"{name!r} has the columns {list(features)}; it needs exactly one column of type ClassLabel or called "
+            "'label'"
+        )
+    return picture, labels[0]

@@ -22,6 +22,7 @@ from torchvision.transforms import ToTensor, v2
 
 from transept.checks import check_not_negative, check_positive, check_range, check_share, check_within
 from transept.data.channels import without_color
+from transept.data.reading import Box
 from transept.errors import UsageError
 
 _RANDAUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*"
@@ -70,13 +71,14 @@ class Augmentation:
 class Undecoded:
     """A picture that is still to be decoded."""
 
-    read: Callable[[Callable[[int, int], float]], Any]
-    """Decodes it, given the `reduce` of `read_image`."""
+    read: Callable[[Callable[[int, int], float], Callable[[int, int], Box]], Any]
+    """Decodes it, given `reduce` and `window` of `read_image`."""
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):
-    """torchvision's, which also takes an `Undecoded` picture: a JPEG of which the crop, drawn for the size it has, is
-    many times larger than the result is decoded at 1/2, 1/4 or 1/8, but never so small that the crop is scaled up.
+    """torchvision's, which also takes an `Undecoded` picture: the crop is drawn for the size it has. A JPEG whose crop
+    is many times larger than the result is decoded at 1/2, 1/4 or 1/8, but never so small that the crop is scaled up.
+    Of files of more than 8 bits or of bands the crop alone is decoded, where that can be.
     """
 
     def forward(self, *inputs: Any) -> Any:
@@ -91,7 +93,16 @@ class RandomResizedCrop(v2.RandomResizedCrop):
             crop = self.make_params([torch.empty(1, full_height, full_width, device="meta")])
             return min(crop["width"] / width, crop["height"] / height)
 
-        picture = inputs[0].read(reduce)
+        def window(full_width: int, full_height: int) -> Box:
+            nonlocal is_cut
+            is_cut = True
+            reduce(full_width, full_height)
+            return crop["left"], crop["top"], crop["width"], crop["height"]
+
+        is_cut = False
+        picture = inputs[0].read(reduce, window)
+        if is_cut:
+            return self.transform(picture, {**crop, "left": 0, "top": 0})
         if picture.size == full:
             return self.transform(picture, crop)
         across, down = picture.width / full[0], picture.height / full[1]

@@ -23,6 +23,7 @@ from transept.data.labels import (
     cityscapes_table,
     read_table,
     table_of_names,
+    voc_table,
 )
 from transept.data.measure import complete, refuse_reading
 from transept.data.reading import PLAIN, Reading, WantedReading
@@ -57,6 +58,17 @@ _LAYOUTS = (
     ("{}", ("{}_labels", "{}_masks")),
 )
 _FLAT = ("images", ("annotations", "masks", "labels"))
+_VOC_PICTURES, _VOC_MASKS, _VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+
+
+@dataclass(frozen=True, slots=True)
+class _Folders:
+    """Where pictures and masks of a split lie."""
+
+    pictures: Path
+    masks: Path
+    names: frozenset[str] | None = None
+    """Without endings, those that are of the split; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +277,7 @@ def _absent(train: MaskedPictures, pixels: np.ndarray | None, data: str) -> list
 
 def _folder_sets(
     root: Path,
-    folders: dict[str, tuple[Path, Path]],
+    folders: dict[str, _Folders],
     halves: Literal["both", "val"],
     choice: Choice,
     classes: Sequence[str] | None,
@@ -276,11 +288,11 @@ def _folder_sets(
     parts = take([name for name in folders if name], str(root), choice, learns=halves == "both")
     if halves == "both":
         parts = note_bare_tests(parts, root, [pictures for pictures, _ in _LAYOUTS], "masks")
-    ending = next((each for each in _MASK_ENDINGS if _masks_end_so(folders[parts.val][1], each)), "")
+    ending = next((each for each in _MASK_ENDINGS if _masks_end_so(folders[parts.val].masks, each)), "")
     table = _table(root, ending, classes, reduce_zero_label)
     sets, skipped = [], []
     for name in [parts.val] if halves == "val" else parts.read:
-        pairs, odd = _match(*folders[name], ending)
+        pairs, odd = _match(folders[name], ending)
         sets.append(MaskedPictures([picture for picture, _ in pairs], [mask for _, mask in pairs], table))
         skipped += odd
     if parts.held_out:
@@ -289,22 +301,40 @@ def _folder_sets(
     return [MaskedPictures([], [], table) if halves == "val" else sets[0], sets[-1]], parts, skipped
 
 
-def _split_folders(root: Path, choice: Choice) -> dict[str, tuple[Path, Path]]:
+def _split_folders(root: Path, choice: Choice) -> dict[str, _Folders]:
     """Names of splits to the folders of their pictures and masks; "" where all are in one."""
+    if (root / _VOC_PICTURES).is_dir() and (root / _VOC_MASKS).is_dir():
+        return _voc_splits(root, choice)
     for layout in () if choice.is_whole else _LAYOUTS:
         if found := _find_folders(root, layout, choice):
             return found
     return _find_folders(root, _FLAT, choice)
 
 
-def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], choice: Choice) -> dict[str, tuple[Path, Path]]:
-    found: dict[str, tuple[Path, Path]] = {}
+def _voc_splits(root: Path, choice: Choice) -> dict[str, _Folders]:
+    """Pascal VOC's lists of names; where none is of a split, all pictures that have a mask."""
+    pictures, masks = root / _VOC_PICTURES, root / _VOC_MASKS
+    lists = {} if choice.is_whole else matches(root, f"{_VOC_LISTS}/{{}}.txt", choice)
+    found = {name: _Folders(pictures, masks, _listed_in(file)) for name, file in lists.items()}
+    return found or {"": _Folders(pictures, masks, frozenset(file.stem for file in files_below(masks)))}
+
+
+def _listed_in(file: Path) -> frozenset[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TranseptError(f"cannot read the list {str(file)!r} ({error})") from error
+    return frozenset(name for line in lines if (name := line.strip().strip('"')))
+
+
+def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], choice: Choice) -> dict[str, _Folders]:
+    found: dict[str, _Folders] = {}
     for masks in layout[1]:
         beside = {name.lower(): path for name, path in matches(root, masks, choice).items()}
         for name, pictures in matches(root, layout[0], choice).items():
             there = beside.get(name.lower())
             if there is not None and there.is_dir() and pictures.is_dir() and not _holds_text(there):
-                found.setdefault(name, (pictures, there))
+                found.setdefault(name, _Folders(pictures, there))
     return found
 
 
@@ -332,14 +362,17 @@ def _table(root: Path, ending: str, classes: Sequence[str] | None, reduce_zero_l
                 return read_table(folder / name, reduce_zero_label=reduce_zero_label)
     if ending:
         return cityscapes_table(ending)
+    if (root / _VOC_MASKS).is_dir():
+        return voc_table()
     raise TranseptError(
         f"{str(root)!r} does not say what the values of its masks mean; add a classes.txt of lines 'value name', "
         "or a palette.txt of lines 'R G B name' for coloured masks"
     )
 
 
-def _match(pictures: Path, masks: Path, ending: str) -> tuple[list[tuple[Path, Path]], list[Skipped]]:
+def _match(folders: _Folders, ending: str) -> tuple[list[tuple[Path, Path]], list[Skipped]]:
     """Pictures with the masks of the same name, and what has no partner."""
+    pictures, masks = folders.pictures, folders.masks
 
     def by_name(folder: Path, cut: str, extensions: Sequence[str]) -> dict[str, list[Path]]:
         files: dict[str, list[Path]] = {}
@@ -352,9 +385,11 @@ def _match(pictures: Path, masks: Path, ending: str) -> tuple[list[tuple[Path, P
     of_picture = by_name(pictures, "_leftImg8bit" if ending else "", EXTENSIONS)
     of_mask = by_name(masks, ending, EXTENSIONS)
     pairs, skipped = [], []
-    for name in sorted(of_picture.keys() | of_mask.keys()):
+    for name in sorted(folders.names if folders.names is not None else of_picture.keys() | of_mask.keys()):
         here, there = of_picture.get(name, []), of_mask.get(name, [])
-        if not there:
+        if not here and not there:
+            skipped.append(Skipped(pictures / name, f"is listed, but is neither there nor in {str(masks)!r}"))
+        elif not there:
             skipped.append(Skipped(here[0], f"has no mask (expected {str(masks / name)!r}.png)"))
         elif not here:
             skipped.append(Skipped(there[0], f"is a mask without a picture in {str(pictures)!r}"))

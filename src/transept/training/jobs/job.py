@@ -104,7 +104,7 @@ class Job(ABC):
     def start(self, task: Task) -> None:
         """Load the recipe's starting weights, if it names any, and note what was taken of them."""
         if (weights := self.recipe.model.weights) is not None:
-            self.notes.append(f"model.weights: {start_from(task, weights).summary}")
+            self.notes.append(f"model.weights: {start_from(task, weights, self.reading).summary}")
 
     @property
     def part_size(self) -> int:

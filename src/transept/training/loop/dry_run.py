@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from transept.data.classification.image_set import label_words
 from transept.data.images import as_shown
 from transept.data.labels import drawing_color
+from transept.data.reading import Reading
 from transept.draw.boxes import add_objects
 from transept.draw.legend import shorten
 from transept.draw.overlay import overlay
@@ -51,6 +52,11 @@ class Plan:
     accumulate: int
     image: tuple[int, int]
     """Height and width of the first batch in pixels."""
+    reading: Reading
+    """How files become pictures, with what was measured of it."""
+    mean: tuple[float, ...]
+    """Of each channel, in 0..1, by which pictures are normalised."""
+    std: tuple[float, ...]
     steps_per_epoch: int
     """Or from one evaluation to the next, where the length is in iterations."""
     steps: int
@@ -80,6 +86,9 @@ def make_plan(
         processes=world.size,
         accumulate=recipe.accumulate,
         image=(shape[-2], shape[-1]),
+        reading=job.reading,
+        mean=tuple(task.preprocessing.mean),
+        std=tuple(task.preprocessing.std),
         steps_per_epoch=steps_per_epoch,
         steps=recipe.schedule.iterations or steps_per_epoch * recipe.schedule.epochs,
         parameters=parameters,

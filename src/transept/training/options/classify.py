@@ -78,7 +78,7 @@ class ClassifyOptions:
     """Share of each label that is spread over all classes."""
     multi_label: bool = False
     """A picture has any number of labels, each learnt by itself: sigmoid and binary cross-entropy. `label_smoothing`
-    then moves each label towards 0.5. The data is a table."""
+    then moves each label towards 0.5. The data is a table, a set of the hub, or shards."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a class counts in the loss by the inverse of its share of the training pictures, so that a rare one is
     worth as much as a frequent one; of several labels, those that are there count as much as those that are not."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transept.checks import shown
 from transept.errors import UsageError, unknown
@@ -20,6 +20,7 @@ from transept.training.options.renamed import with_new_names
 
 _FREE = "model.options"
 """Its fields depend on the model."""
+S = TypeVar("S")
 
 
 def parse_recipe(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:
@@ -35,6 +36,15 @@ def parse_recipe(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:
             if name not in option_types() and not name.startswith(f"{_FREE}."):
                 raise unknown(kind, name, option_types())
     return _build(Recipe, values, texts, "")
+
+
+def parse_section(section: type[S], texts: Mapping[str, str]) -> S:
+    """One dataclass of options from texts, without a page.
+
+    Raises:
+        UsageError: as `parse_recipe`.
+    """
+    return _build(section, {}, texts, "")
 
 
 def pairs(options: Sequence[str]) -> dict[str, str]:
@@ -167,7 +177,7 @@ def _words(kind: Any) -> str:
     parts = [_words(part) for part in get_args(kind) if not isinstance(part, str) and part is not Ellipsis]
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (UnionType, Union):  # the latter where one part is a Literal
         return " or ".join(parts)
     if get_origin(kind) is list or Ellipsis in get_args(kind):
         return f"a list, each {parts[0]}"

@@ -1,6 +1,7 @@
 """Writes the files of this folder with the tools themselves, each in its own environment:
 
     uv run --no-project --with datumaro==1.13.12 tests/data/detection/formats/make.py yolo cvat voc_detection
+    uv run --no-project --with datumaro==1.13.12 tests/data/detection/formats/make.py voc_segmentation
     uv run --no-project --with pascal-voc-writer==0.1.4 tests/data/detection/formats/make.py voc_writer
     uv run --no-project --with labelme==6.3.1 tests/data/detection/formats/make.py labelme
     uv run --no-project --with label-studio-sdk==2.1.2 tests/data/detection/formats/make.py label_studio
@@ -22,7 +23,7 @@ DOG = [(40, 10), (55, 10), (55, 30), (48, 36), (40, 30)]
 
 def from_datumaro(form: str, exporter: str) -> None:
     import numpy as np
-    from datumaro.components.annotation import AnnotationType, Bbox, LabelCategories, Polygon
+    from datumaro.components.annotation import AnnotationType, Bbox, LabelCategories, Mask, Polygon
     from datumaro.components.dataset import Dataset
     from datumaro.components.dataset_base import DatasetItem
     from datumaro.components.media import Image
@@ -32,10 +33,15 @@ def from_datumaro(form: str, exporter: str) -> None:
     dog = Polygon([side for corner in DOG for side in corner], label=1, id=2, group=2)
     if exporter == "yolo_ultralytics" or exporter == "voc_detection":  # these write boxes alone
         dog = Bbox(*dog.get_bbox(), label=1, id=2, group=2)
+    if exporter == "voc_segmentation":
+        left, right = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
+        left[y1:y2, x1:x2] = right[10:30, 40:55] = True
+        cat, dog = Mask(left, label=0, id=1, group=1), Mask(right, label=1, id=2, group=2)
     pixels = np.zeros((40, 60, 3), np.uint8)
+    in_b = [dog] if exporter == "voc_segmentation" else []  # pictures without masks are not listed
     items = [
         DatasetItem("a", subset="train", media=Image.from_numpy(pixels), annotations=[cat, dog]),
-        DatasetItem("b", subset="val", media=Image.from_numpy(pixels), annotations=[]),
+        DatasetItem("b", subset="val", media=Image.from_numpy(pixels), annotations=in_b),
     ]
     labels = LabelCategories.from_iterable(["cat", "dog"])
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +53,7 @@ def from_datumaro(form: str, exporter: str) -> None:
 def keep(folder: Path, form: str) -> None:
     """The text files."""
     for file in sorted(folder.rglob("*")):
-        if file.suffix in (".txt", ".xml", ".yaml", ".json"):
+        if file.suffix in (".txt", ".xml", ".yaml", ".json") or file.parent.name == "SegmentationClass":
             target = HERE / form / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
