@@ -6,6 +6,7 @@ nor an interruption changes what a run sees, and no random state has to be saved
 
 import itertools
 import random
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -115,10 +116,19 @@ class _Samples(Dataset[Any]):
 
 class _Loader(DataLoader):
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            if isinstance(batch, TranseptError):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, TranseptError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not re.search(r"DataLoader worker .*(killed|exited)", str(error)):
+                raise
+            reason = " ".join(str(error).split())[:120]
+            raise TranseptError(
+                f"a process that prepares batches was killed ({reason}), mostly for want of memory; lower "
+                f"workers={self.num_workers}"
+            ) from error
 
 
 def _collated(samples: list[Any] | TranseptError, collate: Callable[[list[Any]], Any]) -> Any:

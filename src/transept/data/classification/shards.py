@@ -26,12 +26,15 @@ import numpy as np
 from transept.data.classification.image_set import ImageSet, Paths
 from transept.data.images import EXTENSIONS, BadImageError
 from transept.data.index import modification, recall, remember
+from transept.data.places import is_inside
 from transept.data.splits import NAMES, kind_of
 from transept.errors import TranseptError, UsageError
+from transept.files import open_regular, read_text
 
 SHARDS = "wds:"
 CLASSES = "classes.txt"
 """Beside the shards: the name of each class number, one a line."""
+_MOST_CLASSES = 1_000_000
 
 
 class ShardSet(ImageSet):
@@ -57,7 +60,7 @@ class ShardSet(ImageSet):
         assert self.sizes is not None
         shard, offset = self.places[index].tolist()
         try:
-            with self.shards[shard].open("rb") as file:
+            with open_regular(self.shards[shard]) as file:
                 file.seek(offset)
                 return BytesIO(file.read(int(self.sizes[index])))
         except OSError as error:
@@ -174,6 +177,12 @@ def _scan(shard: Path) -> Samples:
                 key, endings = base_plus_ext(member.name)
                 if not member.isfile() or key is None or endings is None:
                     continue
+                odd = member.name.startswith("/") or ".." in member.name
+                if odd and not is_inside(shard.parent / member.name, shard.parent):
+                    raise TranseptError(
+                        f"{str(shard)!r} has the member {member.name!r}, whose name leads out of the archive; write it "
+                        "anew with plain names"
+                    )
                 if key != current:
                     finish()
                     current, picture, label = key, None, None
@@ -202,20 +211,20 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> int | 
     try:
         page: Any = json.loads(text)
         value = page if ending == ".cls" else page.get("label") if isinstance(page, dict) else None
-        if value is not None and (type(value) is not int or value < 0):
+        if value is not None and (type(value) is not int or not 0 <= value < _MOST_CLASSES):
             raise ValueError(value)
     except ValueError as error:
         shown = text[:20].decode(errors="replace")
         raise TranseptError(
-            f"{member.name!r} of {str(tar.name)!r} holds {shown!r}; a class is a number from 0 on"
+            f"{member.name!r} of {str(tar.name)!r} holds {shown!r}; a class is a number from 0 to {_MOST_CLASSES - 1}"
         ) from error
     return value
 
 
 def _classes(names: Path, labels: Sequence[Sequence[int]]) -> list[str]:
     largest = max(max(part) for part in labels)
-    if names.is_file():
-        classes = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if os.path.lexists(names):
+        classes = [line.strip() for line in read_text(names).splitlines() if line.strip()]
         if len(set(classes)) != len(classes) or len(classes) <= largest:
             raise TranseptError(
                 f"{str(names)!r} names {len(set(classes))} classes in {len(classes)} lines, but the shards have the "

@@ -121,14 +121,17 @@ def _typed(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], pa
 def _read(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], path: str) -> dict[str, Any]:
     from jsonargparse import ArgumentError  # a third of a second, which the help of `train` need not wait for
 
-    parser = _parser(section)
+    parser, kinds = _parser(section), get_type_hints(section)
+    for name, value in values.items():
+        if value is None and name in kinds and NoneType not in get_args(kinds[name]):
+            raise UsageError(f"{path}{name}=null; give {_words(kinds[name])}")
     words = [f"--{name}={text}" for name, text in texts.items()]
     try:
         typed = parser.parse_object(dict(values))
         return (parser.parse_args(words, namespace=typed) if words else typed).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
         given = {name: shown(value) for name, value in values.items()} | dict(texts)
-        raise UsageError(path + _sentence(error, given, get_type_hints(section))) from error
+        raise UsageError(path + _sentence(error, given, kinds)) from error
 
 
 def _check_model_options(name: str, options: Mapping[str, Any]) -> None:
