@@ -37,6 +37,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
+def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
+    """Remove what writers of files of these names left when they were killed; nobody else may be writing now."""
+    for name in map(Path, names):
+        for file in folder.glob(f".{name.stem}-{_MADE}{name.suffix}"):
+            file.unlink(missing_ok=True)
+
+
+_MADE = "[a-z0-9_]" * 8
+"""What `tempfile` puts into a name."""
+
+
 def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
     """Write several files of `folder`, which is created: they get their names once all are written, or none does.
 

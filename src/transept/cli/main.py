@@ -5,6 +5,7 @@ Exit codes: 0 it worked, 1 the work failed, 2 the call is wrong, 130 stopped by 
 
 import argparse
 import os
+import signal
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -62,6 +63,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+def command() -> int:
+    """The console script: `main`, and Ctrl-C that is pressed again while the process ends changes nothing."""
+    try:
+        code = main()
+    except KeyboardInterrupt:  # while the first one was answered
+        code = 130
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,4 +153,4 @@ def _fail(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

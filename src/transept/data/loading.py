@@ -7,6 +7,7 @@ nor an interruption changes what a run sees, and no random state has to be saved
 import itertools
 import random
 import re
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -301,6 +302,11 @@ def evaluation_batches(length: int, batch_size: int, *, rank: int = 0, world_siz
     return [part.tolist() for part in np.array_split(mine, max(count, 1)) if len(part)]
 
 
+def _ignore_ctrl_c(worker: int) -> None:
+    """A terminal sends it to all processes; the one that trains has batches to finish first, and then ends these."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_loader(
     dataset: TransformedSet | JointlyTransformedSet,
     batch_size: int,
@@ -321,6 +327,7 @@ def make_loader(
         collate_fn=partial(_collated, collate=collate or default_collate),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_ignore_ctrl_c if workers else None,
     )
     if sampler is None:
         batches = evaluation_batches(len(dataset), batch_size, rank=rank, world_size=world_size)

@@ -109,10 +109,10 @@ def check_numbers(options: Mapping[str, Any]) -> None:
         ValueError: one is negative, not finite or out of all bounds.
     """
     for name, value in options.items():
-        most = _DEEPEST if name.startswith("depth") else _WIDEST
+        least, most = int(name == "depth"), _DEEPEST if name.startswith("depth") else _WIDEST
         for number in _flat(value):
-            if isinstance(number, int | float) and not 0 <= number <= most:
-                raise ValueError(f"{name}={value} is not in [0, {most}]")
+            if isinstance(number, int | float) and not least <= number <= most:
+                raise ValueError(f"{name}={value} is not in [{least}, {most}]")
 
 
 _DEEPEST, _WIDEST = 1000, 16_384
