@@ -23,13 +23,15 @@ pytest.importorskip("onnxscript")
 
 
 @torch.no_grad()
-def test_a_classifier_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Sizes that neither the trace nor the command's own check has seen, beside eager."""
+def test_a_classifier_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Sizes that neither the trace nor the command's own check has seen, beside eager; signs of life meanwhile."""
+    monkeypatch.setattr("transept.cli.export._SILENCE", 0.2)
     classifier = a_classifier()
     classifier.save(tmp_path / "best.safetensors")
     words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path), "--dynamic-size", "--format", "onnx"]
     assert main(words) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "transept: still writing and checking model.onnx, for 0 s" in err
     assert "of any one size whose sides are multiples of 16." in out
     assert "logits at 96 x 80" in out
     about = json.loads(
