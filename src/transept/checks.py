@@ -1,6 +1,6 @@
 """Ranges of options, which frozen dataclasses ask of their own fields: the sentence begins with `name=value`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transept.errors import UsageError, advice
@@ -26,18 +26,26 @@ def check_share(**values: float | Sequence[float] | None) -> None:
     check_within("[0, 1]", **values)
 
 
-def check_positive(**values: float | Sequence[float] | None) -> None:
-    """Each number is finite and greater than 0."""
+def check_positive(most: float = 1e9, /, **values: float | Sequence[float] | None) -> None:
+    """Each number is greater than 0, and `most` at most."""
     for name, value in values.items():
-        if not all(0 < number < float("inf") for number in _numbers(value)):
+        if not all(number > 0 for number in _numbers(value)):
             raise UsageError(f"{name}={shown(value)} must be greater than 0")
+    _check_most(most, values)
 
 
-def check_not_negative(**values: float | Sequence[float] | None) -> None:
-    """Each number is finite and 0 or more."""
+def check_not_negative(most: float = 1e9, /, **values: float | Sequence[float] | None) -> None:
+    """Each number is 0 or more, and `most` at most."""
     for name, value in values.items():
-        if not all(0 <= number < float("inf") for number in _numbers(value)):
+        if not all(number >= 0 for number in _numbers(value)):
             raise UsageError(f"{name}={shown(value)} must not be negative")
+    _check_most(most, values)
+
+
+def _check_most(most: float, values: Mapping[str, float | Sequence[float] | None]) -> None:
+    for name, value in values.items():
+        if any(number > most for number in _numbers(value)):
+            raise UsageError(f"{name}={shown(value)} is more than {most:,g}")
 
 
 def check_range(interval: str, **values: tuple[float, float]) -> None:

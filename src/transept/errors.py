@@ -41,13 +41,16 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Usage
     return UsageError(f"no {kind} is called {name!r}; {advice(name, known, hint)}")
 
 
+_MOST_NAMED = 16
+
+
 def advice(name: str, known: Iterable[str], hint: str = "") -> str:
     """The nearest of the known names; where none is near the hint, or all of them."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.6) or [each for each in names if name and name in each][:3]
     if near:
         return "did you mean " + " or ".join(map(repr, near)) + "?"
-    return hint or "known: " + ", ".join(names)
+    return hint or f"known: {', '.join(names)}" if len(names) <= _MOST_NAMED else f"one of {len(names)} names"
 
 
 def rank_of_environment() -> int:

@@ -12,6 +12,25 @@ def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
     return separator.join([*names[:most], *([f"and {rest} more"] if rest > 0 else [])])
 
 
+def fitted(sentence: str, most: int = 300) -> str:
+    """A sentence of no more than so many characters: its longest words, and then its middle, are cut."""
+    while len(sentence) > most:
+        longest = max(sentence.split(), key=len)
+        if len(longest) <= _LONG_WORD:
+            return _without_middle(sentence, most)
+        room = max(_LONG_WORD, len(longest) - (len(sentence) - most))
+        sentence = sentence.replace(longest, _without_middle(longest, room))
+    return sentence
+
+
+_LONG_WORD = 60
+
+
+def _without_middle(text: str, most: int) -> str:
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
+
+
 def distinct(names: Sequence[str], numbers: Iterable[int] | None = None) -> list[str]:
     """The names, those that several have with their number (default: their place from 0) behind: `crane (134)`."""
     often = Counter(names)

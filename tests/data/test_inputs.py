@@ -64,7 +64,7 @@ def test_what_is_no_list(folder: Path, monkeypatch: pytest.MonkeyPatch):
     Path("list.txt").write_text("\n")
     with pytest.raises(TranseptError, match="names no pictures; write a path in each line"):
         find_inputs(["@list.txt"])
-    with pytest.raises(TranseptError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(TranseptError, match=r"cannot be read \(it is a folder\)"):
         find_inputs(["@here"])
     with pytest.raises(TranseptError, match="is no text of UTF-8; a picture is given without @"):
         find_inputs(["@here/ä b.png"])

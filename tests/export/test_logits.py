@@ -39,13 +39,17 @@ READERS = {"onnx": read_onnx, "pt2": read_pt2}
 
 @pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 @torch.no_grad()
-def test_a_classifier_of_any_size(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Sizes that neither the trace nor the command's own check has seen, beside eager."""
+def test_a_classifier_of_any_size(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Sizes that neither the trace nor the command's own check has seen, beside eager; signs of life meanwhile."""
+    monkeypatch.setattr("transept.cli.export._SILENCE", 0.2)
     classifier = a_classifier()
     classifier.save(tmp_path / "best.safetensors")
     words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path), "--dynamic-size", "--format", kind]
     assert main(words) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"transept: still writing and checking model.{kind}, for 0 s" in err
     assert "of any one size whose sides are multiples of 16." in out
     assert "logits at 96 x 80" in out
     about, run = READERS[kind](tmp_path / f"model.{kind}")

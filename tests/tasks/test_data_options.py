@@ -43,7 +43,7 @@ def test_a_run_without_or_with_a_wrong_page(tmp_path: Path):
         "scenes: [0, 5]": r"scenes=\[0, 5\] must be greater than 0",
         "skip_bad_images: often": "skip_bad_images='often' has the wrong type",
         "- a list": "config.yaml': ",
-        "data: [": "config.yaml': ",
+        "data: [": "config.yaml' is not YAML that can be read .line 2: ",
     }.items():
         with pytest.raises(TranseptError, match=sentence) as error:
             DataOptions.of_run(run_of(tmp_path, text))

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from transept.checks import check_not_negative
 from transept.cli.shared.features import add_feature_arguments, eval_features
 from transept.cli.shared.forms import add_form, formed
 from transept.cli.shared.reading import add_reading, with_reading
@@ -61,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    try:
+        check_not_negative(1024, workers=args.workers)
+    except UsageError as error:
+        raise UsageError(f"--{error}") from error
     if args.knn or args.linear:
         _check_features(args)
         eval_features(args)

@@ -8,8 +8,13 @@ one. Height and width are fixed, or with --dynamic-size any, where the architect
 """
 
 import argparse
+import sys
+import time
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, get_args
 
 import torch
@@ -27,7 +32,7 @@ from transept.export.backbone import export_backbone
 from transept.export.batches import TOLERANCE
 from transept.export.detector import BOX_TOLERANCE, MASK_TOLERANCE, SCORE_TOLERANCE
 from transept.export.int8 import CALIBRATION_PICTURES, compare_scores, export_int8, latency_ratio
-from transept.export.onnx import DEFAULT_FORMATS, FILES, LEAST_OPSET, Exported, check_formats, check_opset
+from transept.export.onnx import DEFAULT_FORMATS, FILES, LEAST_OPSET, Exported, Format, check_formats, check_opset
 from transept.inference.compile import BFLOAT16_LIMIT, Precision
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
@@ -118,10 +123,11 @@ def run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         opset=args.opset,
     )
-    if args.backbone or task is None:
-        exported = export_backbone(_pyramid(args.model, task), out, **options)
-    else:
-        exported = task.export(out, **options)
+    with _working(formats):
+        if args.backbone or task is None:
+            exported = export_backbone(_pyramid(args.model, task), out, **options)
+        else:
+            exported = task.export(out, **options)
     int8 = _int8(task, out, calibration, splits) if args.int8 else None
     limits = _limits(exported)
     if args.json:
@@ -143,6 +149,29 @@ def run(args: argparse.Namespace) -> None:
     print(limits)
     if int8 is not None:
         _print_int8(int8)
+
+
+@contextmanager
+def _working(formats: Sequence[Format]) -> Iterator[None]:
+    """Says on stderr that it is at work, where that takes long: deep models take minutes to trace."""
+    names, done, start = ", ".join(FILES[kind] for kind in formats), Event(), time.monotonic()
+
+    def say() -> None:
+        while not done.wait(_SILENCE):
+            seconds = time.monotonic() - start
+            print(f"transept: still writing and checking {names}, for {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    speaker = Thread(target=say, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        speaker.join()
+
+
+_SILENCE = 10.0
+"""Seconds without a word."""
 
 
 def _check_options(args: argparse.Namespace) -> None:

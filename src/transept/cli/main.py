@@ -5,12 +5,14 @@ Exit codes: 0 it worked, 1 the work failed, 2 the call is wrong, 130 stopped by 
 
 import argparse
 import os
+import signal
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 
 from transept import __version__
 from transept.errors import TranseptError, UsageError, rank_of_environment, unknown, warnings_as_sentences
+from transept.words import fitted
 
 # A verb is a module of this package with `add_arguments(parser)` and `run(args)`, imported when it is called:
 # the help of one verb must not wait for the libraries of another.
@@ -63,6 +65,17 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see '{self.prog} --help'")
 
 
+def command() -> int:
+    """The console script: `main`, and Ctrl-C that is pressed again while the process ends changes nothing."""
+    try:
+        code = main()
+    except KeyboardInterrupt:  # while the first one was answered
+        code = 130
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
+
+
 def main(argv: list[str] | None = None) -> int:
     """The entry point of the command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -86,11 +99,19 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"{package!r} is installed, but lacks {error.name}: pip install -U {package}", 2)
         hint = f"pip install 'transept[{_EXTRAS[package]}]'" if package in _EXTRAS else f"pip install {package}"
         return _fail(f"this needs the package {package!r}: {hint}", 2)
+    except OSError as error:
+        if debug or error.filename is None or error.errno is None:
+            return _unexpected(error, debug)
+        return _fail(f"cannot use {str(error.filename)!r}: {error.strerror}", 1)
     except Exception as error:
-        if debug:
-            raise
-        text = " ".join(str(error).split()) or "no message"
-        return _fail(f"unexpected {type(error).__name__}: {text}; run again with --debug for the traceback", 1)
+        return _unexpected(error, debug)
+
+
+def _unexpected(error: Exception, debug: bool) -> int:
+    if debug:
+        raise error
+    text = " ".join(str(error).split()) or "no message"
+    return _fail(f"unexpected {type(error).__name__}: {text}; run again with --debug for the traceback", 1)
 
 
 _EXTRAS = {"lightning": "train", "torchmetrics": "train", "gradio": "serve", "av": "video"}
@@ -127,9 +148,9 @@ def _overview() -> str:
 def _fail(message: str, code: int) -> int:
     # Processes that train together fail together; what is one's own begins with its number.
     if rank_of_environment() == 0 or message.startswith("process "):
-        print(f"transept: {message}", file=sys.stderr)
+        print(f"transept: {fitted(message)}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -14,6 +14,7 @@ from transept.cli.main import Parser
 from transept.cli.shared.tables import print_json, print_table, table_for_people
 from transept.data.reading import PLAIN
 from transept.errors import TranseptError, UsageError, rank_of_environment
+from transept.files import is_file
 from transept.tasks.run_folder import BEST, CONFIG, CURVES, FOLDS, METRICS, SAMPLES
 from transept.tasks.task import Column, Table
 from transept.training.options.continuing import continued
@@ -151,9 +152,13 @@ def _resume(args: argparse.Namespace) -> None:
         _resume_folds(args)
         return
     config = args.resume / CONFIG
-    if not config.is_file():
+    if not is_file(config):
         raise TranseptError(f"{str(args.resume)!r} is no run folder: it has no {CONFIG}")
-    recipe = continued(read_recipe(str(config)), args.options)
+    from transept.training.loop.continuing import check_config  # Lightning, as above
+
+    page = read_recipe(str(config))
+    check_config(page, args.resume)
+    recipe = continued(page, args.options)
     if args.accept_changed_data:
         recipe = dataclasses.replace(recipe, accept_changed_data=True)
     _train(recipe, args.resume, args, resume=True)
@@ -267,11 +272,16 @@ def _next(recipe: Recipe, folder: Path) -> list[str]:
 def _new_folder(folder: Path) -> Path:
     """Made here, so that of two runs that start at once each gets its own."""
     number, candidate = 1, folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            candidate.mkdir()
-            return candidate
-        except FileExistsError:
-            number += 1
-            candidate = folder.with_name(f"{folder.name}-{number}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                candidate.mkdir()
+                return candidate
+            except FileExistsError:
+                number += 1
+                candidate = folder.with_name(f"{folder.name}-{number}")
+    except OSError as error:
+        raise TranseptError(
+            f"cannot make the run folder {str(candidate)!r} here ({error.strerror or error}); give another with --out"
+        ) from error

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from transept.data.images import BadImageError
+from transept.data.places import is_inside
 from transept.errors import TranseptError, UsageError
 
 HUB = "hf:"
@@ -13,6 +15,30 @@ _WRITTEN = ("dataset_dict.json", "state.json")
 def is_table(data: str) -> bool:
     """Whether it names a set of the hub, or a folder that the library wrote."""
     return data.startswith(HUB) or any((Path(data).expanduser() / name).is_file() for name in _WRITTEN)
+
+
+def stored_file(cell: Any, name: Path, data: str) -> bytes | Path:
+    """The file in a cell: its bytes, or a path in the data folder or the library's own cache.
+
+    Args:
+        cell: of an undecoded column of pictures.
+        name: to name in errors.
+        data: folder, or name on the hub.
+
+    Raises:
+        BadImageError: there is none, or its path leads elsewhere.
+    """
+    from datasets import config  # an extra
+
+    if cell is None or not (cell["bytes"] or cell["path"]):
+        raise BadImageError(name, "is empty")
+    if cell["bytes"]:
+        return cell["bytes"]
+    path = Path(cell["path"])
+    caches = (config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.HF_MODULES_CACHE)
+    if not any(is_inside(path, Path(place).expanduser()) for place in (data, *caches)):
+        raise BadImageError(name, f"is {str(path)!r}, outside of the data folder; save the set with its pictures in it")
+    return path
 
 
 def load_hub(data: str) -> Any:

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transept.data import dicom, raster, tiff
 from transept.data.reading import PLAIN, Box, Reading, Values, ValuesError, part, to_bytes
 from transept.errors import TranseptError, TranseptWarning
-from transept.files import files_below
+from transept.files import NotRegularError, files_below, open_regular
 
 # Formats are listed because Pillow tries every decoder it has, also those for documents that hold programs (EPS).
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -210,7 +210,7 @@ def _read(source: str | Path | BinaryIO, name: str | Path, work: Callable[[Binar
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # odd EXIF or TIFF tags
             if not isinstance(source, str | Path):
                 return work(source)
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 return work(file)
     except ValuesError as error:
         raise BadImageError(path, str(error)) from error
@@ -218,6 +218,10 @@ def _read(source: str | Path | BinaryIO, name: str | Path, work: Callable[[Binar
         raise BadImageError(path, "does not exist") from error
     except IsADirectoryError as error:
         raise BadImageError(path, "is a folder") from error
+    except NotRegularError as error:
+        raise BadImageError(
+            path, "is a pipe, socket or device, not a file; save its content to a file first"
+        ) from error
     except PermissionError as error:
         raise BadImageError(path, "may not be read by this user") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -226,8 +230,11 @@ def _read(source: str | Path | BinaryIO, name: str | Path, work: Callable[[Binar
     except UnidentifiedImageError as error:
         size = path.stat().st_size if isinstance(source, str | Path) else source.seek(0, SEEK_END)
         raise BadImageError(path, "is no picture of a known format" if size else "is empty") from error
+    except OSError as error:
+        if error.filename is None:  # of a decoder
+            raise BadImageError(path, f"is damaged or truncated ({' '.join(str(error).split())})") from error
+        raise BadImageError(path, f"cannot be read ({error.strerror})") from error
     except (
-        OSError,
         SyntaxError,
         ValueError,
         EOFError,

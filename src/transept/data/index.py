@@ -80,11 +80,18 @@ def _scan(folder: Path) -> tuple[list[str], list[str], list[int]]:
     folders, files, sizes = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            try:
+                is_folder, is_plain = entry.is_dir(), entry.is_file()
+                size = entry.stat().st_size
+            except FileNotFoundError:  # a link to nothing
+                continue
+            except OSError:  # a link to itself
+                is_folder, is_plain, size = False, False, 0
+            if is_folder:
                 folders.append(entry.name)
-            elif entry.is_file():
+            else:  # what is no file is said when it is read
                 files.append(entry.name)
-                sizes.append(entry.stat().st_size)
+                sizes.append(size if is_plain else 0)
     return folders, files, sizes
 
 
@@ -113,6 +120,6 @@ def remember(key: str, value: Any) -> None:
 
 
 def _place(key: str) -> Path:
-    # 2: the form of what is kept
-    name = hashlib.sha256(f"2 {key}".encode(errors="surrogateescape")).hexdigest()[:20]
+    # 3: the form of what is kept
+    name = hashlib.sha256(f"3 {key}".encode(errors="surrogateescape")).hexdigest()[:20]
     return Path(torch.hub.get_dir()) / "transept" / f"index-{name}.json"

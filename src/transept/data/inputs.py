@@ -12,6 +12,7 @@ from transept.data.images import EXTENSIONS, BadImageError, Picture, find_images
 from transept.data.video import ENDINGS as VIDEO_ENDINGS
 from transept.data.video import is_address
 from transept.errors import TranseptError, UsageError
+from transept.files import read_bytes
 
 STDIN = "-"
 LISTED = "@"
@@ -110,7 +111,7 @@ def _inputs_of(source: str | PathLike[str]) -> Iterable[Input]:
 def _listed(name: str) -> Iterator[Path]:
     folder = Path() if name == STDIN else Path(name).parent
     try:
-        content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        content = sys.stdin.buffer.read() if name == STDIN else read_bytes(Path(name))
         lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         reason = (

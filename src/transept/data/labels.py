@@ -13,6 +13,7 @@ from PIL import Image
 
 from transept.data.images import BadImageError
 from transept.errors import TranseptError
+from transept.files import read_text
 from transept.ops.masks import IGNORE_LABEL
 
 Color = tuple[int, int, int]
@@ -178,10 +179,7 @@ def read_table(file: Path, *, reduce_zero_label: bool | None = None) -> LabelTab
     Raises:
         TranseptError: the file is missing, or a line is not of its form.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TranseptError(f"cannot read the class list {str(file)!r} ({error})") from error
+    lines = read_text(file).splitlines()
     where = repr(str(file))
     numbered = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     if file.name.startswith("objectInfo"):
@@ -190,9 +188,9 @@ def read_table(file: Path, *, reduce_zero_label: bool | None = None) -> LabelTab
         return make_table(_object_info(lines, where), where, reduce_zero_label=True)
     if file.name in _COLOR_LINES:
         return make_table(_colored(file, numbered), where, reduce_zero_label=bool(reduce_zero_label))
-    valued = [re.fullmatch(r"(\d+)[\s,:]+(.+)", line) for _, line in numbered]
+    valued = [re.fullmatch(r"([0-9]+)[\s,:]+(.+)", line) for _, line in numbered]
     if all(valued):
-        entries = [(int(match[1]), match[2].strip(), None) for match in valued if match]
+        entries = [(_integer(match[1]), match[2].strip(), None) for match in valued if match]
         return make_table(entries, where, reduce_zero_label=bool(reduce_zero_label))
     if any(valued):
         number, line = next(line for line, match in zip(numbered, valued, strict=True) if not match)
@@ -216,7 +214,7 @@ def _colored(file: Path, lines: list[tuple[int, str]]) -> Iterable[tuple[int, st
         color = (256, 0, 0)
         if match is not None:
             named = match["r"] is not None  # datumaro leaves out VOC's own
-            color = (int(match["r"]), int(match["g"]), int(match["b"])) if named else _voc_color(value)
+            color = tuple(_integer(match[name]) for name in "rgb") if named else _voc_color(value)
         if match is None or max(color) > 255:
             raise TranseptError(f"{str(file)!r}, line {number}: {line!r} is not '{form}' with numbers 0 to 255")
         yield value, match["name"].strip(), color
@@ -227,12 +225,17 @@ def _object_info(lines: list[str], where: str) -> Iterable[tuple[int, str, None]
     taken: set[str] = set()
     for row in rows:
         index, name = (row.get("Idx") or "").strip(), (row.get("Name") or "").strip()
-        if not index.isdigit() or not name:
+        if not index.isdecimal() or not name:
             raise TranseptError(f"{where}, line {rows.line_num}: no index in column 'Idx' or no name in column 'Name'")
         synonyms = [synonym.strip() for synonym in re.split("[;,]", name)]
         short = next((synonym for synonym in synonyms if synonym not in taken), name)  # two begin with "screen"
         taken.add(short)
-        yield int(index), short, None
+        yield _integer(index), short, None
+
+
+def _integer(digits: str) -> int:
+    """Thousands of digits stand for more than any file can hold, and Python would not read them."""
+    return int(digits) if len(digits) < 10 else 10**9
 
 
 def drawing_color(label: int) -> Color:

@@ -6,6 +6,8 @@ nor an interruption changes what a run sees, and no random state has to be saved
 
 import itertools
 import random
+import re
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -115,10 +117,19 @@ class _Samples(Dataset[Any]):
 
 class _Loader(DataLoader):
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            if isinstance(batch, TranseptError):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, TranseptError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not re.search(r"DataLoader worker .*(killed|exited)", str(error)):
+                raise
+            reason = " ".join(str(error).split())[:120]
+            raise TranseptError(
+                f"a process that prepares batches was killed ({reason}), mostly for want of memory; lower "
+                f"workers={self.num_workers}"
+            ) from error
 
 
 def _collated(samples: list[Any] | TranseptError, collate: Callable[[list[Any]], Any]) -> Any:
@@ -291,6 +302,11 @@ def evaluation_batches(length: int, batch_size: int, *, rank: int = 0, world_siz
     return [part.tolist() for part in np.array_split(mine, max(count, 1)) if len(part)]
 
 
+def _ignore_ctrl_c(worker: int) -> None:
+    """A terminal sends it to all processes; the one that trains has batches to finish first, and then ends these."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_loader(
     dataset: TransformedSet | JointlyTransformedSet,
     batch_size: int,
@@ -311,6 +327,7 @@ def make_loader(
         collate_fn=partial(_collated, collate=collate or default_collate),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_ignore_ctrl_c if workers else None,
     )
     if sampler is None:
         batches = evaluation_batches(len(dataset), batch_size, rank=rank, world_size=world_size)

@@ -232,9 +232,16 @@ def lowest(names: Sequence[str], share: float) -> list[int]:
 
     They are the same on every machine, and a name added later moves few others.
     """
-    hashes = [hashlib.sha1(os.fsencode(name)).digest() for name in names]
+    hashes = [hashlib.sha1(_encoded(name)).digest() for name in names]
     ranked = sorted(range(len(names)), key=hashes.__getitem__)
     return ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)]
+
+
+def _encoded(name: str) -> bytes:
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:  # JSON can write what no file is called; that it is missing is said when it is read
+        return name.encode("utf-8", "surrogatepass")
 
 
 def held_out(

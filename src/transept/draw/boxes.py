@@ -15,6 +15,7 @@ from matplotlib.textpath import TextPath
 from PIL import Image, ImageFilter
 
 from transept.draw.legend import RGB, draw_legend, entry, shorten
+from transept.draw.plain import plain_text
 from transept.errors import TranseptError
 from transept.files import write_atomically
 
@@ -42,6 +43,7 @@ class _Label(NamedTuple):
     height: float
 
 
+@plain_text
 def draw_objects(
     picture: Image.Image,
     boxes: np.ndarray,

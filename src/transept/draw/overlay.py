@@ -9,6 +9,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from transept.draw.legend import LONGEST, RGB, draw_legend, entry, shorten
+from transept.draw.plain import plain_text
 from transept.files import write_atomically
 
 _STRENGTH = 0.55
@@ -54,6 +55,7 @@ def label_image(labels: np.ndarray, palette: Sequence[RGB]) -> Image.Image:
     return image
 
 
+@plain_text
 def draw_overlay(
     picture: Image.Image, labels: np.ndarray, classes: Sequence[str], palette: Sequence[RGB], path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from transept.draw.legend import shorten
+from transept.draw.plain import plain_text
 from transept.draw.scores import QUIET, tidy
 from transept.files import write_atomically
 
@@ -33,6 +34,7 @@ class ClassCurve(NamedTuple):
     """Recall and precision at the threshold that is used; NaN where there is none."""
 
 
+@plain_text
 def draw_threshold_curves(curves: Sequence[ClassCurve], path: Path) -> None:
     """The classes with the least average precision in colours, the others in grey; dots at the thresholds in use."""
     worst = sorted(curves, key=lambda curve: curve.average_precision)[: len(_COLORS)]
@@ -50,6 +52,7 @@ def draw_threshold_curves(curves: Sequence[ClassCurve], path: Path) -> None:
     _finish(figure, axes, "average precision\n(dots: thresholds in use)", path)
 
 
+@plain_text
 def draw_precision_recall(curves: Mapping[str, np.ndarray], path: Path) -> None:
     """Precision at evenly spaced recalls from 0 to 1 of each class, and the mean; of many the worst and the best."""
     known = {name: curve for name, curve in curves.items() if not np.isnan(curve).any()}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from transept.draw.legend import shorten
+from transept.draw.plain import plain_text
 from transept.files import write_atomically
 from transept.metrics.calibration import Calibration
 
@@ -23,6 +24,7 @@ _NAMED = 201
 """Rows up to which each row and column has its name: 200 classes and the background."""
 
 
+@plain_text
 def draw_confusion(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], unit: str, path: Path) -> None:
     """Counts `r c` as shares of their rows: `rows` are true, `columns` predicted. Rows without samples stay empty."""
     support = matrix.sum(axis=1, keepdims=True)
@@ -68,6 +70,7 @@ def _short(count: float) -> str:
     return f"{count:.0f}"
 
 
+@plain_text
 def draw_calibration(
     curve: Calibration, path: Path, *, of: str = "the best class", right: str = "that is right", unit: str = "pictures"
 ) -> None:

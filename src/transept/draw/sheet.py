@@ -11,6 +11,7 @@ from PIL import Image
 
 from transept.draw.boxes import add_outline
 from transept.draw.legend import shorten
+from transept.draw.plain import plain_text
 from transept.files import write_atomically
 
 _BEST, _OTHER, _TEXT, _QUIET = "#c8452d", "#c9d2de", "#222222", "#777777"
@@ -36,6 +37,7 @@ class Labelled(NamedTuple):
     marks: Sequence[Mark] = ()
 
 
+@plain_text
 def draw_sheet(items: Sequence[Labelled], path: Path) -> None:
     """Each picture above its file name and a bar for each of its best classes."""
     columns = min(len(items), max(3, math.ceil(math.sqrt(len(items) * 1.4))))

@@ -15,6 +15,7 @@ from PIL import Image
 from transept.draw.boxes import DASHES, add_objects
 from transept.draw.legend import RGB, entry, shorten
 from transept.draw.overlay import overlay
+from transept.draw.plain import plain_text
 from transept.draw.scores import MISSED, RIGHT, WRONG
 from transept.files import write_atomically
 
@@ -42,6 +43,7 @@ class Judged(NamedTuple):
     """What these are."""
 
 
+@plain_text
 def draw_judged(items: Sequence[Judged], path: Path) -> None:
     """Each picture with the boxes that are right, the false ones, and, dashed, the objects that were missed."""
     columns = min(len(items), _COLUMNS)
@@ -96,6 +98,7 @@ class Compared(NamedTuple):
     predicted: np.ndarray
 
 
+@plain_text
 def draw_compared(items: Sequence[Compared], classes: Sequence[str], palette: Sequence[RGB], path: Path) -> None:
     """Each picture beside its true and its predicted classes, and a legend of those that occur."""
     columns = min(len(items), 2)

@@ -31,6 +31,9 @@ def class_scores(matrix: np.ndarray) -> ClassScores:
     """Scores of counts `k k`, true classes in rows."""
     from sklearn.metrics import precision_recall_fscore_support  # two seconds, which every verb would wait for
 
+    if not matrix.any():
+        nothing = np.full(len(matrix), np.nan)
+        return ClassScores(nothing, nothing, nothing, np.zeros(len(matrix), np.int64))
     true, predicted = np.indices(matrix.shape).reshape(2, -1)
     scores = precision_recall_fscore_support(
         true,

@@ -51,7 +51,7 @@ class CaiTConfig(ModelConfig):
     patch_size: int = 16
 
     def __post_init__(self) -> None:
-        if self.embed_dim % self.num_heads:
+        if self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}")
         if self.patch_size not in (4, 8, 16):
             raise ValueError(f"patch_size={self.patch_size}; use 16 (published), 8 or 4")

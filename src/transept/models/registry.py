@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -88,17 +88,42 @@ def build_model(
     if not 0 <= drop_path_rate < 1:
         raise UsageError(f"drop_path_rate={drop_path_rate} is not in [0, 1)")
     try:
+        check_numbers(options)
         config = dataclasses.replace(config, **options)
         if features_only:
             model = family.pyramid(config, in_chans=in_chans, drop_path_rate=drop_path_rate, out_indices=out_indices)
         else:
             model = family.classifier(config, num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise UsageError(f"{name}: {error}") from error
     model.pretrained_cfg["architecture"] = name
     if family.first_conv:
         model.pretrained_cfg["first_conv"] = family.first_conv
     return model
+
+
+def check_numbers(options: Mapping[str, Any]) -> None:
+    """Numbers of a configuration that no machine could build, however they are written.
+
+    Raises:
+        ValueError: one is negative, not finite or out of all bounds.
+    """
+    for name, value in options.items():
+        least, most = int(name == "depth"), _DEEPEST if name.startswith("depth") else _WIDEST
+        for number in _flat(value):
+            if isinstance(number, int | float) and not least <= number <= most:
+                raise ValueError(f"{name}={value} is not in [{least}, {most}]")
+
+
+_DEEPEST, _WIDEST = 1000, 16_384
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _flat(each)
+    else:
+        yield value
 
 
 def build_skeleton(name: str, **options: Any) -> Backbone:

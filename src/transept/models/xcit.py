@@ -62,7 +62,7 @@ class XCiTConfig(ModelConfig):
     """Class attention normalises all tokens, not only the class token (off in the nano models)."""
 
     def __post_init__(self) -> None:
-        if self.embed_dim % self.num_heads:
+        if self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}")
         if self.patch_size not in (4, 8, 16):
             raise ValueError(f"patch_size={self.patch_size} has no stem; use 16 or 8 (published) or 4")

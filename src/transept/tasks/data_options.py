@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
 from transept.checks import check_not_negative, check_positive, check_within, shown
 from transept.data.reading import WantedReading
 from transept.data.splits import Choice, Fold
 from transept.errors import TranseptError, UsageError
+from transept.files import is_file, read_yaml
 from transept.tasks.run_folder import CONFIG
 
 OLD_NAMES = {"segment.reduce_zero_label": "reduce_zero_label", "detect.scenes": "scenes"}
@@ -127,12 +126,12 @@ class DataOptions:
             TranseptError: there is none, or it cannot be understood.
         """
         file = folder / CONFIG
+        if not is_file(file):
+            raise TranseptError(f"{str(folder)!r} is no run folder: {CONFIG} is not there")
+        page = read_yaml(file)
         try:
-            page = yaml.safe_load(file.read_text(encoding="utf-8"))
             return cls(**_fields(page))
-        except OSError as error:
-            raise TranseptError(f"{str(folder)!r} is no run folder: {CONFIG} {error.strerror or error}") from error
-        except (yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
             raise TranseptError(f"cannot read {str(file)!r}: {' '.join(str(error).split())}") from error
 
 

@@ -157,11 +157,11 @@ def check_parts(method: str, width: int, anchor_scale: float) -> None:
         UsageError: an unknown method, or values that it cannot have.
     """
     check_known(METHODS, method=method)
-    if width < 32 or width % 32:
-        raise UsageError(f"width={width}; give a positive multiple of 32 channels")
+    if not 32 <= width <= 8192 or width % 32:
+        raise UsageError(f"width={width}; give a multiple of 32 channels, 8192 at most")
     if width < 64 and method in ("fcos", "atss"):
         # Of one channel a group norm cannot be taken where a level is a single cell.
         raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")
-    check_positive(anchor_scale=anchor_scale)
+    check_positive(1000, anchor_scale=anchor_scale)
     if anchor_scale != 1 and method == "fcos":
         raise UsageError(f"anchor_scale={anchor_scale}, but fcos has no anchors; leave it out")

@@ -170,7 +170,7 @@ class DINO:
     center_momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        check_positive(out_dim=self.out_dim, hidden_dim=self.hidden_dim, bottleneck_dim=self.bottleneck_dim)
+        check_positive(10**6, out_dim=self.out_dim, hidden_dim=self.hidden_dim, bottleneck_dim=self.bottleneck_dim)
         check_positive(student_temp=self.student_temp, teacher_temp=self.teacher_temp)
         check_not_negative(freeze_last_layer=self.freeze_last_layer)
         check_share(center_momentum=self.center_momentum)

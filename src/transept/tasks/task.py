@@ -514,9 +514,11 @@ def read_task(path: Path, kinds: Sequence[type[_Task]]) -> _Task:
         # Our own names are whole: what other code's wrappers put before all of theirs is part of them.
         task.stored.load_state_dict({contents.prefix + key: value for key, value in contents.tensors.items()})
         return task.eval()
+    except UsageError as error:
+        raise TranseptError(f"{str(path)!r} describes no model that can be built: {error}") from error
     except TranseptError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise TranseptError(
             f"{str(path)!r} does not say which model it is for; load it with {kind.creator}weights=...)"
         ) from error

@@ -60,7 +60,10 @@ def test_numbers_are_sorted_as_such(tmp_path: Path):
         ("path,label\ncat0.png,cat\ndog0.png,dog,brown\n", r"row 3, has 3 fields and the header 2; quote fields"),
         ("path,label\ncat0.png,cat\ncat1.png,cat\n", r"has the labels \['cat'\]; a classifier needs two or more"),
         ("path,label\n", r"has no rows under its header"),
-        ("path,label\ncat0.png,cat\n../dog.png,dog\n", r"row 3, names '../dog.png', which is not in"),
+        (
+            "path,label\ncat0.png,cat\n../dog.png,dog\n",
+            r"row 3, names '../dog.png', which is outside of the data",
+        ),
         ("path,label\ncat0.png,cat\ncat1.png,cat\nno.png,dog\ndog1.png,dog\n", r"no.png' does not exist; remove"),
         (
             "path,label,split\ncat0.png,cat,train\ndog0.png,dog,train\ncat1.png,bird,val\n",

@@ -1,10 +1,12 @@
 """Labelled pictures in a table of their own: a CSV or Parquet file with a path and a label, or several, in each row."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transept.data.classification.image_set import ImageSet, MultiLabelSet, Path
 from transept.data.classification.label_columns import LabelColumns, read_label_columns
 from transept.data.places import PictureFolder
 from transept.errors import TranseptError, UsageError, warn
+from transept.files import check_regular, is_file, open_regular
 from transept.words import listed
 
 ENDINGS = (".csv", ".tsv", ".parquet")
@@ -27,7 +30,7 @@ _COLUMNS = {
 
 
 def is_listing(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and path.is_file()
+    return path.suffix.lower() in ENDINGS and os.path.lexists(path) and not path.is_dir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +149,8 @@ def _read(table: _Rows, fewest: int, names: list[str]) -> tuple[list[str], list[
             path, how = folder.path(table.paths[row])
             if folder.is_outside(path):
                 raise TranseptError(
-                    f"{str(file)!r}, row {row + 2}, names {table.paths[row]!r}, which is not in {str(file.parent)!r}; "
-                    "put the pictures there, or the table beside them"
+                    f"{str(file)!r}, row {row + 2}, names {table.paths[row]!r}, which is outside of the data "
+                    f"folder {str(file.parent)!r}; put the pictures there, or the table beside them"
                 )
             moved[how or ""] += 1
             places.append(path.relative_to(file.parent).as_posix() if path.is_relative_to(file.parent) else str(path))
@@ -180,7 +183,7 @@ def _image_set(table: _Rows, rows: Sequence[int], places: Sequence[str], classes
 
 def _csv(file: Path) -> Mapping[str, Sequence[Any]]:
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with TextIOWrapper(open_regular(file), encoding="utf-8-sig", newline="") as lines:
             head = lines.readline()
             separator = max(",;\t", key=head.count)
             lines.seek(0)
@@ -207,6 +210,7 @@ def _parquet(file: Path) -> Mapping[str, Sequence[Any]]:
     except ModuleNotFoundError as error:
         raise UsageError("Parquet tables need the package 'pyarrow': pip install 'transept[data]'") from error
     try:
+        check_regular(file)
         table = pyarrow.parquet.read_table(file)
     except (OSError, pyarrow.ArrowException) as error:
         raise TranseptError(f"cannot read the table {str(file)!r} ({' '.join(str(error).split())})") from error
@@ -229,4 +233,4 @@ def _text(value: Any) -> str:
 
 def _size(path: Path) -> int:
     """In bytes; one that is missing is named when the set is checked, or when it is read."""
-    return path.stat().st_size if path.is_file() else 0
+    return path.stat().st_size if is_file(path) else 0

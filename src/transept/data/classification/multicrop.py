@@ -48,8 +48,9 @@ class MultiCrop:
     """Probability that the bright half of the second global crop's values is inverted."""
 
     def __post_init__(self) -> None:
-        check_not_negative(local_crops=self.local_crops, color_jitter=self.color_jitter)
-        check_positive(local_size=self.local_size)
+        check_not_negative(100, local_crops=self.local_crops)
+        check_not_negative(10, color_jitter=self.color_jitter)
+        check_positive(8192, local_size=self.local_size)
         check_range("(0, 1]", global_scale=self.global_scale, local_scale=self.local_scale)
         check_share(flip=self.flip, blur=self.blur, solarize=self.solarize)
         check_within("[0, 360]", rotation=self.rotation)

@@ -16,10 +16,12 @@ from transept.data.classification.tables import hub_splits, multi_label_hub_spli
 from transept.data.hub import HUB, is_table
 from transept.data.images import BadImageError, Skipped
 from transept.data.index import File, list_files
-from transept.data.measure import complete, refuse_reading
+from transept.data.measure import complete, refuse_reading, spread
+from transept.data.places import LOOKED_AT, say_links
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.splits import WHOLE, Choice, Fold, Parts, held_out, kind_of, matches, say_unmeasured, take
 from transept.errors import TranseptError, UsageError, warn
+from transept.files import check_regular
 from transept.words import listed
 
 # Files that systems leave in folders of pictures; nobody means them.
@@ -122,6 +124,8 @@ def load_splits(
         raise TranseptError(
             f"{noun} not readable as pictures: {names}; remove them, or leave them out with --skip-bad-images"
         )
+    if Path(data).expanduser().exists():
+        say_links((half.paths[i] for half in sets for i in spread(len(half), LOOKED_AT)), Path(data).expanduser())
     sets = [_without(half, list(bad), classes) for half, bad in zip(sets, unreadable, strict=True)]
     if parts.held_out:
         train, val = _split(sets[0], classes, val_fraction, parts.fold, data)
@@ -255,7 +259,7 @@ def _unreadable(images: ImageSet) -> dict[int, Skipped]:
     """Numbers of those that are no pictures. Small sets are decoded, on all cores; of large ones the size is seen."""
     if not images.small:  # would take minutes or hours
         empty = [] if images.sizes is None else np.flatnonzero(images.sizes == 0).tolist()
-        return {i: Skipped(images.paths[i], "is empty") for i in empty}
+        return {i: Skipped(images.paths[i], _why_empty(images.paths[i])) for i in empty}
 
     def problem(index: int) -> Skipped | None:
         try:
@@ -266,6 +270,14 @@ def _unreadable(images: ImageSet) -> dict[int, Skipped]:
 
     with ThreadPoolExecutor() as pool:
         return {i: skip for i, skip in enumerate(pool.map(problem, range(len(images)))) if skip}
+
+
+def _why_empty(path: Path) -> str:
+    try:
+        check_regular(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "is empty"
 
 
 def _without(images: ImageSet, bad: list[int], classes: Sequence[str]) -> ImageSet:

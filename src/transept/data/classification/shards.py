@@ -26,12 +26,15 @@ import numpy as np
 from transept.data.classification.image_set import ImageSet, ManyLabels, Paths, Read, classes_of
 from transept.data.images import EXTENSIONS, BadImageError
 from transept.data.index import modification, recall, remember
+from transept.data.places import is_inside
 from transept.data.splits import NAMES, kind_of
 from transept.errors import TranseptError, UsageError
+from transept.files import open_regular, read_text
 
 SHARDS = "wds:"
 CLASSES = "classes.txt"
 """Beside the shards: the name of each class number, one a line."""
+_MOST_CLASSES = 1_000_000
 
 
 class ShardSet(ImageSet):
@@ -57,7 +60,7 @@ class ShardSet(ImageSet):
         assert self.sizes is not None
         shard, offset = self.places[index].tolist()
         try:
-            with self.shards[shard].open("rb") as file:
+            with open_regular(self.shards[shard]) as file:
                 file.seek(offset)
                 return BytesIO(file.read(int(self.sizes[index])))
         except OSError as error:
@@ -214,6 +217,12 @@ def _scan(shard: Path, *, multi_label: bool) -> Samples:
                 key, endings = base_plus_ext(member.name)
                 if not member.isfile() or key is None or endings is None:
                     continue
+                odd = member.name.startswith("/") or ".." in member.name
+                if odd and not is_inside(shard.parent / member.name, shard.parent):
+                    raise TranseptError(
+                        f"{str(shard)!r} has the member {member.name!r}, whose name leads out of the archive; write it "
+                        "anew with plain names"
+                    )
                 if key != current:
                     finish()
                     current, picture, label = key, None, None
@@ -248,14 +257,15 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, *, multi_
             raise ValueError(value)
     except ValueError as error:
         shown = text[:20].decode(errors="replace")
-        wanted = "a class is a number from 0 on; for lists give multi_label"
-        wanted = "labels are a list of numbers from 0 on, or of names" if multi_label else wanted
+        numbers = f"from 0 to {_MOST_CLASSES - 1}"
+        wanted = f"a class is a number {numbers}; for lists give multi_label"
+        wanted = f"labels are a list of numbers {numbers}, or of names" if multi_label else wanted
         raise TranseptError(f"{member.name!r} of {str(tar.name)!r} holds {shown!r}; {wanted}") from error
     return value
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < _MOST_CLASSES
 
 
 def _is_list_of_labels(value: Any) -> bool:
@@ -265,13 +275,13 @@ def _is_list_of_labels(value: Any) -> bool:
 
 def _listed_names(file: Path) -> list[str]:
     """Those of `classes.txt`; none where it is not there."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = read_text(file).splitlines() if os.path.lexists(file) else []
     return [line.strip() for line in lines if line.strip()]
 
 
 def _classes(names: Path, labels: Sequence[Sequence[int]], fewest: int = 2) -> list[str]:
     largest = max(max(part) for part in labels)
-    if names.is_file():
+    if os.path.lexists(names):
         classes = _listed_names(names)
         if len(set(classes)) != len(classes) or len(classes) <= largest:
             raise TranseptError(

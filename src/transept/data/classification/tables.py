@@ -10,8 +10,7 @@ import numpy as np
 
 from transept.data.classification.image_set import ImageSet, ManyLabels, Paths, Read, classes_of, refuse_unlearnt
 from transept.data.classification.label_columns import read_label_columns
-from transept.data.hub import HUB, load_hub
-from transept.data.images import BadImageError
+from transept.data.hub import HUB, load_hub, stored_file
 from transept.errors import TranseptError
 
 
@@ -32,9 +31,8 @@ class HubSet(ImageSet):
     def source(self, index: int) -> Path | BinaryIO:
         assert self.places is not None
         file = self.rows[int(self.places[index])][self.column]
-        if file is None or not (file["bytes"] or file["path"]):
-            raise BadImageError(self.paths[index], "is empty")
-        return BytesIO(file["bytes"]) if file["bytes"] else Path(file["path"])
+        found = stored_file(file, self.paths[index], str(self.paths.root))
+        return BytesIO(found) if isinstance(found, bytes) else found
 
 
 def hub_splits(data: str) -> tuple[list[str], Read]:

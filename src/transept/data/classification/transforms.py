@@ -25,7 +25,7 @@ from transept.data.channels import without_color
 from transept.data.reading import Box
 from transept.errors import UsageError
 
-_RANDAUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*"
+_RANDAUGMENT = r"rand(-(m\d{1,2}|n\d|p{0}|mstd{0}|mmax\d{1,2}|inc[01]))*".replace("{0}", r"\d{1,3}(\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,11 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_range("(0, 1]", crop_scale=self.crop_scale)
-        check_range("(0, inf)", crop_ratio=self.crop_ratio)
+        check_range("[0.01, 100]", crop_ratio=self.crop_ratio)
         check_share(flip=self.flip, erasing=self.erasing, translation=self.translation)
         check_within("[0, 360]", rotation=self.rotation)
-        check_not_negative(color_jitter=self.color_jitter)
-        check_positive(repeats=self.repeats)
+        check_not_negative(10, color_jitter=self.color_jitter)
+        check_positive(1000, repeats=self.repeats)
         if self.randaugment is not None and not re.fullmatch(_RANDAUGMENT, self.randaugment):
             raise UsageError(
                 f"randaugment={self.randaugment!r}; give e.g. rand-m9-mstd0.5-inc1: m magnitude, mstd its noise, mmax "

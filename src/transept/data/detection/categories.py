@@ -12,6 +12,7 @@ from transept.data.detection.coco_file import read_categories, read_coco
 from transept.data.detection.formats.content import Annotated
 from transept.data.splits import Choice, Fold, held_out, kind_of, matches
 from transept.errors import TranseptError, warn
+from transept.files import is_file
 
 _FOLDERS = ("{}", "images/{}", "{}/images", "images")
 _LOOKED_FOR = 20
@@ -100,18 +101,30 @@ class Coco:
         if known is None or list(known) == list(self.names.values()):
             return Classes(list(self.names), list(self.names.values()))
         drop_grouping(self)
+        self.check_names()
         odd = [name for number, name in self.names.items() if name not in known and self.has_objects(number)]
         if odd:
             raise TranseptError(
                 f"the classes of {data!r} are not the model's {len(known)}: {odd[0]!r} is only in the data"
             )
         numbers = {name: number for number, name in self.names.items()}
-        if list(known) == list(self.names.values()) or len(set(self.names.values())) < len(self.names):
+        if list(known) == list(self.names.values()):
             return Classes(list(self.names), list(self.names.values()))
         fresh = max(self.names) + 1
         ids = [numbers[name] if name in numbers else fresh + i for i, name in enumerate(known)]
         self.set_names(dict(sorted(zip(ids, known, strict=True))))
         return Classes(ids, list(known))
+
+    def check_names(self) -> None:
+        """Raises `TranseptError` where two categories have one name: their objects would be told apart by nothing."""
+        first: dict[str, int] = {}
+        for number, name in self.names.items():
+            if name in first:
+                raise TranseptError(
+                    f"{str(self.file)!r} gives the name {name!r} to the categories {first[name]} and {number}; merge "
+                    "them, or rename one"
+                )
+            first[name] = number
 
     def set_names(self, names: dict[int, str]) -> None:
         """Other categories."""
@@ -142,6 +155,8 @@ def unite(train: Coco, val: Coco) -> None:
         TranseptError: an id has two names, a name two ids, or there are objects to measure that nothing is learnt of.
     """
     drop_grouping(train, val)
+    for each in (train, val):
+        each.check_names()
     for number in sorted(train.names.keys() & val.names.keys()):
         if train.names[number] != val.names[number]:
             raise TranseptError(
@@ -188,7 +203,7 @@ def _picture_folder(file: Path, root: Path, name: str, content: dict[str, Any]) 
     folders = [folder for folder in (*candidates, root, file.parent) if folder.is_dir()]
     names = [entry.get("file_name") for entry in islice(_dicts(content["images"]), _LOOKED_FOR)]
     for folder in folders:
-        if any(isinstance(each, str) and (folder / each).is_file() for each in names):
+        if any(isinstance(each, str) and is_file(folder / each) for each in names):
             return folder
     return folders[0]
 

@@ -13,6 +13,7 @@ from transept.data.detection.annotations import Annotations
 from transept.data.detection.values import SIZES, NotPlainError, plain_integer
 from transept.data.images import BadImageError, stored_form
 from transept.errors import TranseptError
+from transept.files import is_file, read_bytes
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 
@@ -41,7 +42,7 @@ def read_coco(file: Path, *, masks: bool = True) -> dict[str, Any]:
 
     try:
         with _no_collection():
-            content = json.loads(file.read_bytes(), object_hook=keep)
+            content = json.loads(read_bytes(file), object_hook=keep)
     except OSError as error:
         raise TranseptError(f"cannot read {str(file)!r} ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
@@ -93,7 +94,7 @@ def read_categories(entries: list[Any], file: Path, taken: Counter[str] | None =
         if type(name) in (int, float):
             name = str(name)
             taken["names that are numbers"] += 1
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not is_text(name):
             raise TranseptError(f"{str(file)!r}: categories[{position}] has no number 'id' or no 'name'")
         if number in names:
             raise TranseptError(f"{str(file)!r} gives the category id {number} to {names[number]!r} and {name!r}")
@@ -102,6 +103,11 @@ def read_categories(entries: list[Any], file: Path, taken: Counter[str] | None =
         raise TranseptError(f"{str(file)!r} has no categories")
     ids = sorted(names)
     return ids, [names[number] for number in ids]
+
+
+def is_text(name: str) -> bool:
+    """JSON can write halves of characters, which no file can hold."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def read_size(entry: dict[str, Any], taken: Counter[str]) -> tuple[int, int]:
@@ -136,7 +142,7 @@ def picture_problem(picture: Picture, check_size: bool) -> str | None:
     """Why a picture cannot be used; fills in a size that the file leaves out."""
     unknown = picture.size == (0, 0)
     if not check_size and not unknown:
-        return None if picture.path.is_file() else "does not exist"
+        return None if is_file(picture.path) else "does not exist"
     try:
         (width, height), orientation = stored_form(picture.path)
     except BadImageError as error:

@@ -3,6 +3,7 @@
 import math
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -42,8 +43,7 @@ def mask_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
                 return "has a segmentation that is no list of polygons [x1, y1, x2, y2, ...]"
             if len(polygon) < 6 or len(polygon) % 2:
                 return f"has a polygon of {len(polygon)} numbers; it needs pairs, three or more"
-            # The sum is quick, but may overflow.
-            if not math.isfinite(sum(polygon)) and not all(map(math.isfinite, polygon)):
+            if not _is_finite(polygon):
                 return "has a polygon that is not finite"
         return None
     if not isinstance(segmentation, dict) or "counts" not in segmentation:
@@ -61,6 +61,14 @@ def mask_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
     elif not _fills(counts, size):
         return f"has compressed run lengths that do not decode to {size[0] * size[1]} pixels"
     return None
+
+
+def _is_finite(polygon: Sequence[float]) -> bool:
+    try:
+        # The sum is quick, but may overflow.
+        return math.isfinite(sum(polygon)) or all(map(math.isfinite, polygon))
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def _fills(counts: str, size: tuple[int, int]) -> bool:

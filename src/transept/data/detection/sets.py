@@ -15,6 +15,7 @@ from transept.data.detection.target import DetectionSet
 from transept.data.images import Skipped
 from transept.data.labels import Color
 from transept.data.measure import complete, refuse_reading
+from transept.data.places import say_links
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
 from transept.data.splits import Choice, Parts, matches, note_bare_tests, refuse_folds, say_unmeasured, take
@@ -116,6 +117,7 @@ def load_detection_splits(
         val.say_left_out()
         _want_pictures(val)
         val.reading = complete(reading, val.some_files())
+        say_links(val.paths, Path(data).expanduser())
         if known is not None:
             say_unmeasured(of_val.without_objects(), data)
         nothing: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
@@ -128,6 +130,7 @@ def load_detection_splits(
     train.say_left_out()
     _want_pictures(train)
     train.reading = val.reading = complete(reading, train.some_files())
+    say_links([*train.paths, *val.paths], Path(data).expanduser())
     counts = of_train.counts()
     say_unmeasured([name for name in of_val.without_objects() if counts.get(name)], data)
     return DetectionSplits(
@@ -191,7 +194,7 @@ def _want_pictures(half: CocoSet) -> None:
 
 def _find_sources(root: Path, data: str, choice: Choice, masks: bool) -> dict[str, Callable[[], Coco]]:
     """Names of splits to what reads their annotations; "" where they have no split."""
-    if root.is_file():
+    if root.exists() and not root.is_dir():
         up = root.parent.parent if root.parent.name.lower() == "annotations" else root.parent
         return {"": partial(Coco.read, root, up, _name(root), masks=masks)}
     if not root.is_dir():

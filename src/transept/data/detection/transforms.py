@@ -39,7 +39,7 @@ class DetectionPreprocessing:
     are not read then."""
 
     def __post_init__(self) -> None:
-        check_positive(scale=self.scale, multiple_of=self.multiple_of, std=self.std)
+        check_positive(16_384, scale=self.scale, multiple_of=self.multiple_of, std=self.std)
         check_share(mean=self.mean)
 
 
@@ -64,9 +64,9 @@ class DetectionAugmentation:
 
     def __post_init__(self) -> None:
         check_share(flip=self.flip, flip_vertical=self.flip_vertical, crop_resize=self.crop_resize)
-        check_not_negative(color_jitter=self.color_jitter)
-        check_range("[1, inf)", crop_sides=self.crop_sides)
-        check_positive(short_sides=self.short_sides, crop_short_sides=self.crop_short_sides)
+        check_not_negative(10, color_jitter=self.color_jitter)
+        check_range("[1, 16384]", crop_sides=self.crop_sides)
+        check_positive(16_384, short_sides=self.short_sides, crop_short_sides=self.crop_short_sides)
         if not self.crop_short_sides:
             raise UsageError("crop_short_sides=[] leaves nothing to choose from; give side lengths in pixels")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
+from transept.data.hub import stored_file
 from transept.data.images import KEEP_BYTES, BadImageError, as_array, read_image, read_mask, stored_form
 from transept.data.labels import Color, LabelTable, drawing_color
 from transept.data.measure import Source, spread
@@ -140,6 +141,7 @@ class HubSegmentation(MaskedPictures):
         from datasets import Image as ImageFeature  # an extra
 
         self.columns = columns
+        self.data = name.rpartition("/")[0]
         # Undecoded, so that our reader sees the file: EXIF tag, formats, errors with a name.
         self.rows = rows.select_columns(list(columns))
         for column in columns:
@@ -154,10 +156,9 @@ class HubSegmentation(MaskedPictures):
     def source(self, index: int) -> _Source:
         row = self.rows[index]
         names = self.paths[index], self.masks[index]
-        for column, name in zip(self.columns, names, strict=True):
-            if row[column] is None or not (row[column]["bytes"] or row[column]["path"]):
-                raise BadImageError(name, "is empty")
-        picture, mask = (row[column]["bytes"] or Path(row[column]["path"]) for column in self.columns)
+        picture, mask = (
+            stored_file(row[column], name, self.data) for column, name in zip(self.columns, names, strict=True)
+        )
         return _Source(picture, mask, *names)
 
 

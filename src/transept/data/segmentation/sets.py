@@ -1,5 +1,6 @@
 """Data of segmenters by name or folder: the built-in scenes, folders of masks or outlines, Hugging Face sets."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from transept.data.labels import (
     voc_table,
 )
 from transept.data.measure import complete, refuse_reading
+from transept.data.places import say_links
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
 from transept.data.segmentation.outlines import load_outlines
@@ -164,6 +166,8 @@ def load_segmentation_splits(
         )
     else:
         raise TranseptError(f"there is no data {data!r}; give {SCENES!r} or a folder with images/ and annotations/")
+    if root.exists():
+        say_links((path for half in sets for path in (*half.paths, *half.masks)), root)
     reading = complete(reading, (sets[0] if len(sets[0]) else sets[1]).some_files())
     pixels = []
     for half in sets:
@@ -358,7 +362,7 @@ def _table(root: Path, ending: str, classes: Sequence[str] | None, reduce_zero_l
         return table_of_names(classes, "classes", reduce_zero_label=bool(reduce_zero_label))
     for folder in (root, root.parent) if kind_of(root.name) else (root,):  # the list may lie beside the splits
         for name in CLASS_FILES:
-            if (folder / name).is_file():
+            if os.path.lexists(folder / name):
                 return read_table(folder / name, reduce_zero_label=reduce_zero_label)
     if ending:
         return cityscapes_table(ending)

@@ -38,7 +38,7 @@ class SegmentationPreprocessing:
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
     def __post_init__(self) -> None:
-        check_positive(scale=self.scale, multiple_of=self.multiple_of, std=self.std)
+        check_positive(16_384, scale=self.scale, multiple_of=self.multiple_of, std=self.std)
         check_share(mean=self.mean)
         if self.scale is not None and len(self.scale) != 2:
             raise UsageError(f"scale={shown(self.scale)}; give the longest long and short side, or None")
@@ -69,8 +69,8 @@ class SegmentationAugmentation:
 
     def __post_init__(self) -> None:
         check_share(flip=self.flip, photometric=self.photometric, category_max_ratio=self.category_max_ratio)
-        check_range("(0, inf)", resize_ratio=self.resize_ratio)
-        check_positive(crop=self.crop)
+        check_range("[0.01, 100]", resize_ratio=self.resize_ratio)
+        check_positive(16_384, crop=self.crop)
 
 
 def segmentation_train_transform(

@@ -7,12 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from transept.draw.plain import plain_text
 from transept.files import write_atomically
 from transept.training.jobs.job import Score
 
 _TRAIN, _VAL = "#8fa3bf", "#c8452d"
 
 
+@plain_text
 def draw_curves(
     rows: Sequence[Mapping[str, float]], best: Mapping[str, float], score: Score, title: str, path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from transept.data.reading import Reading
 from transept.draw.boxes import add_objects
 from transept.draw.legend import shorten
 from transept.draw.overlay import overlay
+from transept.draw.plain import plain_text
 from transept.files import write_atomically
 from transept.heads.instances import Target
 from transept.training.jobs.job import Job
@@ -117,6 +118,7 @@ def kept_bytes(task: nn.Module, images: Tensor | Sequence[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+@plain_text
 def draw_batch(images: Tensor | Sequence[Tensor], targets: Any, task: Any, path: Path) -> None:
     """The first pictures of a batch as the model sees them, normalisation undone, with what is to be learnt of them.
 
@@ -153,6 +155,7 @@ def draw_batch(images: Tensor | Sequence[Tensor], targets: Any, task: Any, path:
     write_atomically(path, figure.savefig)
 
 
+@plain_text
 def _draw_crops(crops: Sequence[Tensor], preprocessing: Any, path: Path) -> None:
     rows, columns = min(len(crops[0]), _ROWS), len(crops)
     figure = Figure(figsize=(1.2 * columns, 1.2 * rows + 0.25), dpi=144, layout="constrained")

@@ -1,6 +1,5 @@
 """Failures that libraries report in their own words, in ours."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,12 +26,6 @@ def clear_errors(recorder: Recorder) -> Iterator[None]:
 
 def _out_of_memory(error: Exception, recorder: Recorder) -> str | None:
     """The sentence for lack of memory; None where the error is another."""
-    loading = re.search(r"DataLoader worker .*(killed|exited)", str(error))
-    if loading:
-        return (
-            f"a process that prepares batches was killed ({' '.join(str(error).split())[:120]}), mostly for want of "
-            f"memory; lower workers={recorder.recipe.workers}"
-        )
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
         return None
     recipe, images = recorder.recipe, recorder.images

@@ -9,8 +9,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from transept.errors import TranseptError
-from transept.files import write_atomically
-from transept.tasks.run_folder import CONFIG, LOCK
+from transept.files import remove_unfinished, write_atomically
+from transept.tasks.run_folder import AVERAGE, BEST, CONFIG, CURVES, LAST, LOCK, METRICS, STATE, TEST
 from transept.training.options.recipe import Recipe, plain
 
 _LOCK_SECONDS = 10
@@ -36,6 +36,7 @@ def claim(folder: Path, *, resume: bool) -> Iterator[None]:
             raise TranseptError(
                 f"{str(folder)!r} holds a run already; go on with --resume {folder}, or give another folder with --out"
             )
+        remove_unfinished(folder, (CONFIG, METRICS, CURVES, BEST, LAST, AVERAGE, STATE, TEST))
         yield
     finally:
         lock.release()

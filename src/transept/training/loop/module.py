@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transept.errors import TranseptError, UsageError
 from transept.training.jobs.job import Job
 from transept.training.loop.averaging import Averaging
+from transept.training.options.optimizer import OptimizerOptions
 from transept.training.options.recipe import Recipe
 from transept.training.processes.strategies import shard
 
@@ -70,15 +71,7 @@ class TaskModule(lightning.LightningModule):
         model = getattr(self.task, "model", self.task)
         if options.no_weight_decay is not None:
             model = _groups(model, options.no_weight_decay)
-        betas: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
-        optimizer = create_optimizer_v2(
-            model,
-            opt=options.name,
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            layer_decay=options.layer_decay,
-            **betas,
-        )
+        optimizer = make_optimizer(options, model, layer_decay=options.layer_decay)
         if self.recipe.schedule.decay != "cosine":
             for group in optimizer.param_groups:  # timm's own schedules read lr_scale themselves
                 group["lr"] *= group.get("lr_scale", 1.0)
@@ -138,6 +131,29 @@ class TaskModule(lightning.LightningModule):
             scheduler.step_update(step)
         else:
             scheduler.step()
+
+
+def make_optimizer(options: OptimizerOptions, model: Any, *, layer_decay: float | None = None) -> Any:
+    """timm's of that name, of a model or groups of parameters."""
+    betas: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
+    return create_optimizer_v2(
+        model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, layer_decay=layer_decay, **betas
+    )
+
+
+def check_optimizer(options: OptimizerOptions) -> None:
+    """Some optimisers need a GPU, or another package.
+
+    Raises:
+        UsageError: this one cannot be made here.
+    """
+    try:
+        make_optimizer(options, nn.Linear(2, 2))
+    except (AssertionError, ImportError, NameError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"optimizer.name={options.name!r} cannot be made on this machine ({reason}); give another"
+        ) from error
 
 
 def poly(total: int, power: float, floor: float = 0.0) -> Callable[[int], float]:

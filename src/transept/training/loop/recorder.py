@@ -3,7 +3,8 @@
 import copy
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Recorder(Callback):
         self.shell = shell
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
-        self.interrupted = False
+        self.interrupted = self.saving = False
         self.images: tuple[int, ...] = ()
         self.handle_signals: Callable[[], None] | None = None
 
@@ -145,6 +146,15 @@ class Recorder(Callback):
         self.seconds += now - self.clock
         self.clock, self.epoch_samples = now, 0
         self.rows.append(self.row | {"seconds": self.seconds})
+        with self._saves():
+            self._save_epoch(trainer)
+        for logger in trainer.loggers:
+            logger.log_metrics(self.rows[-1], step=trainer.global_step)
+        if self.bar:
+            self.bar.show_epoch(trainer, self.rows[-1])
+        self._stop_out_of_patience(trainer)
+
+    def _save_epoch(self, trainer: lightning.Trainer) -> None:
         task = self._whole_task()
         if self.world.rank == 0:
             if self.best is self.rows[-1]:
@@ -155,11 +165,6 @@ class Recorder(Callback):
             write_atomically(self.folder / METRICS, self._write_metrics)
             title = f"{self.recipe.model.name} on {Path(str(self.recipe.data)).name}"
             draw_curves(self.rows, self.best, self.score, title, self.folder / CURVES)
-        for logger in trainer.loggers:
-            logger.log_metrics(self.rows[-1], step=trainer.global_step)
-        if self.bar:
-            self.bar.show_epoch(trainer, self.rows[-1])
-        self._stop_out_of_patience(trainer)
 
     def _stop_out_of_patience(self, trainer: lightning.Trainer) -> None:
         """All processes have the same rows, so they agree."""
@@ -176,8 +181,17 @@ class Recorder(Callback):
         return self.shell
 
     def _save_state(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / STATE)
+        with self._saves():
+            trainer.save_checkpoint(self.folder / STATE)
         self.saved = time.monotonic()
+
+    @contextmanager
+    def _saves(self) -> Iterator[None]:
+        before, self.saving = self.saving, True
+        try:
+            yield
+        finally:
+            self.saving = before
 
     def _write_metrics(self, path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:

@@ -29,7 +29,7 @@ from transept.training.loop.folder import claim, write_config
 from transept.training.loop.freezing import freeze, keep_batch_statistics
 from transept.training.loop.interruption import graceful_interrupt
 from transept.training.loop.loggers import check_loggers
-from transept.training.loop.module import TaskModule
+from transept.training.loop.module import TaskModule, check_optimizer
 from transept.training.loop.pretraining import MODULES
 from transept.training.loop.progress import ProgressBar
 from transept.training.loop.recorder import Recorder
@@ -114,6 +114,7 @@ def _ready(recipe: Recipe) -> tuple[Recipe, World]:
         raise UsageError(f"task={recipe.task} trains in one process, and {world.size} were started")
     check_hardware(recipe, world)
     check_loggers(recipe.loggers)
+    check_optimizer(recipe.optimizer)
     if recipe.model.freeze:
         name, options = recipe.model.name.partition(".")[0], recipe.model.options
         dense = recipe.task in ("detect", "segment")
@@ -139,7 +140,11 @@ def _prepare(recipe: Recipe, world: World, *, load: bool) -> tuple[Job, Any]:
     """The job and its task, with the recipe's starting weights where `load` is set."""
     job = JOBS[recipe.task](recipe, world)
     seed_all(recipe.seed, 0)
-    task: Any = job.build(load=load)
+    try:
+        task: Any = job.build(load=load)
+    except (RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise TranseptError(f"model: {recipe.model.name} cannot be built as its options say ({reason})") from error
     freeze(task.model if recipe.task == "classify" else task.backbone, recipe.model.freeze)
     if recipe.model.norm_eval:
         keep_batch_statistics(task)
@@ -149,9 +154,10 @@ def _prepare(recipe: Recipe, world: World, *, load: bool) -> tuple[Job, Any]:
 def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result:
     """In this process."""
     state, file = read_state(folder) if resume else (None, None)
+    if state is not None:  # before data is read: the model may not even be one that the state fits
+        check_same_recipe(recipe, state)
     job, task = _prepare(recipe, wanted_world(recipe), load=not resume)
     if state is not None:
-        check_same_recipe(recipe, state)
         check_same_data(fingerprint(job.splits), state, str(recipe.data), accept=recipe.accept_changed_data)
     if job.world.rank:
         return _fit(folder, job, task, state, file, None)

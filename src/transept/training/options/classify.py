@@ -90,7 +90,7 @@ class ClassifyOptions:
 
     def __post_init__(self) -> None:
         check_within("[0, 1)", label_smoothing=self.label_smoothing)
-        check_within("(0, 1]", crop_pct=self.crop_pct)
+        check_within("[0.01, 1]", crop_pct=self.crop_pct)
         if self.multi_label and self.distill.kind != "none":
             raise UsageError(f"multi_label=true, but distill.kind={self.distill.kind} teaches one class; leave one out")
 

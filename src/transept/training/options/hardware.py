@@ -25,4 +25,4 @@ class HardwareOptions:
     """Keep the colours of a pixel together in memory, which convolutions on GPUs prefer."""
 
     def __post_init__(self) -> None:
-        check_positive(devices=self.devices, nodes=self.nodes)
+        check_positive(100_000, devices=self.devices, nodes=self.nodes)

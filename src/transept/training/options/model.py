@@ -6,7 +6,7 @@ from typing import Any
 
 from transept.checks import check_not_negative, check_positive, check_within
 from transept.errors import UsageError, unknown
-from transept.models.registry import find_model
+from transept.models.registry import check_numbers, find_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class ModelOptions:
     """Fields of the family's configuration to change, e.g. depth."""
 
     def __post_init__(self) -> None:
-        check_positive(img_size=self.img_size)
+        check_positive(8192, img_size=self.img_size)
         check_within("[0, 1)", drop_path_rate=self.drop_path_rate)
         if isinstance(self.freeze, int):
             check_not_negative(freeze=self.freeze)
@@ -54,6 +54,7 @@ class ModelOptions:
             if option not in known:
                 raise UsageError(f"options.{option}: {unknown(f'option of {self.name}', option, known)}")
         try:
+            check_numbers(self.options)
             dataclasses.replace(config, **self.options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise UsageError(f"options.{error}") from error

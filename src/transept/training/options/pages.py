@@ -1,14 +1,14 @@
 """Recipes as YAML pages: the built-in ones, and files."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from transept.errors import TranseptError, UsageError, unknown
+from transept.files import parse_yaml, read_yaml
 
 
 def recipe_names() -> list[str]:
@@ -29,17 +29,13 @@ def recipe_overview() -> str:
 def read_recipe(name: str) -> dict[str, Any]:
     """The page of a built-in recipe, or of a YAML file, as plain data; `parse_recipe` checks it."""
     if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
+        if not os.path.lexists(name):
             raise UsageError(f"there is no recipe file {name!r}; give a YAML file or one of {recipe_overview()}")
-        text = Path(name).read_text(encoding="utf-8")
+        page = read_yaml(Path(name))
     elif name in recipe_names():
-        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        page = parse_yaml((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
     else:
         raise unknown("recipe", name, recipe_names(), hint=f"known: {recipe_overview()}")
-    try:
-        page = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TranseptError(f"the recipe {name!r} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(page, dict):
         raise TranseptError(f"the recipe {name!r} must be a mapping of options to values")
     return page

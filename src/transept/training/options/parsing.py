@@ -131,14 +131,19 @@ def _typed(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], pa
 def _read(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], path: str) -> dict[str, Any]:
     from jsonargparse import ArgumentError  # a third of a second, which the help of `train` need not wait for
 
-    parser = _parser(section)
+    parser, kinds = _parser(section), get_type_hints(section)
+    for name, value in values.items():
+        if value is None and name in kinds and NoneType not in get_args(kinds[name]):
+            raise UsageError(f"{path}{name}=null; give {_words(kinds[name])}")
+        if type(value) is int and abs(value) > _LARGEST:
+            raise UsageError(f"{path}{name}={str(value)[:10]}... has {len(str(value))} digits; give fewer")
     words = [f"--{name}={text}" for name, text in texts.items()]
     try:
         typed = parser.parse_object(dict(values))
         return (parser.parse_args(words, namespace=typed) if words else typed).as_dict()
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, ArithmeticError) as error:
         given = {name: shown(value) for name, value in values.items()} | dict(texts)
-        raise UsageError(path + _sentence(error, given, get_type_hints(section))) from error
+        raise UsageError(path + _sentence(error, given, kinds)) from error
 
 
 def _check_model_options(name: str, options: Mapping[str, Any]) -> None:
@@ -149,6 +154,10 @@ def _check_model_options(name: str, options: Mapping[str, Any]) -> None:
         return
     known = {field.name for field in dataclasses.fields(config)}
     _read(type(config), dataclasses.asdict(config) | {o: options[o] for o in options if o in known}, {}, f"{_FREE}.")
+
+
+_LARGEST = 10**300
+"""Of whole numbers, which could be too large to be compared with others."""
 
 
 @cache

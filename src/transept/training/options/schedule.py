@@ -51,8 +51,9 @@ class ScheduleOptions:
     """Stop when the validation score has not become better for so many evaluations; default: never."""
 
     def __post_init__(self) -> None:
-        check_positive(epochs=self.epochs, power=self.power, iterations=self.iterations)
-        check_positive(evaluate_every=self.evaluate_every, patience=self.patience)
+        check_positive(1_000_000, epochs=self.epochs, patience=self.patience)
+        check_positive(100, power=self.power)
+        check_positive(iterations=self.iterations, evaluate_every=self.evaluate_every)
         check_not_negative(warmup_epochs=self.warmup_epochs, warmup_iterations=self.warmup_iterations)
         check_not_negative(warmup_lr=self.warmup_lr, min_lr=self.min_lr)
         check_within("(0, 1]", gamma=self.gamma)

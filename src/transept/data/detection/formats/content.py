@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from transept.data.images import EXTENSIONS, BadImageError, stored_form
 from transept.data.splits import NAMES
 from transept.errors import TranseptError, TranseptWarning
+from transept.files import is_file, open_regular, read_text
 
 SPLITS = {name: kind for kind, names in NAMES.items() for name in names if name != "trainval"}
 """Names of splits as they occur, in lower case; VOC's `trainval` is its train and val together."""
@@ -166,17 +167,15 @@ def upright_size(path: Path) -> tuple[int, int] | None:
 def picture_beside(stem: Path) -> Path | None:
     """The picture of this path without its ending, whatever ending it has."""
     pictures = (stem.with_name(stem.name + end) for ending in EXTENSIONS for end in (ending, ending.upper()))
-    return next((picture for picture in pictures if picture.is_file()), None)
+    return next((picture for picture in pictures if is_file(picture)), None)
 
 
-def read_text(file: Path) -> str:
-    """Raises:
-    TranseptError: the file is unreadable or not UTF-8.
-    """
+def opened(file: Path) -> BinaryIO:
+    """Raises `TranseptError` where it cannot be opened."""
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TranseptError(f"cannot read {str(file)!r} as UTF-8 text ({error})") from error
+        return open_regular(file)
+    except OSError as error:
+        raise TranseptError(f"cannot read {str(file)!r} ({error.strerror or error})") from error
 
 
 def read_xml(file: Path) -> ElementTree.Element:

@@ -15,12 +15,13 @@ from transept.data.detection.formats.content import (
     box_corners,
     ellipse,
     filled,
+    opened,
     polygon,
-    read_text,
     turned,
 )
 from transept.data.images import EXTENSIONS
 from transept.errors import TranseptError
+from transept.files import read_text
 
 
 def read_label_studio(root: Path) -> dict[str, Annotated] | None:
@@ -59,7 +60,7 @@ def read_label_studio(root: Path) -> dict[str, Annotated] | None:
 
 
 def _page(file: Path) -> Any:
-    with file.open("rb") as start:
+    with opened(file) as start:
         if not start.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             return None
     try:

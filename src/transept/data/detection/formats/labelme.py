@@ -18,11 +18,11 @@ from transept.data.detection.formats.content import (
     ellipse,
     filled,
     frame,
+    opened,
     polygon,
-    read_text,
 )
 from transept.errors import TranseptError
-from transept.files import files_below
+from transept.files import files_below, read_text
 
 
 def read_labelme(root: Path) -> dict[str, Annotated] | None:
@@ -48,7 +48,7 @@ def read_labelme(root: Path) -> dict[str, Annotated] | None:
 
 
 def _page(file: Path) -> dict[str, Any] | None:
-    with file.open("rb") as start:
+    with opened(file) as start:
         # Large files of other forms are not parsed: LabelMe's begin with one of its keys.
         head = start.read(4096)
     if not any(key in head for key in (b'"shapes"', b'"flags"', b'"version"')):

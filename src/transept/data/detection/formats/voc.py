@@ -1,5 +1,6 @@
 """Pascal VOC's XML, a file a picture."""
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,11 +11,11 @@ from transept.data.detection.formats.content import (
     Shape,
     numbers_of,
     picture_beside,
-    read_text,
     read_xml,
 )
+from transept.data.places import is_inside
 from transept.errors import TranseptError
-from transept.files import files_below
+from transept.files import files_below, read_text
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -30,7 +31,7 @@ def read_voc(root: Path) -> dict[str, Annotated] | None:
         TranseptError: a file cannot be read, or a box has no numbers.
     """
     files = _files(root)
-    missing = [file for names in files.values() for file in names if not file.is_file()]
+    missing = {file for names in files.values() for file in names if not os.path.lexists(file)}
     trees = {
         file: ElementTree.Element("annotation") if file in missing else read_xml(file)
         for names in files.values()
@@ -81,6 +82,13 @@ def _files(root: Path) -> dict[str, list[Path]]:
         split: [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
         for split, file in lists.items()
     }
+    for split, listed in names.items():
+        lost = next((name for name in listed if not is_inside(folder / f"{name}.xml", root)), None)
+        if lost is not None:
+            raise TranseptError(
+                f"{str(lists[split])!r} lists {lost!r}, which is outside of the data folder {str(root)!r}; put the "
+                "picture and its XML file there"
+            )
     return {split: [folder / f"{name}.xml" for name in listed] for split, listed in names.items()}
 
 

@@ -1,14 +1,14 @@
 """YOLO's text files: `data.yaml`, and a file of lines `class x y width height` or `class x1 y1 x2 y2 ...` a picture."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from transept.data.detection.formats.content import SPLITS, Annotated, Contents, Shape, polygon, read_text, upright_size
+from transept.data.detection.formats.content import SPLITS, Annotated, Contents, Shape, polygon, upright_size
 from transept.data.images import EXTENSIONS
+from transept.data.places import is_inside
 from transept.errors import TranseptError
-from transept.files import files_below
+from transept.files import files_below, read_text, read_yaml
 
 
 def read_yolo(root: Path) -> dict[str, Annotated] | None:
@@ -23,7 +23,8 @@ def read_yolo(root: Path) -> dict[str, Annotated] | None:
     """
     pages = {file: page for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if (page := _page(file))}
     if not pages:
-        file = next((each for each in (root / "classes.txt", root / "labels" / "classes.txt") if each.is_file()), None)
+        lists = (root / "classes.txt", root / "labels" / "classes.txt")
+        file = next((each for each in lists if os.path.lexists(each)), None)
         if file is None or not any(_is_label(each.relative_to(root)) for each in files_below(root)):
             return None
         names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
@@ -53,17 +54,17 @@ def _pictures(place: Path, root: Path) -> list[Path]:
         return sorted(each for each in files_below(place) if each.suffix.lower() in EXTENSIONS)
     names = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     paths = [_ends_in(root, name) or root / name for name in names]
-    lost = next((name for name, path in zip(names, paths, strict=True) if not path.is_relative_to(root)), None)
+    lost = next((name for name, path in zip(names, paths, strict=True) if not is_inside(path, root)), None)
     if lost is not None:
-        raise TranseptError(f"{str(place)!r} lists {lost!r}, which is not in {str(root)!r}")
+        raise TranseptError(
+            f"{str(place)!r} lists {lost!r}, which is outside of the data folder {str(root)!r}; put it or a link to it "
+            "there"
+        )
     return paths
 
 
 def _page(file: Path) -> dict[str, Any] | None:
-    try:
-        page = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise TranseptError(f"{str(file)!r} is not YAML ({' '.join(str(error).split())})") from error
+    page = read_yaml(file)
     return page if isinstance(page, dict) and page.get("names") else None
 
 
@@ -105,8 +106,9 @@ def _add(contents: Contents, split: str, picture: Path, root: Path) -> None:
     if turn is not None:
         parts[turn] = "labels"
     labels = root.joinpath(*parts)
-    if size is None or not labels.is_file():
-        contents.left_out["label files that are missing, of pictures taken to have no objects"] += not labels.is_file()
+    is_missing = not os.path.lexists(labels)
+    if size is None or is_missing:
+        contents.left_out["label files that are missing, of pictures taken to have no objects"] += is_missing
         return
     for number, line in enumerate(read_text(labels).splitlines(), 1):
         if line.strip():
