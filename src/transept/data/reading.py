@@ -43,6 +43,12 @@ class Reading:
         return dataclasses.asdict(self)
 
     @property
+    def written_range(self) -> str:
+        """`pixel_range` as one writes it: a pair, or one for each band."""
+        pairs = self.pixel_range
+        return shown((pairs if len(pairs) != 1 else pairs[0]) or None)
+
+    @property
     def channels(self) -> int:
         """Of its pictures."""
         return len(self.bands) or 3

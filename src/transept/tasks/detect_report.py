@@ -68,7 +68,7 @@ class DetectorReport:
         matches = match_detections(truth, results)
         thresholds = best_thresholds(matches, SHOWN_SCORE)
         confusion = box_confusion(matches, thresholds)
-        errors = {
+        errors: dict[Kind, DetectionErrors] = {
             kind: detection_errors(matches if kind == "bbox" else match_detections(truth, results, kind))
             for kind in scores
         }

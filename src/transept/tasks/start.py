@@ -99,8 +99,7 @@ def _reading_of(contents: Contents) -> Reading:
 
 
 def _words(reading: Reading) -> str:
-    ranges = reading.pixel_range if len(reading.pixel_range) != 1 else reading.pixel_range[0]
-    return f"bands={shown(reading.bands or None)} and pixel_range={shown(ranges or None)}"
+    return f"bands={shown(reading.bands or None)} and pixel_range={reading.written_range}"
 
 
 def _classes_of(contents: Contents) -> Sequence[str] | None:

@@ -280,14 +280,13 @@ class Task(nn.Module, ABC):
         if wanted.bands is not None and kept.bands:
             all_bands = kept.exact and kept.bands == tuple(range(self.in_chans))
             if wanted.bands != kept.bands and not (wanted.bands == "all" and all_bands):
-                raise self._trained_with("bands", wanted.bands, kept.bands)
+                raise self._trained_with("bands", wanted.bands, shown(kept.bands))
         if pairs and kept.pixel_range and pairs != set(kept.pixel_range):
-            ranges = kept.pixel_range if len(kept.pixel_range) > 1 else kept.pixel_range[0]
-            raise self._trained_with("pixel_range", wanted.pixel_range, ranges)
+            raise self._trained_with("pixel_range", wanted.pixel_range, kept.written_range)
 
-    def _trained_with(self, name: str, wanted: Any, kept: Any) -> UsageError:
+    def _trained_with(self, name: str, wanted: Any, kept: str) -> UsageError:
         return UsageError(
-            f"{name}={shown(wanted)}, but this {self.kind} was trained with {name}={shown(kept)}, and reads all files "
+            f"{name}={shown(wanted)}, but this {self.kind} was trained with {name}={kept}, and reads all files "
             "so; leave it out"
         )
 
