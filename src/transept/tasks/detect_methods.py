@@ -158,7 +158,7 @@ def check_parts(method: str, width: int, anchor_scale: float) -> None:
     """
     check_known(METHODS, method=method)
     if not 32 <= width <= 8192 or width % 32:
-        raise UsageError(f"width={width}; give a multiple of 32 channels, 8192 at most")
+        raise UsageError(f"width={width}; give a positive multiple of 32 channels, 8192 at most")
     if width < 64 and method in ("fcos", "atss"):
         # Of one channel a group norm cannot be taken where a level is a single cell.
         raise UsageError(f"width={width}; {method} has 32 groups of channels, give 64 or more")

@@ -226,10 +226,10 @@ def test_wrong_options(options: str, message: str):
 def test_wrong_recipe_files(tmp_path: Path):
     page = tmp_path / "r.yaml"
     for text, message in {
-        "model: {name: [": "is no valid YAML",
+        "model: {name: [": "is not YAML that can be read",
         "- 1": "must be a mapping",
         "model: {nam: xcit}": "no recipe option is called 'model.nam'; did you mean 'model.name'",
-        "model: !!python/object/apply:os.system [touch owned]": "is no valid YAML",
+        "model: !!python/object/apply:os.system [touch owned]": "is not YAML that can be read",
         "data: digits": "model",
     }.items():
         page.write_text(text)
