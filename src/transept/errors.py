@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
+from transept.words import visible
+
 
 class TranseptError(ValueError):
     """Something about the input is wrong. The command line prints it as it is and exits with `exit_code`."""
@@ -29,6 +31,11 @@ class StoppedError(TranseptError):
     """Ctrl-C ended the work early; what was done is kept and was reported."""
 
     exit_code = 130
+
+
+def say(sentence: object) -> None:
+    """A sentence for the person at the terminal, on stderr."""
+    print(f"transept: {visible(sentence)}", file=sys.stderr)
 
 
 def warn(sentence: str) -> None:
@@ -64,12 +71,12 @@ def warnings_as_sentences(*, quiet: bool) -> Iterator[None]:
         warnings.simplefilter("ignore" if quiet else "always", TranseptWarning)
         show = warnings.showwarning
 
-        def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        def show_ours(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, TranseptWarning):
-                print(f"transept: {message}", file=sys.stderr)
+                say(message)
             else:
                 show(message, category, *place, **more)
 
         # The library's own hook: "you may replace this function"; catch_warnings puts the former one back.
-        warnings.showwarning = say
+        warnings.showwarning = show_ours
         yield

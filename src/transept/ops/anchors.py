@@ -29,7 +29,7 @@ def shifts(stride: int, size: Size, device: torch.device | None = None) -> Float
     """`(h w) 2`: x and y of every cell's first corner, row by row."""
     h, w = size
     y, x = (torch.arange(side, device=device, dtype=torch.float32) * stride for side in (h, w))
-    return torch.stack((x.repeat(h), y.repeat_interleave(w)), dim=1)
+    return torch.stack((x.repeat(h), y.repeat_interleave(w, dim=0)), dim=1)
 
 
 def grid_anchors(base: Float[Tensor, "a 4"], stride: int, size: Size) -> Float[Tensor, "n 4"]:
@@ -81,4 +81,4 @@ class Anchors:
         """Whether the cell of each of all levels' anchors begins on this padded image."""
         levels = zip(self.strides, sizes, strict=True)
         cells = torch.cat([cells_on_image(stride, size, image_size) for stride, size in levels])
-        return cells.repeat_interleave(self.per_cell)
+        return cells.repeat_interleave(self.per_cell, dim=0)

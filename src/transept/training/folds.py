@@ -3,13 +3,12 @@
 import json
 import math
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transept.errors import TranseptError, UsageError, warn
+from transept.errors import TranseptError, UsageError, say, warn
 from transept.files import reserve, write_atomically
 from transept.tasks.run_folder import CONFIG, FOLDS, PREVIOUS, STATE
 from transept.training.jobs.job import Score
@@ -186,7 +185,7 @@ def _with_fold(runs: CrossValidation, recipe: Recipe, number: int, progress: boo
     """With what comes of training one more."""
     name, folder = f"fold {number} of {runs.number}", runs.run / f"fold-{number}"
     if progress:
-        print(f"transept: {name}", file=sys.stderr)
+        say(name)
     score, interrupted = runs.score, False
     try:
         trained = _train(fold_of(recipe, number, runs.number), folder, progress)
