@@ -136,6 +136,12 @@ def test_sixteen_bits_of_colors(tmp_path: Path):
     assert np.abs(np.asarray(read_image(tmp_path / "a.ppm")) - expected).max() <= 1
 
 
+def test_sixteen_bits_of_colors_cut_short(tmp_path: Path):
+    whole = save_png(tmp_path / "a.png", np.arange(64 * 64 * 3, dtype=np.uint16).reshape(64, 64, 3))
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:-200])
+    refused(tmp_path / "cut.png", "is damaged or truncated")
+
+
 def test_a_range_is_of_more_than_bytes(tmp_path: Path):
     Image.fromarray((RAMP * 16).astype(np.uint16)).save(tmp_path / "a.png")
     assert np.array_equal(grey(tmp_path / "a.png", pixel_range=((0, 4080),)), RAMP)

@@ -648,6 +648,12 @@ def test_hard_files(tmp_path: Path, name: str):
     assert "\n" not in str(caught.value)
 
 
+def test_one_byte(tmp_path: Path):
+    (tmp_path / "w.pth").write_bytes(b"\x80")
+    with pytest.raises(TranseptError, match="is truncated or damaged"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 def test_a_pickle_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One byte of a file can make a list or dict of a hundred: what was 1 GB would take all memory."""
     monkeypatch.setattr(unpickling, "MAX_INSTRUCTIONS", 5000)
