@@ -9,9 +9,9 @@ import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests.data.test_values import save_dicom, save_geotiff, save_png
 
 from fuzz.readers import PLACES, TABLES
-from tests.data.test_values import save_dicom, save_geotiff, save_png
 from transept.training.options.pages import read_recipe, recipe_names
 from transept.weights.files.writing import write_state_dict
 
