@@ -142,6 +142,14 @@ def test_sixteen_bits_of_colors_cut_short(tmp_path: Path):
     refused(tmp_path / "cut.png", "is damaged or truncated")
 
 
+def test_dicom_cut_anywhere(tmp_path: Path):
+    whole = save_dicom(tmp_path / "a.dcm", np.zeros((8, 8), np.uint16)).read_bytes()
+    for length in range(133, len(whole) - 1, 7):
+        (tmp_path / "cut.dcm").write_bytes(whole[:length])
+        with pytest.raises(BadImageError):
+            read_image(tmp_path / "cut.dcm")
+
+
 def test_a_range_is_of_more_than_bytes(tmp_path: Path):
     Image.fromarray((RAMP * 16).astype(np.uint16)).save(tmp_path / "a.png")
     assert np.array_equal(grey(tmp_path / "a.png", pixel_range=((0, 4080),)), RAMP)

@@ -81,6 +81,34 @@ def test_outlines_are_masks(tmp_path: Path):
     assert np.argwhere(masks[3]).tolist() == [[2, 51], [3, 50], [3, 51], [3, 52]]
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "label_studio",
+            {"original_width": None},
+            "task 1:.* is no shape of Label Studio",
+        ),
+        ("labelme", {"points": 7}, "a.json:shape 1 is no shape of LabelMe"),
+        ("labelme", {"points": [[1e999, 1]], "shape_type": "mask"}, "a.json:shape 1 is no shape of LabelMe"),
+    ],
+)
+def test_pages_that_are_built_in_another_way(tmp_path: Path, name: str, change: dict, message: str):
+    root = copied(tmp_path, name)
+    file = next(file for file in sorted(root.rglob("*.json")))
+    page = json.loads(file.read_text())
+    first = page["shapes"][0] if name == "labelme" else page[0]["annotations"][0]["result"][0]
+    first.update(change)
+    file.write_text(json.dumps(page))
+    with pytest.raises(TranseptError, match=message):
+        find_annotations(root)
+    if name == "label_studio":
+        del first["original_width"]
+        file.write_text(json.dumps(page))
+        with pytest.raises(TranseptError, match=r"task \d+ is none of Label Studio \(KeyError\('original_width'"):
+            find_annotations(root)
+
+
 def test_masks_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A small limit stands for the one of 89 megapixels."""
     root = copied(tmp_path, "labelme", "train/a.png", "val/b.png")

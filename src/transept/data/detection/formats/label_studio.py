@@ -44,11 +44,16 @@ def read_label_studio(root: Path) -> dict[str, Annotated] | None:
     file, tasks = next(iter(files.items()))
     contents = Contents(file, root)
     for task in tasks:
-        results = _results(task, file)
-        if results is None:
-            contents.left_out["tasks without annotations"] += 1
-            continue
-        image = contents.add_image("", _picture(task, file), _size(results))
+        try:
+            results = _results(task, file)
+            if results is None:
+                contents.left_out["tasks without annotations"] += 1
+                continue
+            image = contents.add_image("", _picture(task, file), _size(results))
+        except TranseptError:
+            raise
+        except _WRONG as error:
+            raise TranseptError(f"{str(file)!r}: task {task.get('id')} is none of Label Studio ({error!r})") from error
         for number, result in enumerate(results, 1):
             place = f"task {task.get('id')}:{result.get('id', number)}"
             try:
