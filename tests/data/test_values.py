@@ -142,6 +142,13 @@ def test_sixteen_bits_of_colors_cut_short(tmp_path: Path):
     refused(tmp_path / "cut.png", "is damaged or truncated")
 
 
+def test_more_bands_than_any_sensor_has(tmp_path: Path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((1, 1, 10_001), np.uint8), photometric="minisblack",
+                     planarconfig="contig")  # fmt: skip
+    with pytest.raises(BadImageError, match="states 10001 bands, more than 10000"):
+        read_values(tmp_path / "a.tif")
+
+
 def test_dicom_cut_anywhere(tmp_path: Path):
     whole = save_dicom(tmp_path / "a.dcm", np.zeros((8, 8), np.uint16)).read_bytes()
     for length in range(133, len(whole) - 1, 7):
