@@ -1,5 +1,5 @@
 # What CI runs, and a person too. Python 3.11 or later and make are enough: uv is fetched where there is none.
-.PHONY: check test test-all shapes docs package digits notebooks golden counts bench audit
+.PHONY: check test test-all shapes docs package digits notebooks golden counts bench audit lowest fuzz
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 RUN := $(UV) run
@@ -52,6 +52,15 @@ counts: $(UV)  ## rewrite the kept costs of all models
 
 bench: $(UV)  ## speed beside timm on two quiet cores: half an hour; writes benchmarks/results
 	$(RUN) python benchmarks/cpu.py
+
+lowest: $(UV)  ## each verb and extra with the oldest versions that pyproject.toml allows, in an environment of its own
+	UV=$(UV) .ci/lowest
+
+READER := weights
+SECONDS := 1800
+fuzz: $(UV)  ## mutates files for READER (weights, images, annotations, coco, recipes, labels) for so many SECONDS
+	$(RUN) --with atheris python -m fuzz.seeds fuzz/corpus
+	$(RUN) --with atheris python -m fuzz.readers $(READER) -max_total_time=$(SECONDS) -timeout=10 fuzz/corpus/$(READER)
 
 audit: $(UV)  ## known vulnerabilities of the installed packages
 	$(RUN) pip-audit --skip-editable

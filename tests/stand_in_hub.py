@@ -107,7 +107,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self.authorised or not name.startswith("me/"):
             return self.answer(403, {"error": "You don't have the rights to create a model under this namespace"})
         status = 409 if name in self.server.repositories else 200
-        self.server.repositories.setdefault(name, Repository(private=page.get("visibility") == "private"))
+        self.server.repositories.setdefault(
+            name, Repository(private=page.get("visibility") == "private" or page.get("private") is True)
+        )
         return self.answer(status, {"url": f"{self.server.url}/{name}"})
 
     def info(self, name: str) -> None:

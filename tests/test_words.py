@@ -3,7 +3,7 @@
 import json
 import math
 
-from transept.words import listed, percent, plain_number
+from transept.words import listed, percent, plain_number, visible
 
 
 def test_lists_end_with_how_many_more():
@@ -24,3 +24,13 @@ def test_shares():
 
 def test_json_has_no_nan():
     assert json.dumps([plain_number(value) for value in (0.5, 0.0, math.nan)]) == "[0.5, 0.0, null]"
+
+
+def test_what_acts_and_does_not_show_is_escaped():
+    assert visible("\x1b[2J\r\a\x9b1m\n\t") == r"\u001b[2J\r\u0007\u009b1m\n\t"
+    assert visible("photo\u202egnp.exe \u2066\udcff\x7f") == r"photo\u202egnp.exe \u2066\udcff\u007f"
+    shown = "crème brûlée 日本\u3000語 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 👩\u200d🚀 C:\\new"
+    assert visible(shown) == shown
+    assert visible(visible("\x1b")) == visible("\x1b")
+    assert json.loads(visible(json.dumps(["\x9b\U000e0001"], ensure_ascii=False))) == ["\x9b\U000e0001"]
+    assert listed(["a\nb", "\x1b"]) == r"a\nb, \u001b"

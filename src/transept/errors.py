@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
+from transept.words import visible
+
 
 class TranseptError(ValueError):
     """Something about the input is wrong. The command line prints it as it is and exits with `exit_code`."""
@@ -31,6 +33,11 @@ class StoppedError(TranseptError):
     exit_code = 130
 
 
+def say(sentence: object) -> None:
+    """A sentence for the person at the terminal, on stderr."""
+    print(f"transept: {visible(sentence)}", file=sys.stderr)
+
+
 def warn(sentence: str) -> None:
     """A `TranseptWarning`, said to whoever called the library."""
     warnings.warn(sentence, TranseptWarning, stacklevel=3)
@@ -50,7 +57,7 @@ def advice(name: str, known: Iterable[str], hint: str = "") -> str:
     near = get_close_matches(name, names, n=3, cutoff=0.6) or [each for each in names if name and name in each][:3]
     if near:
         return "did you mean " + " or ".join(map(repr, near)) + "?"
-    return hint or f"known: {', '.join(names)}" if len(names) <= _MOST_NAMED else f"one of {len(names)} names"
+    return hint or (f"known: {', '.join(names)}" if len(names) <= _MOST_NAMED else f"one of {len(names)} names")
 
 
 def rank_of_environment() -> int:
@@ -67,12 +74,12 @@ def warnings_as_sentences(*, quiet: bool) -> Iterator[None]:
         warnings.simplefilter("ignore" if quiet else "always", TranseptWarning)
         show = warnings.showwarning
 
-        def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        def show_ours(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, TranseptWarning):
-                print(f"transept: {message}", file=sys.stderr)
+                say(message)
             else:
                 show(message, category, *place, **more)
 
         # The library's own hook: "you may replace this function"; catch_warnings puts the former one back.
-        warnings.showwarning = say
+        warnings.showwarning = show_ours
         yield

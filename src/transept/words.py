@@ -1,13 +1,32 @@
-"""Numbers and lists as people, and JSON, read them."""
+"""Numbers, names and lists as people, and JSON, read them."""
 
+import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 
+def visible(text: object) -> str:
+    """Text of a stranger, fit for a terminal, a drawing or a page: characters that act and do not show are escaped.
+
+    Control characters (escape, carriage return, newline, bell), marks that turn the direction of writing, and bytes of
+    a file's name that are no text become `\\u001b` and the like, as in JSON. Letters, signs and spaces of all scripts
+    stay, and the joiners that some scripts and emoji need.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(letter if _shows(letter) else json.dumps(letter)[1:-1] for letter in text)
+
+
+def _shows(letter: str) -> bool:
+    return letter.isprintable() or letter in "\u200c\u200d" or unicodedata.category(letter) == "Zs"
+
+
 def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
     """The first names, and how many more there are: `a, b, c, and 4 more`."""
-    names = list(names)
+    names = list(map(visible, names))
     rest = len(names) - most
     return separator.join([*names[:most], *([f"and {rest} more"] if rest > 0 else [])])
 

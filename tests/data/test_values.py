@@ -136,6 +136,27 @@ def test_sixteen_bits_of_colors(tmp_path: Path):
     assert np.abs(np.asarray(read_image(tmp_path / "a.ppm")) - expected).max() <= 1
 
 
+def test_sixteen_bits_of_colors_cut_short(tmp_path: Path):
+    whole = save_png(tmp_path / "a.png", np.arange(64 * 64 * 3, dtype=np.uint16).reshape(64, 64, 3))
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:-200])
+    refused(tmp_path / "cut.png", "is damaged or truncated")
+
+
+def test_more_bands_than_any_sensor_has(tmp_path: Path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((1, 1, 10_001), np.uint8), photometric="minisblack",
+                     planarconfig="contig")  # fmt: skip
+    with pytest.raises(BadImageError, match="states 10001 bands, more than 10000"):
+        read_values(tmp_path / "a.tif")
+
+
+def test_dicom_cut_anywhere(tmp_path: Path):
+    whole = save_dicom(tmp_path / "a.dcm", np.zeros((8, 8), np.uint16)).read_bytes()
+    for length in range(133, len(whole) - 1, 7):
+        (tmp_path / "cut.dcm").write_bytes(whole[:length])
+        with pytest.raises(BadImageError):
+            read_image(tmp_path / "cut.dcm")
+
+
 def test_a_range_is_of_more_than_bytes(tmp_path: Path):
     Image.fromarray((RAMP * 16).astype(np.uint16)).save(tmp_path / "a.png")
     assert np.array_equal(grey(tmp_path / "a.png", pixel_range=((0, 4080),)), RAMP)

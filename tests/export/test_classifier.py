@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from PIL import Image
 
 from tests.export.small import a_classifier
@@ -17,7 +18,7 @@ from tests.helpers import fails
 from transept.cli.main import main
 from transept.errors import TranseptError, UsageError
 from transept.export.int8 import INT8_FILE, compare_scores, export_int8
-from transept.export.onnx import METADATA, Axis, onnx_runner, write_graphs
+from transept.export.onnx import METADATA, Axis, onnx_runner, pt2_runner, write_graphs
 from transept.inference.compile import spread_error
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import create_segmenter
@@ -51,6 +52,7 @@ def by_command(tmp_path_factory: pytest.TempPathFactory) -> ByCommand:
         "--format",
         "onnx",
         "openvino",
+        "pt2",
         "--dtype",
         "float32",
         "--int8",
@@ -59,7 +61,9 @@ def by_command(tmp_path_factory: pytest.TempPathFactory) -> ByCommand:
     ]
     with redirect_stdout(StringIO()) as out:
         assert main(["export", str(folder / "best.safetensors"), "--out", str(folder / "out"), *words, "--json"]) == 0
-    assert {path.name for path in (folder / "out").iterdir()} == {"model.onnx", "model.bin", "model.xml", INT8_FILE}
+    assert {path.name for path in (folder / "out").iterdir()} == {
+        "model.onnx", "model.bin", "model.xml", "model.pt2", INT8_FILE
+    }  # fmt: skip
     return ByCommand(classifier, folder / "out", json.loads(out.getvalue()))
 
 
@@ -101,6 +105,57 @@ def test_openvino(by_command: ByCommand):
     images = torch.randn(5, 3, 64, 64)
     (logits,) = compiled([images.numpy()]).values()
     assert spread_error([by_command.classifier(images)], [torch.from_numpy(logits)]) < 1e-4
+
+
+@torch.no_grad()
+def test_a_broken_picture_spoils_no_other(by_command: ByCommand):
+    images = torch.randn(3, 3, 64, 64)
+    broken = images.clone()
+    broken[1, 0, 5, 5] = torch.nan
+    core = openvino.Core()
+    compiled = core.compile_model(by_command.folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def by_openvino(values: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [torch.from_numpy(each.copy()) for each in compiled([value.numpy() for value in values]).values()]
+
+    runs = {
+        "onnx": onnx_runner(by_command.folder / "model.onnx"),
+        "int8": onnx_runner(by_command.folder / INT8_FILE),
+        "openvino": by_openvino,
+        "pt2": pt2_runner(by_command.folder / "model.pt2"),
+    }
+    for name, run in runs.items():
+        (expected,), (logits,) = run([images]), run([broken])
+        assert torch.equal(logits[[0, 2]], expected[[0, 2]]), name
+        if name != "int8":  # 8 bits know no NaN
+            assert logits[1].isnan().all(), name
+
+
+def test_images_that_a_graph_is_not_for(by_command: ByCommand):
+    """As the table of docs/export.md has it."""
+    core = openvino.Core()
+    compiled = core.compile_model(by_command.folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    run = onnx_runner(by_command.folder / "model.onnx")
+    program = torch.export.load(by_command.folder / "model.pt2").module()
+    good = torch.randn(2, 3, 64, 64)
+    for wrong in (torch.randn(1, 3, 64, 96), torch.randn(1, 1, 64, 64), good[0], good.permute(0, 2, 3, 1)):
+        with pytest.raises(InvalidArgument, match="Got invalid dimensions|Invalid rank"):
+            run([wrong])
+        with pytest.raises(RuntimeError, match="Can't set the input tensor"):
+            compiled([wrong.numpy()])
+        with pytest.raises(AssertionError, match="Guard failed: images.size"):
+            program(wrong)
+    for dtype in (torch.float64, torch.float16, torch.uint8):
+        with pytest.raises(InvalidArgument, match="Unexpected input data type"):
+            run([good.to(dtype)])
+        with pytest.raises(RuntimeError, match="expected scalar type"):
+            program(good.to(dtype))
+    (expected,) = run([good])
+    for converted in (good.double(), good.to(memory_format=torch.channels_last)):
+        (logits,) = compiled([converted.numpy()]).values()
+        assert spread_error([expected], [torch.from_numpy(logits)]) < 1e-4
+    with torch.no_grad():
+        assert program(good[:0]).shape == run([good[:0]])[0].shape == (0, 3)
 
 
 def test_8_bits(by_command: ByCommand):

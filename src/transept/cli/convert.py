@@ -15,6 +15,7 @@ from transept.weights.fit import load_contents
 from transept.weights.identify import Identity, identify
 from transept.weights.load import create_model, find_file
 from transept.weights.report import LoadReport
+from transept.words import visible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,10 +84,10 @@ def _tell(args: argparse.Namespace, contents: Contents, identity: Identity | Non
     if args.json:
         print_json(facts)
         return
-    print(f"{args.source}: this looks like {identity}")
+    print(f"{visible(args.source)}: this looks like {identity}")
     for what, value in facts.items():
         if what not in ("source", "model", "agreement") and value not in ("", [], None):
-            print(f"  {what:<12}{', '.join(value) if isinstance(value, list) else value}")
+            print(f"  {what:<12}{visible(', '.join(value) if isinstance(value, list) else value)}")
 
 
 def _report(args: argparse.Namespace, report: LoadReport) -> None:

@@ -29,12 +29,13 @@ from transept.cli.shared.tasks import (
     refuse,
     was_given,
 )
-from transept.errors import UsageError
+from transept.errors import UsageError, say
 from transept.files import reserve
 from transept.tasks.data_options import DataOptions
 from transept.tasks.pretrain import FeatureExtractor
 from transept.tasks.registry import TASKS
 from transept.tasks.task import Task
+from transept.words import visible
 
 _SKIPS = {
     "skip_bad_images": "leave unreadable files out instead of stopping",
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         check_report(args.report)
     evaluation = task.evaluate(data, inference, batch_size=args.batch_size, workers=args.workers, progress=_tracked)
     for note in (evaluation.measured, *evaluation.notes) if evaluation.measured else evaluation.notes:
-        print(f"transept: {note}", file=sys.stderr)
+        say(note)
     report = {} if args.report is None else {"report": str(args.report), "files": evaluation.write(args.report)}
     if args.json:
         print_json({"model": args.model, "data": data.data} | evaluation.as_dict() | report)
@@ -88,12 +89,12 @@ def run(args: argparse.Namespace) -> None:
     if evaluation.table is not None:
         print_table(table_for_people(evaluation.table))
         print()
-    print(f"{evaluation.summary}   ({evaluation.images} pictures, {evaluation.seconds:.1f} s)")
+    print(f"{visible(evaluation.summary)}   ({evaluation.images} pictures, {evaluation.seconds:.1f} s)")
     if report:
         print(f"{report['report']}: {', '.join(report['files'])}")
     if evaluation.skipped and not task.is_dense:  # the data of dense tasks names them when it is loaded
         first = evaluation.skipped[0].path
-        print(f"{len(evaluation.skipped)} unreadable files were left out, e.g. {first}", file=sys.stderr)
+        print(f"{len(evaluation.skipped)} unreadable files were left out, e.g. {str(first)!r}", file=sys.stderr)
 
 
 def data_options(args: argparse.Namespace, task: Task) -> DataOptions:

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from transept import __version__
-from transept.errors import TranseptError, UsageError, rank_of_environment, unknown, warnings_as_sentences
+from transept.errors import TranseptError, UsageError, rank_of_environment, say, unknown, warnings_as_sentences
 from transept.words import fitted
 
 # A verb is a module of this package with `add_arguments(parser)` and `run(args)`, imported when it is called:
@@ -148,7 +148,7 @@ def _overview() -> str:
 def _fail(message: str, code: int) -> int:
     # Processes that train together fail together; what is one's own begins with its number.
     if rank_of_environment() == 0 or message.startswith("process "):
-        print(f"transept: {fitted(message)}", file=sys.stderr)
+        say(fitted(message))
     return code
 
 

@@ -9,7 +9,6 @@ table with the frame and its seconds. Ctrl-C keeps what was done.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,7 @@ from transept.cli.shared.video import predict_video
 from transept.data.images import BadImageError, Skipped, as_shown, plain_skipped
 from transept.data.inputs import Input, find_inputs, read_input
 from transept.data.video import is_video
-from transept.errors import StoppedError, TranseptError, UsageError
+from transept.errors import StoppedError, TranseptError, UsageError, say
 from transept.tasks.table_results import TableResults
 from transept.tasks.task import TABLE_ENDINGS, Picture, Results, Task
 
@@ -124,4 +123,4 @@ def _read(task: Task, inputs: list[Input], skipped: list[Skipped]) -> Iterator[t
             if len(inputs) == 1:
                 raise
             skipped.append(Skipped(error.path, error.reason))
-            print(f"transept: skipped {str(error.path)!r}: {error.reason}", file=sys.stderr)
+            say(f"skipped {str(error.path)!r}: {error.reason}")

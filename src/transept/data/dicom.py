@@ -1,5 +1,7 @@
 """DICOM: stored numbers to what they mean, and the window that the file wants them seen in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,9 +14,14 @@ def is_dicom(head: bytes) -> bool:
 
 
 def size_of(file: BinaryIO) -> tuple[int, int]:
-    """Width and height, from the head of the file."""
-    data = _pydicom().dcmread(file, stop_before_pixels=True)
-    return int(data.Columns), int(data.Rows)
+    """Width and height, from the head of the file.
+
+    Raises:
+        ValuesError: pydicom is not installed, or cannot read it.
+    """
+    with _sound():
+        data = _pydicom().dcmread(file, stop_before_pixels=True)
+        return int(data.Columns), int(data.Rows)
 
 
 def read_values(file: BinaryIO, *, whole: bool) -> Values:
@@ -25,17 +32,18 @@ def read_values(file: BinaryIO, *, whole: bool) -> Values:
     Raises:
         ValuesError: unless it is wanted `whole`, it has several frames; pydicom is not installed, or cannot decode it.
     """
-    pydicom = _pydicom()
+    with _sound():
+        return _values(_pydicom(), file, whole)
+
+
+def _values(pydicom: Any, file: BinaryIO, whole: bool) -> Values:
     data = pydicom.dcmread(file)
     if "PixelData" not in data:
         raise ValuesError("is a DICOM file without a picture")
     frames = int(data.get("NumberOfFrames") or 1)
     if frames > 1 and not whole:
         raise ValuesError(f"has {frames} frames; say with bands which are to be read, e.g. bands=all or bands=[0]")
-    try:
-        array = data.pixel_array
-    except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
-        raise ValuesError(f"is a DICOM file that pydicom cannot decode ({' '.join(str(error).split())})") from error
+    array = data.pixel_array
     if data.PhotometricInterpretation == "PALETTE COLOR":
         array = pydicom.pixels.apply_color_lut(array, data)
     colors = array.ndim - (frames > 1) == 3
@@ -48,6 +56,17 @@ def read_values(file: BinaryIO, *, whole: bool) -> Values:
     stated = _window(data) or _stored_range(data, is_rescaled=rescaled is not array)
     values = rescaled.astype(np.float32) if array.dtype == np.uint8 and stated != (0, 255) else rescaled
     return Values(values, stated, inverted=data.PhotometricInterpretation == "MONOCHROME1")
+
+
+@contextmanager
+def _sound() -> Iterator[None]:
+    """What pydicom raises of damaged files has no common class."""
+    try:
+        yield
+    except ValuesError:
+        raise
+    except Exception as error:
+        raise ValuesError(f"is a DICOM file that pydicom cannot decode ({' '.join(str(error).split())})") from error
 
 
 def _pydicom() -> Any:

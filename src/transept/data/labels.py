@@ -214,7 +214,8 @@ def _colored(file: Path, lines: list[tuple[int, str]]) -> Iterable[tuple[int, st
         color = (256, 0, 0)
         if match is not None:
             named = match["r"] is not None  # datumaro leaves out VOC's own
-            color = tuple(_integer(match[name]) for name in "rgb") if named else _voc_color(value)
+            read = (_integer(match["r"]), _integer(match["g"]), _integer(match["b"])) if named else None
+            color = read or _voc_color(value)
         if match is None or max(color) > 255:
             raise TranseptError(f"{str(file)!r}, line {number}: {line!r} is not '{form}' with numbers 0 to 255")
         yield value, match["name"].strip(), color

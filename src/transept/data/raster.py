@@ -3,9 +3,7 @@
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 
 from transept.data.reading import Pair, Values
 
@@ -63,11 +61,24 @@ def _ppm_values(picture: Any, file: BinaryIO) -> np.ndarray:
 
 
 def _png_values(picture: Image.Image, file: BinaryIO) -> np.ndarray:
+    """Pillow keeps 8 bits of colours, so it is asked for the higher and for the lower ones.
+
+    torchvision reads all 16 at once, but a damaged file ends the process there.
+    """
     if picture.mode.startswith("I"):
         return np.asarray(picture).astype(np.uint16, copy=False)[..., None]
-    file.seek(0)  # of colours Pillow keeps 8 of the 16 bits
-    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    return decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    mode = _raw_mode(picture).partition(";")[0]
+    if mode == "LA":  # its four bytes as if they were colours
+        return _png_bytes(file, "RGBA").view(">u2").astype(np.uint16)
+    high, low = (_png_bytes(file, f"{mode};16{order}") for order in "BL")
+    return high.astype(np.uint16) << 8 | low
+
+
+def _png_bytes(file: BinaryIO, raw_mode: str) -> np.ndarray:
+    file.seek(0)
+    with Image.open(file, formats=("PNG",)) as picture:
+        picture.tile = [tile._replace(args=raw_mode) for tile in picture.tile]
+        return np.array(picture)
 
 
 def _significant_bits(file: BinaryIO) -> int | None:

@@ -26,6 +26,8 @@ _PILLOW = {
     (32, _FLOAT),
 }
 """Bits and kinds of numbers that Pillow reads right in pages of one band."""
+_MAX_BANDS = 10_000
+"""Sensors have hundreds. GDAL takes minutes for as many as a damaged file may state."""
 _MAX_PAGES = 4096
 
 
@@ -144,7 +146,13 @@ def read_values(source: str | Path | BinaryIO, file: BinaryIO, pages: Sequence[P
     first = pages[0]
     if any((page.size, page.bits, page.kind) != (first.size, first.bits, first.kind) for page in pages):
         raise ValuesError("has pages of different sizes or kinds of numbers, which make no picture together")
+<<<<<<< HEAD
     arrays = [_array(source, file, page, box) for page in pages]
+=======
+    if (bands := sum(page.samples for page in pages)) > _MAX_BANDS:
+        raise ValuesError(f"states {bands} bands, more than {_MAX_BANDS}; is it damaged?")
+    arrays = [_with_pillow(file, page) if _pillow_reads(page) else _with_gdal(source, file, page) for page in pages]
+>>>>>>> interop-clean
     # Pillow turns white bytes itself.
     inverted = first.photometric == _WHITE_IS_ZERO and (first.is_deep or not _pillow_reads(first))
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from transept.words import visible
+
 RGB = tuple[int, int, int]
 LONGEST = 28
 """Letters of a class's name."""
@@ -29,4 +31,6 @@ def entry(color: RGB, text: str) -> Patch:
 
 
 def shorten(text: str, length: int = LONGEST) -> str:
+    """As much of a name as there is room for, without characters that do not show."""
+    text = visible(text)
     return text if len(text) <= length else text[: length - 1] + "…"

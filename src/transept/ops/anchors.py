@@ -27,9 +27,9 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) 
 
 def shifts(stride: int, size: Size, device: torch.device | None = None) -> Float[Tensor, "cells 2"]:
     """`(h w) 2`: x and y of every cell's first corner, row by row."""
-    h, w = size
-    y, x = (torch.arange(side, device=device, dtype=torch.float32) * stride for side in (h, w))
-    return torch.stack((x.repeat(h), y.repeat_interleave(w)), dim=1)
+    sides = (torch.arange(side, device=device, dtype=torch.float32) * stride for side in size)
+    y, x = torch.meshgrid(*sides, indexing="ij")
+    return torch.stack((x.flatten(), y.flatten()), dim=1)
 
 
 def grid_anchors(base: Float[Tensor, "a 4"], stride: int, size: Size) -> Float[Tensor, "n 4"]:
@@ -81,4 +81,4 @@ class Anchors:
         """Whether the cell of each of all levels' anchors begins on this padded image."""
         levels = zip(self.strides, sizes, strict=True)
         cells = torch.cat([cells_on_image(stride, size, image_size) for stride, size in levels])
-        return cells.repeat_interleave(self.per_cell)
+        return cells[:, None].expand(-1, self.per_cell).flatten()

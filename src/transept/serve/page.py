@@ -3,7 +3,6 @@
 import html
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,13 @@ from typing import Any
 
 import gradio as gr
 
-from transept.errors import TranseptError, UsageError
+from transept.errors import TranseptError, UsageError, say
 from transept.explain.attention import attention_kinds
 from transept.explain.explanation import title_of
 from transept.serve.answers import OVERVIEW, Answer, Answerer, Limits
 from transept.serve.examples import write_examples
 from transept.tasks.task import Task
+from transept.words import visible
 
 _WAITING = 64
 """Questions that may wait at once; further ones are told so."""
@@ -199,12 +199,15 @@ def _shown(task: Task, answer: Answer) -> list[Any]:
     line = f"{_readable(answer.seconds)} on the {_DEVICES.get(device, device)}"
     if _lists_objects(task):
         rows = [
-            [item.label, round(item.score, 3), *(round(side, 1) for side in item.box or ())] for item in answer.items
+            [visible(item.label), round(item.score, 3), *(round(side, 1) for side in item.box or ())]
+            for item in answer.items
         ]
         return [answer.drawing, rows, line]
     best: dict[str, float] = {}
     for item in answer.items:
-        best.setdefault(item.label, item.score)  # ImageNet has two classes called crane; the more probable one counts
+        best.setdefault(
+            visible(item.label), item.score
+        )  # ImageNet has two classes called crane; the more probable one counts
     if answer.drawing is None:
         return [best or "no label", line]  # where a picture may have none
     return [answer.drawing, {label: share for label, share in best.items() if share >= _SHOWN_SHARE}, line]
@@ -255,7 +258,7 @@ def _refuse_addresses(picture: gr.Image) -> None:
 
 def _no_answer(text: str) -> gr.Error:
     """Shown until it is closed; gradio takes the text for HTML."""
-    return gr.Error(html.escape(text, quote=False), duration=None, print_exception=False)
+    return gr.Error(html.escape(visible(text), quote=False), duration=None, print_exception=False)
 
 
 def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -269,7 +272,7 @@ def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
             text = str(error)
         except Exception as error:  # of the model or its libraries: out of memory, for one
             text = f"the model failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-            print(f"transept: {text}", file=sys.stderr)
+            say(text)
         raise _no_answer(text)
 
     return ask
@@ -277,7 +280,9 @@ def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _plain(text: str) -> str:
     """Not Markdown."""
-    return html.escape("".join(f"\\{letter}" if letter in "\\`*_[]#" else letter for letter in text), quote=False)
+    return html.escape(
+        "".join(f"\\{letter}" if letter in "\\`*_[]#" else letter for letter in visible(text)), quote=False
+    )
 
 
 @contextmanager

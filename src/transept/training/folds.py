@@ -3,14 +3,13 @@
 import json
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transept.errors import TranseptError, UsageError, warn
+from transept.errors import TranseptError, UsageError, say, warn
 from transept.files import files_below, reserve, write_atomically
 from transept.tasks.run_folder import CONFIG, FOLDS, LOCK, PREVIOUS, STATE
 from transept.training.jobs.job import Score
@@ -188,7 +187,7 @@ def _with_fold(runs: CrossValidation, recipe: Recipe, number: int, progress: boo
     """With what comes of training one more."""
     name, folder = f"fold {number} of {runs.number}", runs.run / f"fold-{number}"
     if progress:
-        print(f"transept: {name}", file=sys.stderr)
+        say(name)
     score, interrupted = runs.score, False
     try:
         trained = _train(fold_of(recipe, number, runs.number), folder, progress)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from transept.words import listed
+from transept.words import listed, visible
 
 
 class Reason(Enum):
@@ -135,7 +135,7 @@ class LoadReport:
         """A few lines: where the weights came from, and everything that was not simply taken, by reason."""
         where = self.format
         where += f", entry {self.wrapper!r}" if self.wrapper else ""
-        where += f" (of {', '.join(self.wrappers)})" if len(self.wrappers) > 1 else ""
+        where += f" (of {visible(', '.join(self.wrappers))})" if len(self.wrappers) > 1 else ""
         where += f", prefix {self.prefix!r}" if self.prefix else ""
         lines = [f"{self.source} -> {self.model}: {where}, {self.dialect} names", f"{len(self.taken)} taken"]
         changed = {}
@@ -150,7 +150,7 @@ class LoadReport:
                 if action in key.actions:
                     reasons.setdefault(key.why or "for no known reason", []).append(key.model or key.file[0])
             lines += [f"{len(names)} {action} ({why}): {listed(names)}" for why, names in reasons.items()]
-        lines += [f"not read: {', '.join(self.skipped)}"] if self.skipped else []
+        lines += [f"not read: {visible(', '.join(self.skipped))}"] if self.skipped else []
         return "\n  ".join(lines)
 
 

@@ -3,6 +3,8 @@
 import json
 import shutil
 import warnings
+from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,71 @@ def test_outlines_are_masks(tmp_path: Path):
     assert masks[0].sum() == pytest.approx(15 * 20 + 15 * 6 / 2, rel=0.1)
     assert masks[1].sum() == pytest.approx(np.pi * 25, rel=0.1)
     assert np.argwhere(masks[3]).tolist() == [[2, 51], [3, 50], [3, 51], [3, 52]]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "label_studio",
+            {"original_width": None},
+            "task 1:.* is no shape of Label Studio",
+        ),
+        ("labelme", {"points": 7}, "a.json:shape 1 is no shape of LabelMe"),
+        ("labelme", {"points": [[1e999, 1]], "shape_type": "mask"}, "a.json:shape 1 is no shape of LabelMe"),
+    ],
+)
+def test_pages_that_are_built_in_another_way(tmp_path: Path, name: str, change: dict, message: str):
+    root = copied(tmp_path, name)
+    file = next(file for file in sorted(root.rglob("*.json")))
+    page = json.loads(file.read_text())
+    first = page["shapes"][0] if name == "labelme" else page[0]["annotations"][0]["result"][0]
+    first.update(change)
+    file.write_text(json.dumps(page))
+    with pytest.raises(TranseptError, match=message):
+        find_annotations(root)
+    if name == "label_studio":
+        del first["original_width"]
+        file.write_text(json.dumps(page))
+        with pytest.raises(TranseptError, match=r"task \d+ is none of Label Studio \(KeyError\('original_width'"):
+            find_annotations(root)
+
+
+def test_masks_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A small limit stands for the one of 89 megapixels."""
+    root = copied(tmp_path, "labelme", "train/a.png", "val/b.png")
+    page = json.loads((root / "train" / "a.json").read_text())
+    painted = next(each for each in page["shapes"] if each["shape_type"] == "mask")
+    page["shapes"] = [painted]
+
+    def refused(message: str, **changes: object) -> None:
+        (root / "train" / "a.json").write_text(json.dumps(page | changes))
+        with pytest.raises(TranseptError, match=message):
+            load(root, masks=True)
+
+    refused("a.json:shape 1: its picture is said to have 1000000 x 1000000 pixels, more than 89 megapixels",
+            imageHeight=10**6, imageWidth=10**6)  # fmt: skip
+    with BytesIO() as file:
+        Image.new("L", (300, 200)).save(file, "PNG")
+        painted["mask"] = b64encode(file.getvalue()).decode()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 60)
+    refused("a.json:shape 1: its mask declares more than 0 megapixels; scale it down first")
+    painted["mask"] = "AAAA"
+    refused("a.json:shape 1: its mask is no picture of a known format")
+
+    root = tmp_path / "cvat"
+    (root / "images").mkdir(parents=True)
+    Image.new("RGB", (60, 40)).save(root / "images" / "a.png")
+    mask = '<mask label="dog" left="3" top="4" width="3" height="2" rle="{runs}"/>'
+    image = '<annotations><image name="a.png" width="{width}" height="40">' + mask + "</image></annotations>"
+    for width, runs, message in (
+        (61, "1, 3, 2", "a.png:mask 1: its picture is said to have 61 x 40 pixels"),
+        (60, "1, 3, 20000000000000", "a.png:mask 1 has run lengths that do not fill its 3 x 2 pixels"),
+        ("inf", "1, 3, 2", "image 'a.png' has the width 'inf' in a 'image'; give a number"),
+    ):
+        (root / "annotations.xml").write_text(image.format(width=width, runs=runs))
+        with pytest.raises(TranseptError, match=message):
+            load(root, masks=True)
 
 
 def test_label_studio(tmp_path: Path):

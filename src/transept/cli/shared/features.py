@@ -10,7 +10,7 @@ from transept.cli.shared.reading import with_reading
 from transept.cli.shared.tables import print_json
 from transept.cli.shared.tasks import best_device, named_data
 from transept.data.images import plain_skipped
-from transept.errors import UsageError
+from transept.errors import UsageError, say
 from transept.tasks.feature_scores import K, feature_scores
 from transept.tasks.load import load_features
 
@@ -34,7 +34,7 @@ def eval_features(args: argparse.Namespace) -> None:
     options = with_reading(args, task, named_data(args, task))
     splits = task.load_data(replace(options, skip_bad_images=args.skip_bad_images or options.skip_bad_images))
     measured = splits.parts.measured(len(splits.val), splits.measured_classes, str(options.data))
-    print(f"transept: {measured}", file=sys.stderr)
+    say(measured)
     started = time.monotonic()
     task = formed(args, task.to(best_device()).eval(), dtype="float32")
     result = feature_scores(
@@ -59,4 +59,7 @@ def eval_features(args: argparse.Namespace) -> None:
     pictures = f"({len(splits.val)} pictures beside {len(splits.train)} to learn from, {result['seconds']:.1f} s)"
     print("   ".join([*scores, pictures]))
     if splits.skipped:
-        print(f"{len(splits.skipped)} unreadable files were left out, e.g. {splits.skipped[0].path}", file=sys.stderr)
+        print(
+            f"{len(splits.skipped)} unreadable files were left out, e.g. {str(splits.skipped[0].path)!r}",
+            file=sys.stderr,
+        )

@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 
+from transept.checks import shown
 from transept.data.inputs import Input
 from transept.data.measure import complete, spread
-from transept.errors import UsageError
+from transept.errors import UsageError, say
 from transept.tasks.data_options import DataOptions
 from transept.tasks.task import Task
 
@@ -63,5 +63,7 @@ def set_reading(args: argparse.Namespace, task: Task, pictures: Sequence[Input] 
     looked = [pictures[i] for i in spread(len(pictures))] if measures else []
     task.reading = complete(task.reading_of(options), [(each.source, each.path) for each in looked])
     if measures:
+        pairs = task.reading.pixel_range
+        ranges = shown(pairs if len(pairs) > 1 else pairs[0])
         noun = "picture" if len(looked) == 1 else "pictures"
-        print(f"transept: pixel_range={task.reading.written_range}, measured on {len(looked)} {noun}", file=sys.stderr)
+        say(f"pixel_range={ranges}, measured on {len(looked)} {noun}")

@@ -16,10 +16,11 @@ from transept.models.registry import find_model
 from transept.tasks.task import Table as PlainTable
 from transept.tasks.task import Task
 from transept.weights.catalogue.records import METRICS, checkpoints_of
+from transept.words import visible
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(visible(json.dumps(value, ensure_ascii=False)), flush=True)
 
 
 def print_table(table: Table) -> None:
@@ -29,13 +30,18 @@ def print_table(table: Table) -> None:
 
 def table_for_people(table: PlainTable) -> Table:
     """A task's table as rich prints it."""
-    note = escape(table.note) or None
+    note = _plain(table.note) or None
     shown = Table(box=None, pad_edge=False, caption=note, caption_justify="left")
     for column in table.columns:
-        shown.add_column(column.name, justify="right" if column.is_number else "left", style=column.style)
+        shown.add_column(_plain(column.name), justify="right" if column.is_number else "left", style=column.style)
     for row in table.rows:
-        shown.add_row(*map(escape, row))
+        shown.add_row(*map(_plain, row))
     return shown
+
+
+def _plain(text: str) -> str:
+    """Neither rich's markup nor a terminal's."""
+    return escape(visible(text))
 
 
 def table_width() -> int:

@@ -222,7 +222,8 @@ class MultiLabelSet(ManyLabels):
 
 def classes_of(labels: Collection[str]) -> list[str]:
     """Names in their order, numbers in theirs."""
-    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+    numbers = all(label.isdecimal() and len(label) < 20 for label in labels)
+    return sorted(labels, key=int) if numbers else sorted(labels)
 
 
 def refuse_unlearnt(labels: Collection[str], classes: Sequence[str], split: str, data: str) -> None:

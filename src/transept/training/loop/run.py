@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from transept.checks import shown
-from transept.errors import TranseptError, TranseptWarning, UsageError, warn
+from transept.errors import TranseptError, TranseptWarning, UsageError, say, warn
 from transept.files import reserve, write_atomically
 from transept.inference.compile import best_precision
 from transept.models.registry import build_skeleton
@@ -171,7 +170,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result
             job.write_samples(folder / SAMPLES)
         if progress:
             for note in (job.found, *job.notes):
-                print(f"transept: {note}", file=sys.stderr)
+                say(note)
         result = _fit(folder, job, task, state, file, ProgressBar(job.score) if progress else None)
         return dataclasses.replace(result, test=_test(folder, job)) if job.splits.parts.test else result
 

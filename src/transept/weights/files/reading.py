@@ -162,7 +162,7 @@ def _read(path: Path, file: BufferedReader, source: mmap, wrapper: str | None) -
     try:
         content, tensors, legacy = open_pickle(source, file)
     except UnpicklingError:
-        if head[:1] == b"\x80" and head[1] <= 5:
+        if head[:1] == b"\x80" and head[1:2] <= b"\x05":
             raise
         raise TranseptError(
             f"{str(path)!r} is no weights file; expected safetensors, PyTorch (.pth) or PaddlePaddle (.pdparams)"

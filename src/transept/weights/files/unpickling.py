@@ -14,6 +14,8 @@ from mmap import mmap
 from pickle import UnpicklingError
 from typing import IO, Any, cast
 
+from transept.words import visible
+
 MAX_INSTRUCTIONS = 2_000_000
 """A checkpoint with 1000 tensors and its optimiser's state has about 10^5. An instruction of one byte can take a
 hundred bytes of memory, so without an end to them a file could fill the machine."""
@@ -254,7 +256,7 @@ def _global(module: Any, name: Any) -> Global:
 
 def plain(text: object) -> str:
     """Text from a file, fit for a message: short, and without characters that a terminal obeys."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in str(text)[:81])
+    shown = visible(str(text)[:81])
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 

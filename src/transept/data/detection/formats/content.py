@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 from transept.data.images import EXTENSIONS, BadImageError, stored_form
 from transept.data.splits import NAMES
@@ -116,7 +117,9 @@ def filled(mask: np.ndarray, size: tuple[int, int], corner: tuple[int, int] = (0
 
     Raises:
         ValueError: the mask reaches beyond the picture.
+        TranseptError: the picture has more pixels than one is opened with.
     """
+    check_pixels(size)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None
@@ -129,6 +132,20 @@ def filled(mask: np.ndarray, size: tuple[int, int], corner: tuple[int, int] = (0
     counts = np.diff(changes, prepend=0, append=whole.size).tolist()
     box = [left + columns[0], top + rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
     return Shape([float(side) for side in box], {"size": list(size), "counts": counts})
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    """A mask takes as much memory as its picture is said to have pixels, and whoever says it may say anything.
+
+    Raises:
+        TranseptError: more than Pillow opens.
+    """
+    limit = Image.MAX_IMAGE_PIXELS or math.inf
+    if size[0] * size[1] > limit:
+        raise TranseptError(
+            f"its picture is said to have {size[1]} x {size[0]} pixels, more than {limit / 1e6:.0f} megapixels; "
+            "correct the size, or scale the picture down"
+        )
 
 
 def ellipse(center: Point, radii: Point, degrees: float = 0) -> Shape:
@@ -204,6 +221,8 @@ def numbers_of(element: ElementTree.Element, names: Iterable[str], place: str) -
         text = element.get(name, element.findtext(name))
         try:
             values.append(float(text if text is not None else ""))
+            if not math.isfinite(values[-1]):
+                raise ValueError(text)
         except ValueError:
             raise TranseptError(f"{place} has the {name} {text!r} in a {element.tag!r}; give a number") from None
     return values

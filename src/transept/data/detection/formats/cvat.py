@@ -12,6 +12,7 @@ from transept.data.detection.formats.content import (
     Contents,
     Shape,
     box_corners,
+    check_pixels,
     ellipse,
     numbers_of,
     polygon,
@@ -66,7 +67,7 @@ def _picture(root: Path, name: str, subset: str) -> str:
 
 
 def _shape(each: ElementTree.Element, size: tuple[int, int], place: str, contents: Contents) -> Shape | None:
-    degrees = float(each.get("rotation", 0))
+    degrees = numbers_of(each, ("rotation",), place)[0] if "rotation" in each.attrib else 0
     if each.tag == "box":
         x1, y1, x2, y2 = numbers_of(each, ("xtl", "ytl", "xbr", "ybr"), place)
         if not degrees:
@@ -89,7 +90,13 @@ def _mask(each: ElementTree.Element, size: tuple[int, int], place: str) -> Shape
     """Its run lengths go along the rows of its box, COCO's down the columns of the picture."""
     left, top, width, height = map(int, numbers_of(each, ("left", "top", "width", "height"), place))
     try:
+        check_pixels(size)
+    except TranseptError as error:
+        raise TranseptError(f"{place}: {error}") from error
+    try:
         runs = [int(run) for run in each.get("rle", "").split(",")]
+        if min(left, top, width, height, *runs) < 0 or sum(runs) != width * height:
+            raise ValueError(runs)
         inside = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
         whole = np.zeros(size, np.uint8)
         whole[top : top + height, left : left + width] = inside

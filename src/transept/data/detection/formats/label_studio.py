@@ -13,6 +13,7 @@ from transept.data.detection.formats.content import (
     Contents,
     Shape,
     box_corners,
+    check_pixels,
     ellipse,
     filled,
     opened,
@@ -22,6 +23,9 @@ from transept.data.detection.formats.content import (
 from transept.data.images import EXTENSIONS
 from transept.errors import TranseptError
 from transept.files import read_text
+
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What a result raises that is built in another way than Label Studio builds them."""
 
 
 def read_label_studio(root: Path) -> dict[str, Annotated] | None:
@@ -41,16 +45,23 @@ def read_label_studio(root: Path) -> dict[str, Annotated] | None:
     file, tasks = next(iter(files.items()))
     contents = Contents(file, root)
     for task in tasks:
-        results = _results(task, file)
-        if results is None:
-            contents.left_out["tasks without annotations"] += 1
-            continue
-        image = contents.add_image("", _picture(task, file), _size(results))
+        try:
+            results = _results(task, file)
+            if results is None:
+                contents.left_out["tasks without annotations"] += 1
+                continue
+            image = contents.add_image("", _picture(task, file), _size(results))
+        except TranseptError:
+            raise
+        except _WRONG as error:
+            raise TranseptError(f"{str(file)!r}: task {task.get('id')} is none of Label Studio ({error!r})") from error
         for number, result in enumerate(results, 1):
             place = f"task {task.get('id')}:{result.get('id', number)}"
             try:
                 found = _shape(result, contents)
-            except (KeyError, TypeError, ValueError) as error:
+            except TranseptError as error:
+                raise TranseptError(f"{str(file)!r}: {place}: {error}") from error
+            except _WRONG as error:
                 raise TranseptError(f"{str(file)!r}: {place} is no shape of Label Studio ({error!r})") from error
             if found is None:
                 contents.left_out[f"results of the type {result.get('type')!r}"] += 1
@@ -151,7 +162,9 @@ def _painted(rle: list[int], size: tuple[int, int]) -> np.ndarray:
 
     Raises:
         ValueError: the lengths do not add up.
+        TranseptError: as `check_pixels`.
     """
+    check_pixels(size)
     bits = np.unpackbits(np.asarray(rle, np.uint8))
     text, place = (bits + ord("0")).tobytes().decode(), 0
 

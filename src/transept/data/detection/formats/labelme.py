@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from transept.data.detection.formats.content import (
     SPLITS,
@@ -21,6 +20,7 @@ from transept.data.detection.formats.content import (
     opened,
     polygon,
 )
+from transept.data.images import BadImageError, read_mask
 from transept.errors import TranseptError
 from transept.files import files_below, read_text
 
@@ -80,7 +80,11 @@ def _objects(page: dict[str, Any], file: str, contents: Contents) -> list[tuple[
         place = f"{file}:shape {number}"
         try:
             label, group, shape = str(each["label"]), each.get("group_id"), _shape(each, page)
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        except BadImageError as error:
+            raise TranseptError(f"{place}: its mask {error.reason}") from error
+        except TranseptError as error:
+            raise TranseptError(f"{place}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
             raise TranseptError(f"{place} is no shape of LabelMe ({error!r})") from error
         if shape is None:
             contents.left_out[f"shapes of the type {each.get('shape_type')!r}"] += 1
@@ -100,8 +104,7 @@ def _shape(each: dict[str, Any], page: dict[str, Any]) -> Shape | None:
         return None
     points = [(float(x), float(y)) for x, y in each["points"]]
     if kind == "mask":  # a PNG of the pixels between the two points
-        with Image.open(BytesIO(b64decode(each["mask"], validate=True))) as picture:
-            mask = np.asarray(picture).astype(bool)
+        mask = np.asarray(read_mask(BytesIO(b64decode(each["mask"], validate=True)))).astype(bool)
         return filled(mask, (int(page["imageHeight"]), int(page["imageWidth"])), (int(points[0][0]), int(points[0][1])))
     if kind == "rectangle":
         return Shape(frame(points))
