@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -146,13 +146,9 @@ def read_values(source: str | Path | BinaryIO, file: BinaryIO, pages: Sequence[P
     first = pages[0]
     if any((page.size, page.bits, page.kind) != (first.size, first.bits, first.kind) for page in pages):
         raise ValuesError("has pages of different sizes or kinds of numbers, which make no picture together")
-<<<<<<< HEAD
-    arrays = [_array(source, file, page, box) for page in pages]
-=======
     if (bands := sum(page.samples for page in pages)) > _MAX_BANDS:
         raise ValuesError(f"states {bands} bands, more than {_MAX_BANDS}; is it damaged?")
-    arrays = [_with_pillow(file, page) if _pillow_reads(page) else _with_gdal(source, file, page) for page in pages]
->>>>>>> interop-clean
+    arrays = [_array(source, file, page, box) for page in pages]
     # Pillow turns white bytes itself.
     inverted = first.photometric == _WHITE_IS_ZERO and (first.is_deep or not _pillow_reads(first))
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
@@ -228,11 +224,7 @@ def _with_pillow(file: BinaryIO, page: Page) -> np.ndarray:
 
 @cache
 def _has_gdal() -> bool:
-    with suppress(ModuleNotFoundError):
-        import rasterio  # noqa: F401  an extra
-
-        return True
-    return False
+    return find_spec("rasterio") is not None
 
 
 def _with_gdal(source: str | Path | BinaryIO, file: BinaryIO, page: Page, box: Box | None) -> np.ndarray:
