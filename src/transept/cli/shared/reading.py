@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-from transept.checks import shown
 from transept.data.inputs import Input
 from transept.data.measure import complete, spread
 from transept.errors import UsageError, say
@@ -63,7 +62,5 @@ def set_reading(args: argparse.Namespace, task: Task, pictures: Sequence[Input] 
     looked = [pictures[i] for i in spread(len(pictures))] if measures else []
     task.reading = complete(task.reading_of(options), [(each.source, each.path) for each in looked])
     if measures:
-        pairs = task.reading.pixel_range
-        ranges = shown(pairs if len(pairs) > 1 else pairs[0])
         noun = "picture" if len(looked) == 1 else "pictures"
-        say(f"pixel_range={ranges}, measured on {len(looked)} {noun}")
+        say(f"pixel_range={task.reading.written_range}, measured on {len(looked)} {noun}")

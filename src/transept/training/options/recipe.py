@@ -64,7 +64,8 @@ class Recipe(DataOptions):
         super().__post_init__()
         check_positive(batch_size=self.batch_size, accumulate=self.accumulate)
         check_not_negative(1024, workers=self.workers)
-        check_not_negative(checkpoint_seconds=self.checkpoint_seconds, seed=self.seed)
+        check_not_negative(checkpoint_seconds=self.checkpoint_seconds)
+        check_not_negative(2**32 - 1, seed=self.seed)  # NumPy's largest
         if self.batch_size % self.accumulate:
             raise UsageError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
         if self.task == "classify":
