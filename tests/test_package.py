@@ -64,7 +64,7 @@ ARGUMENTS = {
     "predict": "(task, pictures, **options)",
     "push_to_hub": "(model, repo_id, *, private=False, token=None, commit_message='Upload the model with transept', "
     "revision=None, card=True, weights=None, licence=None, datasets=None)",
-    "read_image": "(source, *, name='', upright=True, reduce=None, reading=None)",
+    "read_image": "(source, *, name='', upright=True, reduce=None, window=None, reading=None)",
     "save_pretrained": "(model, folder, *, card=True, weights=None, licence=None, datasets=None)",
     "train": "(recipe, out, *, data=None, options=None, folds=None, progress=False)",
     "transforms_for": "(model)",

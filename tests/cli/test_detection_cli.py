@@ -381,7 +381,8 @@ def test_training_says_what_it_leaves_out(data: Path, tmp_path: Path, capsys: py
     options += " --model.options.num_heads [2,2]"
     argv = ["train", "quick-det", "--data", str(folder), "--out", str(tmp_path / "run"), *options.split()]
     said = fails(capsys, argv)
-    assert f"2 entries of {str(file)!r} cannot be used: annotation 2 has the category 99" in said
+    assert said.startswith("transept: 2 entries of ")  # of a line that is too long, paths are cut in their middle
+    assert f"{file.name[-12:]}' cannot be used: annotation 2 has the category 99" in said
     assert not (tmp_path / "run").exists()
     assert main([*argv, "--skip-bad-annotations", "--json"]) == 0
     out, err = capsys.readouterr()

@@ -310,7 +310,7 @@ def test_slice_embedding_is_the_convolution_with_its_weights_permuted():
     [
         ({"depths": (1, 2, 3)}, r"depths=\(1, 2, 3\).*four each"),
         ({"depths": (0, 0, 0, 0)}, r"depths=\(0, 0, 0, 0\).*positive"),
-        ({"depths": (1, -2, 3, 4)}, r"depths=\(1, -2, 3, 4\).*negative"),
+        ({"depths": (1, -2, 3, 4)}, r"depths=\(1, -2, 3, 4\) is not in \[0, 1000\]"),
         ({"num_heads": (2, 4, 8, 12)}, r"num_heads\[3\]=12 must divide the 512 channels of stage 3 \(embed_dim=64\)"),
         ({"patch_size": 0}, "patch_size=0"),
         ({"mlp_ratio": -1.5}, r"mlp_ratio=-1\.5"),

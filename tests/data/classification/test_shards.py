@@ -196,11 +196,11 @@ def test_several_labels(tmp_path: Path, member: str):
 
 def test_wrong_lists_of_labels(tmp_path: Path):
     file = write(tmp_path / "a.tar", [sample(0, json={"labels": ["a", 1]})])
-    with pytest.raises(TranseptError, match="labels are a list of numbers from 0 on, or of names"):
+    with pytest.raises(TranseptError, match="labels are a list of numbers from 0 to 999999, or of names"):
         load_splits(f"wds:{file}", multi_label=True)
     file = write(tmp_path / "b.tar", [sample(0, json={"labels": ["a"]}), sample(1, json={"labels": [1]})])
     with pytest.raises(TranseptError, match="have numbers and names as labels"):
         load_splits(f"wds:{file}", multi_label=True)
     file = write(tmp_path / "c.tar", [sample(0, cls=b"[1, 2]")])
-    with pytest.raises(TranseptError, match="a class is a number from 0 on; for lists give multi_label"):
+    with pytest.raises(TranseptError, match="a class is a number from 0 to 999999; for lists give multi_label"):
         load_splits(f"wds:{file}")

@@ -4,7 +4,7 @@ import copy
 import csv
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from transept.errors import TranseptError
 from transept.files import write_atomically
 from transept.tasks.run_folder import BEST, CURVES, LAST, METRICS, STATE
 from transept.training.jobs.job import Job, Meter
@@ -24,9 +25,12 @@ from transept.training.options.recipe import Recipe
 from transept.training.processes.strategies import whole_state
 from transept.training.processes.world import any_of, gather, same_buffers
 
+_DRAWN_EVERY = 10.0
+"""Seconds: a picture takes a fifth of one, as an epoch of a small run does."""
+
 
 class Recorder(Callback):
-    """Writes the run folder: a row of metrics, a picture and checkpoints after each epoch.
+    """Writes the run folder: a row of metrics and checkpoints after each epoch, and a picture now and then and at the end.
 
     Inside an epoch the state is saved every `checkpoint_seconds`, and on Ctrl-C, always between two steps: gradients
     that are not yet whole are in no checkpoint. Of several processes all must agree to save, and the first writes.
@@ -43,7 +47,7 @@ class Recorder(Callback):
         self.bar = bar
         self.shell = shell
         self.rows: list[dict[str, float]] = []
-        self.seconds = 0.0
+        self.seconds = self.drawn = 0.0
         self.interrupted = self.saving = False
         self.images: tuple[int, ...] = ()
         self.handle_signals: Callable[[], None] | None = None
@@ -74,7 +78,7 @@ class Recorder(Callback):
         self.resumed_meter: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.clock = self.saved = time.monotonic()
+        self.clock = self.saved = self.drawn = time.monotonic()
         self.epoch_seconds = 0.0
         self.epoch_samples = 0
         if self.resumed_meter is not None and self.world.rank == 0:
@@ -163,8 +167,24 @@ class Recorder(Callback):
         self._save_state(trainer)
         if self.world.rank == 0:
             write_atomically(self.folder / METRICS, self._write_metrics)
+            if time.monotonic() - self.drawn > _DRAWN_EVERY:
+                self._draw_curves()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._draw_curves()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        with suppress(TranseptError):  # the first error is the one to be told
+            self._draw_curves()
+
+    def _draw_curves(self) -> None:
+        if self.world.rank == 0 and self.rows:
             title = f"{self.recipe.model.name} on {Path(str(self.recipe.data)).name}"
-            draw_curves(self.rows, self.best, self.score, title, self.folder / CURVES)
+            with self._saves():
+                draw_curves(self.rows, self.best, self.score, title, self.folder / CURVES)
+            self.drawn = time.monotonic()
 
     def _stop_out_of_patience(self, trainer: lightning.Trainer) -> None:
         """All processes have the same rows, so they agree."""
