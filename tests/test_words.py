@@ -3,7 +3,7 @@
 import json
 import math
 
-from transept.words import listed, percent, plain_number
+from transept.words import fitted, listed, percent, plain_number
 
 
 def test_lists_end_with_how_many_more():
@@ -24,3 +24,17 @@ def test_shares():
 
 def test_json_has_no_nan():
     assert json.dumps([plain_number(value) for value in (0.5, 0.0, math.nan)]) == "[0.5, 0.0, null]"
+
+
+def test_listed_within_room():
+    assert listed(["a" * 30, "b" * 30, "c"], room=40) == f"{'a' * 30}, and 2 more"
+    assert listed(["a" * 90, "b"], room=40) == f"{'a' * 90}, and 1 more"
+
+
+def test_fitted():
+    assert fitted("short enough") == "short enough"
+    long = fitted(f"the file {'x' * 400!r} is no picture; give another")
+    assert len(long) == 300
+    assert long.startswith("the file 'xxx")
+    assert long.endswith("xxx' is no picture; give another")
+    assert len(fitted("word " * 200)) == 300

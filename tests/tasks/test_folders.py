@@ -277,7 +277,10 @@ CONFIGS = {
         60000: "do not fit the cait_xxs24_224 of config.json: it has",
         3: r"do not fit .* blocks.2.gamma_1 is missing \(.. differences in all\)",
     },
-    "model_args.embed_dim": {65536: "do not fit the", 191: "describes no model that can be built: .*embed_dim=191"},
+    "model_args.embed_dim": {
+        65536: "embed_dim=65536 is not in .0, 16384",
+        191: "describes no model that can be built: .*embed_dim=191",
+    },
     "model_args.img_size": {
         64: "img_size is 64, which is not a list of 2",
         65536: "img_size is 65536, which is not a list",

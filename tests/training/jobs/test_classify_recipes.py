@@ -546,7 +546,7 @@ def test_another_batch_size_is_another_recipe(pictures: Path, tmp_path: Path, ca
             "^optimizer.layer_decay=0.5 .*no_weight_dec",
         ),
         ("--optimizer.lr_batch 0", "optimizer.lr_batch=0 must be greater than 0"),
-        ("--classify.crop_pct 0", r"^classify.crop_pct=0 is not in \(0, 1\]"),
+        ("--classify.crop_pct 0", r"^classify.crop_pct=0 is not in \[0.01, 1\]"),
         ("--classify.augmentation.randaugment rand-m9-x3", "augmentation.randaugment='rand-m9-x3'; give e.g. rand-m9"),
         ("--classify.augmentation.repeats 0", "^classify.augmentation.repeats=0 must be greater"),
         ("--schedule.decay poly", "schedule.cosine_from_start is of decay: cosine, not of poly"),
