@@ -3,7 +3,7 @@
 import json
 import math
 
-from transept.words import listed, percent, plain_number, visible
+from transept.words import fitted, listed, percent, plain_number, visible
 
 
 def test_lists_end_with_how_many_more():
@@ -34,3 +34,17 @@ def test_what_acts_and_does_not_show_is_escaped():
     assert visible(visible("\x1b")) == visible("\x1b")
     assert json.loads(visible(json.dumps(["\x9b\U000e0001"], ensure_ascii=False))) == ["\x9b\U000e0001"]
     assert listed(["a\nb", "\x1b"]) == r"a\nb, \u001b"
+
+
+def test_listed_within_room():
+    assert listed(["a" * 30, "b" * 30, "c"], room=40) == f"{'a' * 30}, and 2 more"
+    assert listed(["a" * 90, "b"], room=40) == f"{'a' * 90}, and 1 more"
+
+
+def test_fitted():
+    assert fitted("short enough") == "short enough"
+    long = fitted(f"the file {'x' * 400!r} is no picture; give another")
+    assert len(long) == 300
+    assert long.startswith("the file 'xxx")
+    assert long.endswith("xxx' is no picture; give another")
+    assert len(fitted("word " * 200)) == 300

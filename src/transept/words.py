@@ -24,9 +24,14 @@ def _shows(letter: str) -> bool:
     return letter.isprintable() or letter in "\u200c\u200d" or unicodedata.category(letter) == "Zs"
 
 
-def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
-    """The first names, and how many more there are: `a, b, c, and 4 more`."""
+def listed(names: Iterable[str], most: int = 3, separator: str = ", ", room: int | None = None) -> str:
+    """The first names, and how many more there are: `a, b, c, and 4 more`.
+
+    Of long ones fewer, but for the first, so that they fill no more than `room` characters.
+    """
     names = list(map(visible, names))
+    while room is not None and most > 1 and len(separator.join(names[:most])) > room:
+        most -= 1
     rest = len(names) - most
     return separator.join([*names[:most], *([f"and {rest} more"] if rest > 0 else [])])
 
