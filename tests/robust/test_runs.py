@@ -127,7 +127,8 @@ def test_the_disk_fills_up_in_mid_epoch(recipe: Path, tmp_path: Path, capsys: py
     assert main(words) == 0
 
 
-def test_a_loading_process_is_killed_in_eval(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.slow  # a process that imports everything
+def test_a_loading_process_is_killed_in_eval(whole_run: Path):
     """As the kernel kills it for want of memory, here while it reads its first picture."""
     code = (
         "import os, signal, sys\n"

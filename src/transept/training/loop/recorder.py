@@ -30,7 +30,7 @@ _DRAWN_EVERY = 10.0
 
 
 class Recorder(Callback):
-    """Writes the run folder: a row of metrics and checkpoints after each epoch, and a picture now and then and at the end.
+    """Writes the run folder: a row of metrics and checkpoints after each epoch, now and then and at the end a picture.
 
     Inside an epoch the state is saved every `checkpoint_seconds`, and on Ctrl-C, always between two steps: gradients
     that are not yet whole are in no checkpoint. Of several processes all must agree to save, and the first writes.
