@@ -119,7 +119,7 @@ def load_splits(
     unreadable = [_unreadable(half) for half in sets]
     skipped = [skip for half in unreadable for skip in half.values()]
     if skipped and not skip_bad_images:
-        names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ", room=160)
+        names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
         noun = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
         raise TranseptError(
             f"{noun} not readable as pictures: {names}; remove them, or leave them out with --skip-bad-images"

@@ -248,7 +248,7 @@ def _glance(pictures: MaskedPictures) -> np.ndarray:
 
 
 def _summary(skipped: list[Skipped]) -> str:
-    names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ", room=160)
+    names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
     noun = "1 picture or mask" if len(skipped) == 1 else f"{len(skipped)} pictures or masks"
     return f"{noun} cannot be used: {names}"
 
