@@ -26,11 +26,6 @@ def test_json_has_no_nan():
     assert json.dumps([plain_number(value) for value in (0.5, 0.0, math.nan)]) == "[0.5, 0.0, null]"
 
 
-def test_listed_within_room():
-    assert listed(["a" * 30, "b" * 30, "c"], room=40) == f"{'a' * 30}, and 2 more"
-    assert listed(["a" * 90, "b"], room=40) == f"{'a' * 90}, and 1 more"
-
-
 def test_fitted():
     assert fitted("short enough") == "short enough"
     long = fitted(f"the file {'x' * 400!r} is no picture; give another")
@@ -38,3 +33,6 @@ def test_fitted():
     assert long.startswith("the file 'xxx")
     assert long.endswith("xxx' is no picture; give another")
     assert len(fitted("word " * 200)) == 300
+    examples = [f"the file '{letter * 60}' is empty" for letter in "abcd"]
+    several = fitted(f"4 files: {'; '.join(examples)}; remove them")
+    assert several == f"4 files: {examples[0]}; {examples[1]}; {examples[2]}; ...; remove them"
