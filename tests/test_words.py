@@ -36,11 +36,6 @@ def test_what_acts_and_does_not_show_is_escaped():
     assert listed(["a\nb", "\x1b"]) == r"a\nb, \u001b"
 
 
-def test_listed_within_room():
-    assert listed(["a" * 30, "b" * 30, "c"], room=40) == f"{'a' * 30}, and 2 more"
-    assert listed(["a" * 90, "b"], room=40) == f"{'a' * 90}, and 1 more"
-
-
 def test_fitted():
     assert fitted("short enough") == "short enough"
     long = fitted(f"the file {'x' * 400!r} is no picture; give another")
@@ -48,3 +43,6 @@ def test_fitted():
     assert long.startswith("the file 'xxx")
     assert long.endswith("xxx' is no picture; give another")
     assert len(fitted("word " * 200)) == 300
+    examples = [f"the file '{letter * 60}' is empty" for letter in "abcd"]
+    several = fitted(f"4 files: {'; '.join(examples)}; remove them")
+    assert several == f"4 files: {examples[0]}; {examples[1]}; {examples[2]}; ...; remove them"

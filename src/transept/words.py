@@ -24,20 +24,22 @@ def _shows(letter: str) -> bool:
     return letter.isprintable() or letter in "\u200c\u200d" or unicodedata.category(letter) == "Zs"
 
 
-def listed(names: Iterable[str], most: int = 3, separator: str = ", ", room: int | None = None) -> str:
-    """The first names, and how many more there are: `a, b, c, and 4 more`.
-
-    Of long ones fewer, but for the first, so that they fill no more than `room` characters.
-    """
+def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
+    """The first names, and how many more there are: `a, b, c, and 4 more`."""
     names = list(map(visible, names))
-    while room is not None and most > 1 and len(separator.join(names[:most])) > room:
-        most -= 1
     rest = len(names) - most
     return separator.join([*names[:most], *([f"and {rest} more"] if rest > 0 else [])])
 
 
 def fitted(sentence: str, most: int = 300) -> str:
-    """A sentence of no more than so many characters: its longest words, and then its middle, are cut."""
+    """A sentence of no more than so many characters.
+
+    Left out are further examples, between the first and the remedy; then the middles of its longest words, and its own.
+    """
+    first, *examples, last = sentence.split("; ") if sentence.count("; ") > 1 else (sentence, "")
+    while examples and len(sentence) > most:
+        examples.pop()
+        sentence = "; ".join([first, *examples, "...", last])
     while len(sentence) > most:
         longest = max(sentence.split(), key=len)
         if len(longest) <= _LONG_WORD:

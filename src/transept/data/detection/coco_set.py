@@ -346,6 +346,6 @@ def _name(found: Annotations, row: int) -> Any:
 
 
 def _summary(skipped: list[Skipped], file: Path) -> str:
-    names = listed((skip.reason for skip in skipped), separator="; ", room=120)
+    names = listed((skip.reason for skip in skipped), separator="; ")
     noun = "1 entry" if len(skipped) == 1 else f"{len(skipped)} entries"
     return f"{noun} of {str(file)!r} cannot be used: {names}; leave them out with --skip-bad-annotations"
