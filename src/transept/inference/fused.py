@@ -74,7 +74,8 @@ class FusedTalkingHeads(nn.Module):
 
     def at_once(self, qkv: Tensor) -> Tensor:
         """The values that the heads gather, `b n (m d)`, of `3 b m n d`."""
-        out, _ = talking_heads(qkv, self.before, self.after, self.after_bias)
+        spelt_out = torch.compiler.is_dynamo_compiling() and self.num_heads <= _SPELT_OUT
+        out, _ = talking_heads(qkv, self.before, self.after, self.after_bias, _sums if spelt_out else None)
         return merge_heads(out)
 
     def in_parts(self, qkv: Tensor) -> Tensor:
@@ -95,6 +96,16 @@ class FusedTalkingHeads(nn.Module):
             out[images] = (mixed @ v[images]).transpose(1, 2)
         out += v.sum(dim=-2)[:, None] * self.after_bias[:, None]
         return out.flatten(2)
+
+
+_SPELT_OUT = 4
+"""Heads; of more of them the sums would take the compiler minutes."""
+
+
+def _sums(maps: Tensor, mix: Tensor) -> Tensor:
+    """Maps `b m n n` mixed by `m m` one by one: sums that Inductor computes in one pass with the softmax beside them."""
+    heads = range(len(mix))
+    return torch.stack([sum((mix[i, j] * maps[:, j] for j in heads[1:]), mix[i, 0] * maps[:, 0]) for i in heads], dim=1)
 
 
 class FusedCrossPatch(nn.Module):

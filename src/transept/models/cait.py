@@ -15,6 +15,7 @@ Departures from the official code, all without effect on the outputs at the nati
   every entry of the attention map.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,15 +121,23 @@ class TalkingHeadsAttention(nn.Module, ShowsAttention):
         return token_weights(logits.softmax(dim=-1), whole_map(grid, x))
 
 
-def talking_heads(qkv: Tensor, before: Tensor, after: Tensor, after_bias: Tensor) -> tuple[Tensor, Tensor]:
+def talking_heads(
+    qkv: Tensor,
+    before: Tensor,
+    after: Tensor,
+    after_bias: Tensor,
+    mix: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The values that the heads gather, `b m n d`, and the maps between the mixes, `b m n n`, of `3 b m n d`.
 
-    The bias of the first mix is constant along the keys: the softmax cancels it.
+    `mix` is another way to mix maps `b m n n` by weights `m m` than one batched product. The bias of the first mix is
+    constant along the keys: the softmax cancels it.
     """
+    mix = mix or _mix_heads
     q, k, v = qkv.unbind()
-    maps = _mix_heads(q @ k.mT, before).softmax(dim=-1)
+    maps = mix(q @ k.mT, before).softmax(dim=-1)
     # (A + w 1 1^T) V = A V + w (sum of V over the keys)
-    out = _mix_heads(maps, after).to(v.dtype) @ v
+    out = mix(maps, after).to(v.dtype) @ v
     return out + after_bias.view(-1, 1, 1) * v.sum(dim=-2, keepdim=True), maps
 
 
