@@ -103,7 +103,7 @@ _SPELT_OUT = 4
 
 
 def _sums(maps: Tensor, mix: Tensor) -> Tensor:
-    """Maps `b m n n` mixed by `m m` one by one: sums that Inductor computes in one pass with the softmax beside them."""
+    """Maps `b m n n` mixed by `m m` one by one: sums that Inductor computes in one pass with the softmax."""
     heads = range(len(mix))
     return torch.stack([sum((mix[i, j] * maps[:, j] for j in heads[1:]), mix[i, 0] * maps[:, 0]) for i in heads], dim=1)
 
