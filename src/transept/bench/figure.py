@@ -40,6 +40,8 @@ def draw_benchmark(result: Benchmark, path: Path) -> None:
         for axes, batch in zip(panels, batches, strict=True):
             _draw_accuracy(axes, [timing for timing in result.timings if timing.batch == batch])
         panels[0].set_ylabel("published top-1 (%)")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     for axes in figure.axes:
         axes.grid(color=_GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -78,9 +80,10 @@ def _draw_accuracy(axes: Axes, timings: Sequence[Timing]) -> None:
         axes.annotate(model, (max(speeds), score), (7, 0), textcoords="offset points", va="center", fontsize=7)
     for source, form in dict.fromkeys((timing.source, timing.form) for timing in timings):
         axes.plot([], [], _MARKERS[form], color=_COLORS[source], label=f"{source}, {form}")
-    axes.legend(frameon=False, fontsize=7.5, loc="lower left")
     axes.margins(x=0.25)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     steps = "training steps" if timings[0].training else "inference"
     axes.set_xlabel(f"images per second, {steps}, batch {timings[0].batch}")
 
