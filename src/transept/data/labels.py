@@ -68,8 +68,8 @@ class LabelTable:
         if not self.colors:
             raise BadImageError(
                 path,
-                "is a colour picture where class indices are expected; give a palette.txt of lines 'R G B name', "
-                "or save indices",
+                "is a colour picture where class indices are expected (give a palette.txt of lines 'R G B name', "
+                "or save indices)",
             )
         rgb = np.asarray(mask.convert("RGB")).astype(np.int32)
         codes = rgb @ (2**16, 2**8, 1)

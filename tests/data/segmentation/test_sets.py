@@ -219,7 +219,7 @@ def test_bad_masks_are_named(tmp_path: Path):
     refused(root, "holds the value 70000; no label")
     root = spoilt("rgb")
     index_mask().convert("RGB").save(root / "annotations" / "training" / "one.png")
-    refused(root, "is a colour picture where class indices are expected; give a palette.txt")
+    refused(root, "is a colour picture where class indices are expected .give a palette.txt")
     root = spoilt("missing")
     (root / "annotations" / "training" / "one.png").unlink()
     refused(root, "training/one.png' has no mask .expected .*annotations/training/one'.png")
