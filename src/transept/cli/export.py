@@ -8,7 +8,6 @@ one. Height and width are fixed, or with --dynamic-size any, where the architect
 """
 
 import argparse
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from transept.data.classification.transforms import transforms_for
 from transept.data.images import Picture, find_images, read_image
 from transept.data.loading import TransformedSet, make_loader
 from transept.data.measure import spread
-from transept.errors import TranseptError, TranseptWarning, UsageError
+from transept.errors import TranseptError, TranseptWarning, UsageError, say
 from transept.export.backbone import export_backbone
 from transept.export.batches import TOLERANCE
 from transept.export.detector import BOX_TOLERANCE, MASK_TOLERANCE, SCORE_TOLERANCE
@@ -156,12 +155,11 @@ def _working(formats: Sequence[Format]) -> Iterator[None]:
     """Says on stderr that it is at work, where that takes long: deep models take minutes to trace."""
     names, done, start = ", ".join(FILES[kind] for kind in formats), Event(), time.monotonic()
 
-    def say() -> None:
+    def speak() -> None:
         while not done.wait(_SILENCE):
-            seconds = time.monotonic() - start
-            print(f"transept: still writing and checking {names}, for {seconds:.0f} s", file=sys.stderr, flush=True)
+            say(f"still writing and checking {names}, for {time.monotonic() - start:.0f} s")
 
-    speaker = Thread(target=say, daemon=True)
+    speaker = Thread(target=speak, daemon=True)
     speaker.start()
     try:
         yield

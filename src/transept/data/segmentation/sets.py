@@ -41,7 +41,7 @@ from transept.data.segmentation.pictures import (
 from transept.data.segmentation.pixels import black_and_white, check_training_pixels, count_classes
 from transept.data.splits import Choice, Fold, Parts, held_out, kind_of, matches, note_bare_tests, refuse_folds, take
 from transept.errors import TranseptError, TranseptWarning, UsageError
-from transept.files import files_below
+from transept.files import files_below, read_text
 from transept.ops.masks import IGNORE_LABEL
 from transept.words import listed
 
@@ -324,11 +324,7 @@ def _voc_splits(root: Path, choice: Choice) -> dict[str, _Folders]:
 
 
 def _listed_in(file: Path) -> frozenset[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TranseptError(f"cannot read the list {str(file)!r} ({error})") from error
-    return frozenset(name for line in lines if (name := line.strip().strip('"')))
+    return frozenset(name for line in read_text(file).splitlines() if (name := line.strip().strip('"')))
 
 
 def _find_folders(root: Path, layout: tuple[str, tuple[str, ...]], choice: Choice) -> dict[str, _Folders]:
