@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import loader
 import numpy as np
 import PIL
 import rasterio
@@ -25,7 +26,6 @@ import tifffile
 import timm
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
 from timm.data.readers import add_img_extensions
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -118,19 +118,8 @@ def ours(root: Path, bands: int, *, fast: bool) -> Callable[[int], Iterable[Any]
 
 def timms(root: Path) -> Callable[[int], Iterable[Any]]:
     add_img_extensions(".tif")  # else it finds no pictures
-    dataset = create_dataset("", root=str(root), split="train", is_training=True)
-    loader = create_loader(
-        dataset,
-        input_size=(3, SIZE, SIZE),
-        batch_size=BATCH,
-        is_training=True,
-        use_prefetcher=False,  # it would normalise on a GPU
-        color_jitter=0.0,
-        interpolation="bicubic",
-        num_workers=0,
-        persistent_workers=False,
-    )
-    return lambda number: (batch for batch, _ in loader)
+    epoch = loader.timms(root, SIZE, BATCH)
+    return lambda number: (batch for batch, _ in epoch(number))
 
 
 def what_timm_has(loader: Callable[[int], Iterable[Any]]) -> str:

@@ -70,12 +70,12 @@ def ours(root: Path, size: int, *, fast: bool) -> Callable[[int], Iterable[tuple
     return epoch
 
 
-def timms(root: Path, size: int) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
+def timms(root: Path, size: int, batch_size: int = BATCH) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
     dataset = create_dataset("", root=str(root), split="train", is_training=True)
     loader = create_loader(
         dataset,
         input_size=(3, size, size),
-        batch_size=BATCH,
+        batch_size=batch_size,
         is_training=True,
         use_prefetcher=False,  # it would normalise on a GPU
         no_aug=False,
