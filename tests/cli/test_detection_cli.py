@@ -337,7 +337,7 @@ def test_bad_annotations(model: Path, data: Path, tmp_path: Path, what: str, cap
     change, sentence, reason = BAD[what]
     folder, file = broken(data, tmp_path, "val", change)
     said = fails(capsys, ["eval", str(model), "--data", str(folder)])
-    assert str(file) in said
+    assert f"{file.name}'" in said  # of a long path the middle is left out
     assert sentence in said
     assert said.endswith("leave them out with --skip-bad-annotations")
     assert main(["eval", str(model), "--data", str(folder), "--skip-bad-annotations", "--json"]) == 0

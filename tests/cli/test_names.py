@@ -38,8 +38,11 @@ def acting(text: str) -> set[str]:
     return {letter for letter in text if letter != "\n" and unicodedata.category(letter)[0] == "C"}
 
 
-def test_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    model, data = str(folder / "model.safetensors"), str(folder / "set")
+def test_on_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)  # whole paths might be cut
+    model, data = "model.safetensors", "set"
     (folder / "set" / CLASSES[0] / "bad\x1b[31m.png").write_bytes(b"none")
     assert main(["predict", model, data, "--out", str(tmp_path / "sheet.png"), "--form", "eager"]) == 0
     predicted = capsys.readouterr()

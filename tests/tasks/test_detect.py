@@ -189,7 +189,7 @@ def digits() -> tuple[torch.Tensor, Target]:
     ("method", "steps"),
     [
         pytest.param("retinanet", 160, marks=pytest.mark.slow),
-        ("mask_rcnn", 70),
+        ("mask_rcnn", 90),
         pytest.param("fcos", 250, marks=pytest.mark.slow),
         pytest.param("atss", 250, marks=pytest.mark.slow),
         pytest.param("cascade_rcnn", 80, marks=pytest.mark.slow),
