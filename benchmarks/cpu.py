@@ -13,6 +13,7 @@ import torch
 from transept.bench.figure import draw_benchmark
 from transept.bench.timing import Benchmark, Timing, bench
 from transept.files import write_together
+from transept.inference.processor import fast_bfloat16
 
 RESULTS = Path(__file__).parent / "results"
 WITH_PEER = ("xcit_nano_12_p16_224", "xcit_small_12_p16_224", "cait_xxs24_224", "cait_s24_224")
@@ -80,7 +81,7 @@ def main() -> None:
         forms = ["eager", "fused", "compiled", "onnxruntime", "openvino"]
         if args.dtype != "float32":
             forms.remove("onnxruntime")  # it computes in float32 alone
-        kept = f"forms-{args.dtype}"
+        kept = f"forms-{args.dtype}-{fast_bfloat16() or 'avx'}"  # each kind of processor has its own
         for name in args.models:  # kept as they come: compiling takes a minute for each form
             peers = () if name in WITH_PEER else None
             result = run((name,), few, peers=peers, batches=(1, 8), forms=forms, dtype=getattr(torch, args.dtype))

@@ -237,12 +237,7 @@ def _race(
         allocated = 0 if entry.form in _FOREIGN else _peak_memory(call, device)
         memory.append((resident, resident + allocated))
         calls.append(call)
-    times = [[] for _ in calls]
-    for turn in range(_WARM_UP + repetitions):
-        for call, series in zip(calls, times, strict=True):
-            seconds = _seconds(call, device)
-            if turn >= _WARM_UP:
-                series.append(seconds)
+    times = _take_turns(calls, device, repetitions)
     rate = side**3 / statistics.median(times[0])
     timings = []
     for entry, seconds, (resident, peak) in zip(entries, times[1:], memory, strict=True):
@@ -266,6 +261,17 @@ def _race(
             )
         )
     return timings, rate
+
+
+def _take_turns(calls: Sequence[Callable[[], object]], device: torch.device, repetitions: int) -> list[list[float]]:
+    """The seconds of each call, in every turn after those that warm up."""
+    times = [[] for _ in calls]
+    for turn in range(_WARM_UP + repetitions):
+        for call, series in zip(calls, times, strict=True):
+            seconds = _seconds(call, device)
+            if turn >= _WARM_UP:
+                series.append(seconds)
+    return times
 
 
 def _in_form(entry: _Entry, device: torch.device, dtype: torch.dtype, training: bool, batch: int) -> nn.Module:

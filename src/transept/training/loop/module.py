@@ -9,9 +9,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from transept.errors import TranseptError, UsageError
@@ -71,7 +72,9 @@ class TaskModule(lightning.LightningModule):
         model = getattr(self.task, "model", self.task)
         if options.no_weight_decay is not None:
             model = _groups(model, options.no_weight_decay)
-        optimizer = make_optimizer(options, model, layer_decay=options.layer_decay)
+        optimizer = make_optimizer(
+            options, model, layer_decay=options.layer_decay, unscales=self.recipe.precision == "16-mixed"
+        )
         if self.recipe.schedule.decay != "cosine":
             for group in optimizer.param_groups:  # timm's own schedules read lr_scale themselves
                 group["lr"] *= group.get("lr_scale", 1.0)
@@ -133,12 +136,24 @@ class TaskModule(lightning.LightningModule):
             scheduler.step()
 
 
-def make_optimizer(options: OptimizerOptions, model: Any, *, layer_decay: float | None = None) -> Any:
-    """timm's of that name, of a model or groups of parameters."""
-    betas: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
-    return create_optimizer_v2(
-        model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, layer_decay=layer_decay, **betas
+def make_optimizer(
+    options: OptimizerOptions, model: Any, *, layer_decay: float | None = None, unscales: bool = False
+) -> Any:
+    """timm's of that name, of a model or groups of parameters.
+
+    Adam's step is one kernel over all parameters, except where gradients are scaled (`unscales`): that kernel unscales
+    them itself, and they could not be clipped before.
+    """
+    more: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
+    fused = not unscales and get_optimizer_class(options.base, bind_defaults=False) in (Adam, AdamW)
+    if fused:
+        more["fused"] = True
+    optimizer = create_optimizer_v2(
+        model, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, layer_decay=layer_decay, **more
     )
+    if fused:  # Lightning refuses to clip in any mixed precision, also in bfloat16, where nothing is scaled
+        optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+    return optimizer
 
 
 def check_optimizer(options: OptimizerOptions) -> None:

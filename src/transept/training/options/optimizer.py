@@ -32,16 +32,20 @@ class OptimizerOptions:
     """Exempt instead exactly the parameters whose names contain one of these, as dense recipes are published."""
 
     def __post_init__(self) -> None:
-        base = self.name.lower().removeprefix("lookahead_")
-        check_known(map(str, list_optimizers()), "timm.optim.list_optimizers() lists them", name=base)
+        check_known(map(str, list_optimizers()), "timm.optim.list_optimizers() lists them", name=self.base)
         check_positive(lr=self.lr, lr_batch=self.lr_batch, clip_grad=self.clip_grad)
         check_not_negative(weight_decay=self.weight_decay)
         check_within("(0, 1]", layer_decay=self.layer_decay)
         check_within("[0, 1)", betas=self.betas)
         if self.layer_decay is not None and self.no_weight_decay is not None:
             raise UsageError(f"layer_decay={self.layer_decay} goes by the model's own list; leave no_weight_decay null")
-        if self.betas is not None and not get_optimizer_info(base).has_betas:
+        if self.betas is not None and not get_optimizer_info(self.base).has_betas:
             raise UsageError(f"betas={shown(self.betas)}, but {self.name!r} has none; give null")
+
+    @property
+    def base(self) -> str:
+        """The name of what computes a step: Lookahead goes around another."""
+        return self.name.lower().removeprefix("lookahead_")
 
 
 @dataclass(frozen=True, kw_only=True)
