@@ -15,7 +15,7 @@ from transept.errors import TranseptError, UsageError
 from transept.inference.fused import FusedTalkingHeads
 from transept.inference.package import machine_facts, weights_digest
 from transept.tasks.classify import Classifier
-from transept.tasks.forms import FUSE_SECONDS, in_form
+from transept.tasks.forms import in_form
 
 
 def classifier() -> Classifier:
@@ -39,7 +39,7 @@ def test_auto_goes_over_to_fused_once_it_has_cost_as_much():
     assert not said
     assert not is_fused(quick)
     long: Any = in_form(task, "auto", "float32", said.append)
-    long._compiled_call_impl.seconds = FUSE_SECONDS  # as if it had answered many pictures
+    long._compiled_call_impl.seconds = long._compiled_call_impl.steps[0].after  # as if it had answered many pictures
     torch.testing.assert_close(scores(long), expected, atol=1e-5, rtol=0)
     assert is_fused(long)
     assert said == ["fused in float32: as asked"]

@@ -23,12 +23,13 @@ from transept.tasks.task import Task
 FormName = Literal["auto", "eager", "fused", "compiled"]
 T = TypeVar("T", bound=Task)
 
-FUSE_SECONDS = 15.0
-"""Of computing, after which fusing pays: it takes a second or two, and saves about a tenth."""
-_COMPILING = 60.0
-"""Seconds that the compiler takes."""
-_SAVED = {"bfloat16": 0.7, "avx512_f": 0.3, "": 0.1}
-"""The share of the time that a compiled form saves: in bfloat16, with wide vectors, and without."""
+_FUSING, _COMPILING = 2.0, 75.0
+"""Seconds that it takes."""
+_SAVED_BY_FUSING: dict[str, float] = {"bfloat16": 0.5, "float32": 0.1}
+"""The share of the time in float32 and eager mode. This and the next by benchmarks/README.md."""
+_SAVED_BY_COMPILING = {True: 0.3, False: 0.1}
+"""The share of the fused form's time, on processors with matrix units (AMX), where what lies between products is most of
+what is left, and on others."""
 
 
 def in_form(task: T, form: str, dtype: Precision = "auto", report: Callable[[str], None] = lambda sentence: None) -> T:
@@ -97,10 +98,12 @@ def _worthwhile(task: Task, dtype: Precision) -> list[_Step]:
     """The forms that "auto" goes through on this machine."""
     if next(task.parameters()).device.type != "cpu":
         return []
-    steps = [_Step(FUSE_SECONDS, _fused)]
     precision, _ = best_precision(dtype, next(task.parameters()).device)
-    saved = _SAVED.get(precision) or _SAVED["avx512_f" if "avx512_f" in instructions() else ""]
-    return [*steps, _Step(_COMPILING / saved, _compiled)]
+    by_compiling = _SAVED_BY_COMPILING["amx_bf16" in instructions()]
+    return [
+        _Step(_FUSING / _SAVED_BY_FUSING[precision], _fused),
+        _Step(_COMPILING / by_compiling, _compiled),
+    ]
 
 
 def _fused(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor | None = None) -> T:
