@@ -23,13 +23,13 @@ from transept.tasks.task import Task
 FormName = Literal["auto", "eager", "fused", "compiled"]
 T = TypeVar("T", bound=Task)
 
-_FUSING, _COMPILING = 2.0, 75.0
-"""Seconds that it takes."""
+_FUSING, _COMPILING = 4.0, 75.0
+"""Seconds that it takes, the first calls of what was made among them."""
 _SAVED_BY_FUSING: dict[str, float] = {"bfloat16": 0.5, "float32": 0.1}
 """The share of the time in float32 and eager mode. This and the next by benchmarks/README.md."""
 _SAVED_BY_COMPILING = {True: 0.3, False: 0.1}
-"""The share of the fused form's time, on processors with matrix units (AMX), where what lies between products is most of
-what is left, and on others."""
+"""The share of the fused form's time, on processors with matrix units (AMX) and on others: it is what lies between
+products, which is more where these are quick."""
 
 
 def in_form(task: T, form: str, dtype: Precision = "auto", report: Callable[[str], None] = lambda sentence: None) -> T:

@@ -21,7 +21,7 @@ from transept.tasks.folders import from_pretrained, save_pretrained
 from transept.tasks.labelling import MultiLabel
 
 SMALL = "--model.options.depth 1 --model.options.embed_dim 16 --model.options.num_heads 2 --model.img_size 16".split()
-OPTIONS = ["--classify.multi_label", "true", *SMALL, "--schedule.warmup_epochs", "1"]
+OPTIONS = ["--classify.multi_label", "true", "--precision", "32-true", *SMALL, "--schedule.warmup_epochs", "1"]
 
 
 @pytest.fixture(scope="module")

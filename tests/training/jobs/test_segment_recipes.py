@@ -355,7 +355,7 @@ def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path):
     base = (
         "--model.img_size 16 --model.options.depth 1 --model.options.embed_dim 32 --model.options.num_heads 2 "
         "--model.options.patch_size 4 --schedule.epochs 1 --schedule.warmup_epochs 0 --batch_size 256 "
-        "--optimizer.name sgd --optimizer.lr 0.1"
+        "--optimizer.name sgd --optimizer.lr 0.1 --precision 32-true"
     )
     digits = read_recipe("digits") | {"model": {"name": "cait_xxs24_224"}}
     whole, parts = (parse_recipe(digits, [*base.split(), "--accumulate", n]) for n in ("1", "4"))

@@ -18,7 +18,8 @@ from transept.training.options.recipe import Recipe
 
 OPTIONS = (
     "--schedule.iterations 4 --schedule.evaluate_every 2 --schedule.warmup_epochs 0 --batch_size 8 --model.img_size 16 "
-    "--model.options.depth 1 --model.options.embed_dim 16 --model.options.num_heads 2 --optimizer.lr 1e-3"
+    "--model.options.depth 1 --model.options.embed_dim 16 --model.options.num_heads 2 --optimizer.lr 1e-3 "
+    "--precision 32-true"
 ).split()
 DECAYS = {
     "cosine": [],

@@ -23,7 +23,7 @@ from transept.training.options.parsing import parse_recipe
 
 DIGITS = (
     "--schedule.epochs 2 --schedule.warmup_epochs 0 --batch_size 300 --accumulate 2 --model.img_size 16 "
-    "--model.options.depth 1 --model.options.embed_dim 32"
+    "--model.options.depth 1 --model.options.embed_dim 32 --precision 32-true"
 ).split()
 BACKBONE = (
     "--model.options.embed_dims [16,16,16,16] --model.options.depths [1,1,1,1] --model.options.num_heads [2,2]"

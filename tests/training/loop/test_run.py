@@ -31,7 +31,7 @@ from transept.training.options.recipe import Recipe
 OPTIONS = (
     "--schedule.iterations 36 --schedule.evaluate_every 12 --schedule.warmup_epochs 1 --batch_size 48 "
     "--model.img_size 16 --model.drop_path_rate 0.2 --model.options.depth 1 --model.options.embed_dim 32 "
-    "--optimizer.lr 3e-3 "
+    "--optimizer.lr 3e-3 --precision 32-true "
     "--classify.augmentation.erasing 0.2 --classify.augmentation.color_jitter 0.2"
 ).split()
 WEIGHTS = ("best.safetensors", "last.safetensors")

@@ -32,10 +32,11 @@ from transept.training.processes.world import World
 
 # Without batch norm, which sees only a process' own part of a batch, and without drop path, which draws for it.
 OPTIONS = (
-    "--schedule.iterations 12 --schedule.evaluate_every 6 --batch_size 32 --accumulate 2 --optimizer.name sgd "
-    "--optimizer.lr 0.05 --model.name cait_xxs24_224 --model.img_size 16 --model.options.patch_size 4 "
-    "--model.options.depth 2 --model.options.embed_dim 32 --model.options.num_heads 4 --checkpoint_seconds 0 "
-    "--model.options.init_scale 0.1 --classify.augmentation.color_jitter 0.2 --classify.augmentation.erasing 0.2"
+    "--schedule.iterations 12 --schedule.evaluate_every 6 --batch_size 32 --accumulate 2 --precision 32-true "
+    "--optimizer.name sgd --optimizer.lr 0.05 --model.name cait_xxs24_224 --model.img_size 16 "
+    "--model.options.patch_size 4 --model.options.depth 2 --model.options.embed_dim 32 --model.options.num_heads 4 "
+    "--model.options.init_scale 0.1 --classify.augmentation.color_jitter 0.2 --classify.augmentation.erasing 0.2 "
+    "--checkpoint_seconds 0"
 ).split()
 STEPS = 12
 TWO = ("--hardware.devices", "2")
