@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 import transept
-from tests.helpers import SMALL
+from tests.helpers import SMALL, lively
+from transept.data.classification.transforms import Preprocessing
+from transept.data.images import sample_picture
+from transept.tasks.classify import Classifier
+from transept.tasks.labelling import MultiLabel
 
 NAMES = ("cabvit_h_l1", "cat_tiny", "crossformer_tiny", "xcit_nano_12_p8_224")
 
@@ -131,3 +136,44 @@ def test_folders_of_ours_in_the_wrapper(ours: Any, name: str, tmp_path: Path):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(theirs(images).logits, model(images), atol=1e-4)
+
+
+@pytest.fixture
+def of_several_labels(tmp_path: Path) -> Classifier:
+    """It is saved in the test's folder."""
+    torch.manual_seed(0)
+    model = lively(transept.create_model("cait_xxs24_224", num_classes=3, img_size=32, **SMALL["cait_xxs24_224"]))
+    labelling = MultiLabel([0.3, 0.5, 0.7])
+    classifier = Classifier(model, ["cat", "dog", "bird"], Preprocessing(img_size=(32, 32)), labelling=labelling).eval()
+    transept.save_pretrained(classifier, tmp_path)
+    return classifier
+
+
+@pytest.mark.usefixtures("ours")
+def test_the_wrapper_knows_several_labels(of_several_labels: Classifier, tmp_path: Path):
+    """Their names and thresholds, the kind of the problem, and its loss."""
+    from transformers import AutoModelForImageClassification
+
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert theirs.config.problem_type == "multi_label_classification"
+    assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "bird"}
+    assert theirs.config.thresholds == [0.3, 0.5, 0.7]
+    images, truth = torch.randn(2, 3, 32, 32), torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    with torch.no_grad():
+        output, logits = theirs(images, labels=truth), of_several_labels.model(images)
+    assert torch.allclose(output.logits, logits, atol=1e-5)
+    assert float(output.loss) == pytest.approx(float(binary_cross_entropy_with_logits(logits, truth)), abs=1e-5)
+
+
+@pytest.mark.slow  # all pipelines are imported
+@pytest.mark.usefixtures("ours")
+def test_scores_of_several_labels_in_the_pipeline(of_several_labels: Classifier, tmp_path: Path):
+    from transformers import pipeline
+
+    classify: Any = pipeline("image-classification", model=str(tmp_path))
+    answers = classify(sample_picture())
+    scores = {answer["label"]: answer["score"] for answer in answers}
+    images = of_several_labels.prepare(sample_picture(), (32, 32))[None]
+    with torch.no_grad():
+        expected = of_several_labels.model(images).sigmoid()[0].tolist()
+    assert [scores[name] for name in of_several_labels.classes] == pytest.approx(expected, abs=1e-4)

@@ -45,7 +45,7 @@ FOUND = [
 @pytest.mark.parametrize("number", range(len(SETS)))
 def test_equals_the_official_code(number: int):
     truth, results, tide = SETS[number]["truth"], SETS[number]["results"], SETS[number]["tide"]
-    errors = detection_errors(match_detections(truth, results))
+    errors = detection_errors(match_detections(truth, results, SETS[number]["kind"]))
     assert list(errors.counts) == tide["counts"]
     assert min(errors.counts) > 0
     assert errors.ap50 * 100 == pytest.approx(tide["ap50"], abs=1e-9)

@@ -1,4 +1,4 @@
-"""Writes tide_figures.json: random boxes, and their errors by kind as tidecv 1.0.1, the official code, finds them.
+"""Writes tide_figures.json: random boxes and masks, and their errors by kind as tidecv 1.0.1 (official) finds them.
 
 tidecv is no dependency. In an environment of its own, with numpy and pycocotools:
 
@@ -16,6 +16,7 @@ import numpy as np
 
 SETS = ((0, 12, 3), (3, 8, 2), (2, 16, 5))
 """Seed, pictures, classes."""
+MASK_SETS = ((4, 12, 3), (5, 10, 2))
 SIDE = 200
 
 
@@ -49,8 +50,29 @@ def _entry(picture: int, label: int, corner: np.ndarray, sides: np.ndarray) -> d
     return {"image_id": picture, "category_id": label, "bbox": [round(float(v), 2) for v in (*corner, *sides)]}
 
 
-def tide_figures(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """AP50, dAP and counts in tidecv's order: classification, localisation, both, duplicate, background, missed."""
+def with_masks(seed: int, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An ellipse, a triangle or a frame in each box: masks overlap otherwise than their boxes."""
+    from pycocotools.mask import encode  # pyright: ignore[reportMissingImports]
+
+    rng, (rows, columns) = np.random.default_rng(seed), np.mgrid[:SIDE, :SIDE] + 0.5
+    masked = []
+    for entry in entries:
+        x, y, width, height = entry["bbox"]
+        across, down = (columns - x) / width, (rows - y) / height
+        inside = (abs(across - 0.5) < 0.5) & (abs(down - 0.5) < 0.5)
+        middle = np.maximum(abs(across - 0.5), abs(down - 0.5))
+        forms = ((across - 0.5) ** 2 + (down - 0.5) ** 2 < 0.25, across > down, middle > 0.2)
+        mask = inside & forms[rng.choice(3, p=(0.7, 0.15, 0.15))]
+        runs = encode(np.asfortranarray(mask.astype(np.uint8)))
+        masked.append(entry | {"segmentation": {"size": [SIDE, SIDE], "counts": runs["counts"].decode()}})
+    return masked
+
+
+def tide_figures(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """AP50, dAP and counts of boxes ("bbox") or masks ("segm").
+
+    tidecv's order: classification, localisation, both, duplicate, background, missed.
+    """
     from tidecv import TIDE, Data  # pyright: ignore[reportMissingImports]
 
     true, found = Data("truth"), Data("found")
@@ -60,10 +82,11 @@ def tide_figures(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[s
         true.add_class(category["id"], category["name"])
     for entry in truth["annotations"]:
         add = true.add_ignore_region if entry["iscrowd"] else true.add_ground_truth
-        add(entry["image_id"], entry["category_id"], box=entry["bbox"])
+        add(entry["image_id"], entry["category_id"], box=entry["bbox"], mask=entry.get("segmentation"))
     for entry in results:
-        found.add_detection(entry["image_id"], entry["category_id"], entry["score"], box=entry["bbox"])
-    run = TIDE().evaluate(true, found, mode=TIDE.BOX)
+        shape = {"box": entry["bbox"], "mask": entry.get("segmentation")}
+        found.add_detection(entry["image_id"], entry["category_id"], entry["score"], **shape)
+    run = TIDE().evaluate(true, found, mode=TIDE.BOX if kind == "bbox" else TIDE.MASK)
     return {
         "ap50": run.ap,
         "gains": list(run.fix_main_errors().values()),
@@ -74,8 +97,13 @@ def tide_figures(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[s
 
 if __name__ == "__main__":
     sets = []
-    for options in SETS:
+    for options in SETS + MASK_SETS:
         truth, results = random_set(*options)
-        sets.append({"truth": truth, "results": results, "tide": tide_figures(truth, results)})
+        kind = "bbox" if options in SETS else "segm"
+        if kind == "segm":
+            truth["annotations"] = with_masks(options[0], truth["annotations"])
+            results = with_masks(options[0] + 100, results)
+        figures = tide_figures(truth, results, kind)
+        sets.append({"kind": kind, "truth": truth, "results": results, "tide": figures})
     page = {"tidecv": version("tidecv"), "sets": sets}
     Path(__file__).with_suffix(".json").write_text(json.dumps(page) + "\n", encoding="utf-8")

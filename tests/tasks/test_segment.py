@@ -22,13 +22,16 @@ from transept.data.segmentation.transforms import SegmentationPreprocessing, seg
 from transept.errors import UsageError
 from transept.heads.fcn import FCNHead
 from transept.models.registry import skeletons
+from transept.ops.interpolation import resize_map
 from transept.tasks.classify import Classifier
+from transept.tasks.forms import in_form
 from transept.tasks.segment import (
     METHODS,
     MULTI_SCALE,
     Outputs,
     SegmentationInference,
     Segmenter,
+    _rows_of,
     create_segmenter,
 )
 
@@ -209,7 +212,7 @@ def test_save_and_load(segmenter: Segmenter, tmp_path: Path, picture: Image.Imag
         classes=["sky", "road", "tree"],
         palette=[(1, 2, 3), (4, 5, 6), (250, 0, 9)],
     ).eval()
-    named.save(tmp_path / "best.safetensors")
+    named.save(str(tmp_path / "best.safetensors"))
     loaded = Segmenter.load(tmp_path / "best.safetensors")
     assert (loaded.classes, loaded.palette) == (named.classes, named.palette)
     assert loaded.preprocessing == named.preprocessing == SegmentationPreprocessing(multiple_of=32)
@@ -437,3 +440,25 @@ def test_large_pictures_are_labelled_by_strips(monkeypatch: pytest.MonkeyPatch, 
     assert (strips.labels == whole.labels).float().mean() > 0.999  # all but ties
     assert (strips.labels.dtype, strips.scores.dtype) == (whole.labels.dtype, whole.scores.dtype)
     torch.testing.assert_close(strips.scores, whole.scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["eager", "fused", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_forms_keep_coarse_logits_of_large_pictures(monkeypatch: pytest.MonkeyPatch, form: str):
+    model = tiny(preprocessing=SMALL_SCENES)
+    images = torch.rand(1, 3, 64, 96)
+    coarse = model(images, coarse=True)
+    assert coarse.shape[-2:] == (16, 24)
+    torch.testing.assert_close(resize_map(coarse, (64, 96)), model(images))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (190, 131, 3), dtype=np.uint8))
+    # A compiled form compiles anew for each further size.
+    inference = SegmentationInference(ratios=(1.0,) if form == "compiled" else (0.5, 1.5), flip=True)
+    monkeypatch.setattr("transept.tasks.segment._WHOLE", 0)
+    (expected,) = model.predict([picture], inference)
+    seen = []
+    monkeypatch.setattr(
+        "transept.tasks.segment._rows_of", lambda logits, *where: seen.append(logits) or _rows_of(logits, *where)
+    )
+    (labelled,) = in_form(model, form, "float32").predict([picture], inference)
+    torch.testing.assert_close(labelled.scores, expected.scores, rtol=1e-4, atol=1e-5)
+    longest = max(max(image.shape[-2:]) for image, _ in model._scaled(picture, inference))
+    assert max(max(logits.shape[-2:]) for logits in seen) < 0.3 * longest

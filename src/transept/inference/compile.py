@@ -230,8 +230,10 @@ def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Ca
     known: set[tuple] = set()
 
     def run(*inputs: Any) -> Any:
-        tensors = (each for each in tree_leaves(inputs) if isinstance(each, Tensor))
-        kind = tuple((each.shape, each.stride(), each.dtype) for each in tensors)
+        kind = tuple(
+            (each.shape, each.stride(), each.dtype) if isinstance(each, Tensor) else each
+            for each in tree_leaves(inputs)
+        )
         with torch.inference_mode():  # weights are frozen where no gradients are recorded
             if kind in known:
                 return compiled(*inputs)

@@ -72,9 +72,6 @@ class _Step(NamedTuple):
 class _Growing:
     """Calls a task, and makes it into the next form when it has computed for long enough."""
 
-    runs_layers = True
-    """Up to the compiled form, which takes its place, the task's own `forward` answers."""
-
     def __init__(self, task: Task, dtype: Precision, steps: list[_Step], report: Callable[[str], None]) -> None:
         self.task = task
         self.source = copy.copy(task)
@@ -83,13 +80,13 @@ class _Growing:
         self.report = report
         self.seconds = 0.0
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, images: Tensor, *options: Any) -> Any:
         if self.steps and self.seconds >= self.steps[0].after:
             made = self.steps.pop(0).make(self.source, self.dtype, self.report, images)
             vars(self.task).update(vars(made))
-            return self.task(images)
+            return self.task(images, *options)
         started = perf_counter()
-        outputs = self.task._call_impl(images)
+        outputs = self.task._call_impl(images, *options)
         self.seconds += perf_counter() - started
         return outputs
 

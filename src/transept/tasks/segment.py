@@ -26,6 +26,7 @@ from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
 from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.inference.compile import Precision
+from transept.inference.package import Package
 from transept.inference.windows import ResizedWindows, sliding_logits
 from transept.models.backbone import Backbone
 from transept.ops.interpolation import Size, Span, resize_map, resize_rows, source_span
@@ -130,8 +131,6 @@ class Segmenter(DenseTask):
     preprocessing_type = SegmentationPreprocessing
     published_classes = ADE20K_CLASSES
     auxiliary_weight = 0.4
-    _is_coarse = False
-    """`forward` leaves logits at the head's own size, outside of training, too."""
 
     def __init__(
         self,
@@ -160,12 +159,14 @@ class Segmenter(DenseTask):
             levels.channels(), levels.reduction(), len(classes), width
         )
 
-    def forward(self, images: Tensor) -> Any:
-        """Normalised images `b 3 H W` to logits `b k H W`; in training to `Outputs`, at the heads' own sizes."""
+    def forward(self, images: Tensor, coarse: bool = False) -> Any:
+        """Normalised images `b 3 H W` to logits `b k H W`, or, where they are to be coarse, as the head gives them: a
+        fourth of the height and width. In training to `Outputs`, at the heads' own sizes.
+        """
         maps = self.backbone(images)
         decode = self.decode_head(self.neck(maps))
         if not self.training:
-            return decode if self._is_coarse else resize_map(decode, images.shape[-2:])
+            return decode if coarse else resize_map(decode, images.shape[-2:])
         return Outputs(decode, self.auxiliary_head(maps) if self.auxiliary_head is not None else None)
 
     def loss(self, outputs: Outputs | Tensor, masks: Tensor) -> Tensor:
@@ -317,16 +318,12 @@ class Segmenter(DenseTask):
     def _coarse_views(self, picture: Picture, inference: SegmentationInference) -> Iterator[tuple[Tensor, Size, bool]]:
         """As `_views`, of logits before they are resized to their image, and the size of that.
 
-        Compiled forms give what they were made for: logits at the size of the image.
+        A package gives what it was exported for: logits at the size of the image.
         """
-        is_coarse = getattr(self._compiled_call_impl, "runs_layers", self._compiled_call_impl is None)
+        coarse = () if isinstance(self._compiled_call_impl, Package) else (True,)
         with evaluating(self):
             for image, flipped in self._scaled(picture, inference):
-                self._is_coarse = is_coarse
-                try:
-                    logits = self(self._normalised(image)[None])
-                finally:
-                    self._is_coarse = False
+                logits = self(self._normalised(image)[None], *coarse)
                 yield logits, (image.shape[-2], image.shape[-1]), flipped
 
     def logits(self, images: Tensor, inference: SegmentationInference) -> Tensor:

@@ -192,7 +192,7 @@ def _with_fold(runs: CrossValidation, recipe: Recipe, number: int, progress: boo
     try:
         trained = _train(fold_of(recipe, number, runs.number), folder, progress)
         result, score, interrupted = _result_of(trained, number), trained.score, trained.interrupted
-    except RunInterruptedError as error:
+    except (RunInterruptedError, KeyboardInterrupt) as error:  # in its steps, or before them
         raise RunInterruptedError(_stopped(f"in {name}", runs)) from error
     except UsageError:  # of all folds alike
         _forget(runs)

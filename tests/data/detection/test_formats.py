@@ -180,6 +180,24 @@ def test_label_studio(tmp_path: Path):
         find_annotations(root)
 
 
+@pytest.mark.parametrize(("name", "pictures"), [("label_studio_voc", 1), ("label_studio_yolo", 3)])
+def test_what_label_studio_converts_to(tmp_path: Path, name: str, pictures: int):
+    """Its Pascal VOC counts pixels from 0, and has files of pictures with objects alone."""
+    root = copied(tmp_path, name, *(f"images/{stem}.png" for stem in ("0f1e2d3c-a", "b", "c")))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", TranseptWarning)
+        found = find_annotations(root)
+    assert found is not None
+    content = found[""].content
+    np.testing.assert_allclose(
+        [each["bbox"] for each in content["annotations"]], [[8, 9, 30, 20], [40, 10, 15, 26]], atol=1e-9
+    )
+    assert [each["name"] for each in content["categories"]][:2] == ["cat", "dog"]
+    assert len(content["images"]) == pictures
+    as_written = "2 boxes counted from 0, as Label Studio writes them"
+    assert any(as_written in str(each.message) for each in said) == (name == "label_studio_voc")
+
+
 def test_shapes_of_cvat(tmp_path: Path):
     pytest.importorskip("pycocotools")
     root = copied(tmp_path, "cvat", "a.jpg", "b.jpg")

@@ -23,6 +23,7 @@ from tests.helpers import metrics, rows
 from transept.cli.main import main
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.tasks.classify import Classifier
+from transept.training.folds import train_folds
 from transept.training.loop.run import train
 from transept.training.loop.states import read_state
 from transept.training.options.pages import read_recipe
@@ -324,7 +325,38 @@ def command(*arguments: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=0,
     )
+
+
+@pytest.mark.slow
+def test_folds_in_two_processes_equal_those_of_one(tmp_path: Path):
+    """A process of the first fold is killed, the second goes on, and the first is trained to its end afterwards."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    expected = train_folds(recipe(), one, 2, progress=False)
+    killer = kill_one_when((two / "fold-1" / "metrics.csv").exists)
+    with pytest.warns(TranseptWarning, match=r"fold 1 of 2 failed, and the others go on: process 1 of 0..1 was killed"):
+        stopped = train_folds(recipe(*TWO), two, 2, progress=False)
+    killer.join()
+    assert [each.fold for each in stopped.done] == [2]
+    result = train_folds(recipe(*TWO), two, 2, resume=True, progress=False)
+    for fold in ("fold-1", "fold-2"):
+        assert difference(two / fold, one / fold) < 1e-6
+    assert difference(one / "fold-1", one / "fold-2") > 1e-3, "both folds learn from the same pictures"
+    assert result.metrics["top1"] == pytest.approx(expected.metrics["top1"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_processes_start(tmp_path: Path):
+    """It comes to all processes of the terminal: none of them has a traceback to show."""
+    folder = tmp_path / "runs"
+    process = command("transept", "train", "digits", "--folds", "2", "--out", str(folder), *OPTIONS, *TWO)
+    wait_for_file(folder / "folds.json", process)
+    time.sleep(0.5)  # the clean process imports for seconds
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors, errors
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -116,19 +117,39 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], *, size: int, f
     # One clean process does the imports, and the others are forks of it.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     multiprocessing.set_forkserver_preload(["transept.training.loop.run"])
+    if method == "forkserver":
+        _start_server()
     results = multiprocessing.get_context(method).SimpleQueue()
     port = find_free_network_port()
-    context = start_processes(
-        _process, (work, arguments, size, port, results), nprocs=size, join=False, start_method=method
-    )
-    assert context is not None
-    with _passed_on(context.pids()) as stopped:
+    processes: list[int] = []
+    with _passed_on(processes) as stopped:
+        context = start_processes(
+            _process, (work, arguments, size, port, results), nprocs=size, join=False, start_method=method
+        )
+        assert context is not None
+        processes += context.pids()
+        if stopped:  # while they were started
+            _terminate(processes)
         try:
             while not context.join(grace_period=_GRACE_SECONDS):
                 pass
         except ProcessException as error:
             raise _cause(error, context, results, folder, stopped) from None
     return results.get()[1]
+
+
+def _start_server() -> None:
+    """The one clean process, which Ctrl-C is to leave alone: it comes to all processes of a terminal, and while the
+    server imports it would end it with a traceback. It ends with this process.
+    """
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # only the main thread may set handlers
+        return
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _process(index: int, work: Callable[..., Any], arguments: tuple[Any, ...], size: int, port: int, results: Any):
@@ -160,9 +181,9 @@ def _cause(error: ProcessException, context: Any, results: Any, folder: Path, st
     causes = [each for each in errors if isinstance(each, BaseException) and not isinstance(each, LostProcessError)]
     codes = [process.exitcode for process in context.processes]
     killed = [(rank, code) for rank, code in enumerate(codes) if code and code < 0 and code != -signal.SIGTERM]
-    if causes and not killed:
+    if causes and (stopped or not killed):
         return causes[0]
-    if stopped and not killed:
+    if stopped:  # those that wait for one which has ended are killed
         return KeyboardInterrupt()
     rank = killed[0][0] if killed else error.error_index
     code = codes[rank] or 0
@@ -182,9 +203,7 @@ def _passed_on(processes: list[int]) -> Iterator[list[int]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGTERM)
+        _terminate(processes)
 
     try:
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -196,6 +215,12 @@ def _passed_on(processes: list[int]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _terminate(processes: list[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
 
 
 # Telling each other

@@ -115,6 +115,8 @@ def label_studio() -> None:
     points = [[x / 0.6, y / 0.4] for x, y in DOG]
     dog = {"id": "r2", "from_name": "outline", "type": "polygonlabels"}
     dog["value"] = {"points": points, "closed": True, "polygonlabels": ["dog"]}
+    dog_place = {"x": 40 / 0.6, "y": 10 / 0.4, "width": 15 / 0.6, "height": 26 / 0.4, "rotation": 0}
+    dog_box = {"from_name": "box", "type": "rectanglelabels", "value": dog_place | {"rectanglelabels": ["dog"]}}
     mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 20:45] = mask[0, 0] = mask[39, 59] = 255
     fur = {"id": "r3", "from_name": "brush", "type": "brushlabels"}
@@ -142,6 +144,16 @@ def label_studio() -> None:
         converter.convert_to_json_min(str(file), out, is_dir=False)
         (HERE / "label_studio_min").mkdir(exist_ok=True)
         shutil.copyfile(Path(out) / "result.json", HERE / "label_studio_min" / "project-1.json")
+        # Its Pascal VOC and YOLO: boxes alone, of pictures that have some.
+        for result in tasks[0]["annotations"][0]["result"]:
+            if result["type"] != "rectanglelabels":
+                result |= dog_box | shared
+        tasks[0]["annotations"][0]["result"].pop()
+        file = Path(out) / "boxes.json"
+        file.write_text(json.dumps(tasks))
+        boxes = Converter(config.replace('"cat"/>', '"cat"/><Label value="dog"/>'), project_dir=None)
+        boxes.convert_to_voc(str(file), str(HERE / "label_studio_voc"), is_dir=False)
+        boxes.convert_to_yolo(str(file), str(HERE / "label_studio_yolo"), is_dir=False)
     print("Label Studio's own conversion:", [each["bbox"] for each in coco["annotations"]])
 
 

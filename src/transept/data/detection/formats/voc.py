@@ -24,8 +24,8 @@ def read_voc(root: Path) -> dict[str, Annotated] | None:
     """`Annotations/*.xml` with pictures in `JPEGImages/` and splits in `ImageSets/Main/*.txt`, or files by pictures.
 
     Boxes have the numbers of their first and last pixels, counted from 1. Where a set has a 0 or decimal points (CVAT,
-    Datumaro), its tool wrote the borders instead, counted from 0. Objects marked `difficult` are treated as crowds, as
-    VOC's own evaluation does.
+    Datumaro), or names Label Studio, its tool wrote the borders instead, counted from 0. Objects marked `difficult` are
+    treated as crowds, as VOC's own evaluation does.
 
     Raises:
         TranseptError: a file cannot be read, or a box has no numbers.
@@ -49,9 +49,11 @@ def read_voc(root: Path) -> dict[str, Annotated] | None:
         for number, element in enumerate(tree.iter("object"), 1)
     }
     decimal = any("." in (element.text or "") for tree in trees.values() for element in tree.iter("xmin"))
-    first = 0 if decimal or any(min(box[:2]) < 1 for box in boxes.values()) else 1
+    label_studio = any(tree.findtext("owner/name") == "Label Studio" for tree in trees.values())
+    first = 0 if decimal or label_studio or any(min(box[:2]) < 1 for box in boxes.values()) else 1
     if not first:
-        contents.taken["boxes counted from 0, as some have a 0 or decimal points"] += len(boxes)
+        why = "as Label Studio writes them" if label_studio else "as some have a 0 or decimal points"
+        contents.taken[f"boxes counted from 0, {why}"] += len(boxes)
     for split, names in files.items():
         for file in names:
             tree = trees[file]
