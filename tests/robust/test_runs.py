@@ -164,9 +164,10 @@ def test_a_page_that_was_cut_off_is_not_another_run(whole_run: Path, tmp_path: P
     try:
         lines = text.splitlines(keepends=True)
         page.write_text("".join(lines[: int(len(lines) * share)]))
-        line = fails(capsys, ["train", "--resume", str(whole_run)])
-        assert "config.yaml" in line
-        assert "as if it was cut off; put back the file as the run wrote it" in line or "is not YAML" in line
+        for words in (["train", "--resume", str(whole_run)], ["eval", str(whole_run)]):
+            line = fails(capsys, words)
+            assert "config.yaml" in line
+            assert "as if it was cut off; put back the file as the run wrote it" in line or "is not YAML" in line
     finally:
         page.write_text(text)
 

@@ -440,13 +440,13 @@ class Task(nn.Module, ABC):
     def build(cls, description: Mapping[str, Any]) -> Self:
         """A task without weights, from `description` and the backbone's own."""
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Weights, architecture, classes and preprocessing in one safetensors file, written atomically.
 
         Raises:
             TranseptError: it cannot be written; what was there is as it was.
         """
-        save_task(path, self.name, self.stored, describe(self.backbone) | self.description() | self.read_as)
+        save_task(Path(path), self.name, self.stored, describe(self.backbone) | self.description() | self.read_as)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
