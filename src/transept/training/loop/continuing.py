@@ -16,10 +16,12 @@ from transept.training.options.recipe import Recipe, plain
 class RecipeRecord(Callback):
     """Keeps the recipe in the run's state."""
 
-    state_key = RECIPE_RECORD
-
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+
+    @property
+    def state_key(self) -> str:
+        return RECIPE_RECORD
 
     def state_dict(self) -> dict[str, Any]:
         return plain(dataclasses.asdict(with_interval(self.recipe)))
