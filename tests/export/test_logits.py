@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.export.small import a_classifier
-from tests.helpers import BACKBONES, build
+from tests.helpers import BACKBONES, build, fails
 from transept.cli.main import main
 from transept.data.classification.transforms import Preprocessing
 from transept.data.segmentation.transforms import SegmentationPreprocessing
@@ -35,6 +35,17 @@ def read_pt2(path: Path) -> tuple[dict[str, Any], Run]:
 
 
 READERS = {"onnx": read_onnx, "pt2": read_pt2}
+
+
+def test_an_export_that_takes_too_long_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    a_classifier().save(str(tmp_path / "best.safetensors"))
+    words = ["export", str(tmp_path / "best.safetensors"), "--out", str(tmp_path / "out"), "--format", "pt2"]
+    assert "the export took longer than --timeout 0.2 seconds and was stopped; nothing was written" in fails(
+        capsys, [*words, "--timeout", "0.2"]
+    )
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tmp_path / "best.safetensors"]
+    for wrong in ("0", "-1", "nan", "inf"):
+        assert f"--timeout {wrong} must be greater than 0" in fails(capsys, [*words, f"--timeout={wrong}"], 2)
 
 
 @pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])

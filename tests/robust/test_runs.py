@@ -164,11 +164,23 @@ def test_a_page_that_was_cut_off_is_not_another_run(whole_run: Path, tmp_path: P
     try:
         lines = text.splitlines(keepends=True)
         page.write_text("".join(lines[: int(len(lines) * share)]))
-        line = fails(capsys, ["train", "--resume", str(whole_run)])
-        assert "config.yaml" in line
-        assert "as if it was cut off; put back the file as the run wrote it" in line or "is not YAML" in line
+        for words in (["train", "--resume", str(whole_run)], ["eval", str(whole_run)]):
+            line = fails(capsys, words)
+            assert "config.yaml" in line
+            assert "as if it was cut off; put back the file as the run wrote it" in line or "is not YAML" in line
     finally:
         page.write_text(text)
+
+
+def test_too_little_for_a_batch_norm(tmp_path: Path, capsys: Any):
+    """A picture of one cell alone, in the plan and in training."""
+    page = sets.PAGE | {"task": "segment", "data": str(sets.masks(tmp_path / "masks")), "batch_size": 1}
+    page |= {"segment": {"augmentation": {"crop": [32, 32]}}}
+    (tmp_path / "page.yaml").write_text(yaml.safe_dump(page))
+    for words in (["--dry-run", "--out", str(tmp_path / "plan")], ["--out", str(tmp_path / "run")]):
+        assert main(["train", str(tmp_path / "page.yaml"), *words]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("transept: batch_size=1 with accumulate=1: a batch norm sees one number of each channel")
 
 
 def test_options_that_differ_are_named_before_data_is_read(whole_run: Path, capsys: Any):

@@ -33,7 +33,10 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 """Values that some option or field takes, and most do not."""
 values = (
-    st.sampled_from(WRONG) | st.integers(-3, 40) | st.floats(width=16) | st.text(max_size=8).filter(str.isprintable)
+    st.sampled_from(WRONG).map(copy.deepcopy)
+    | st.integers(-3, 40)
+    | st.floats(width=16)
+    | st.text(max_size=8).filter(str.isprintable)
 )
 
 
@@ -77,7 +80,7 @@ def faults(call: Call, answer: Answer) -> list[str]:
             found.append("unexpected")
         if len(line) > LONGEST:
             found.append(f"{len(line)} characters")
-        if not any(name in line for name in call.wrong):
+        if not any(name in line or repr(name)[1:-1] in line for name in call.wrong):  # backslashes are doubled
             found.append("names nothing of it")
     return found
 

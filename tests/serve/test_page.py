@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -141,6 +142,37 @@ def test_what_is_too_large_is_not_kept(url: str):
     answer = httpx.post(f"{url}gradio_api/upload", files={"files": ("large.png", bytes(600_000))})
     assert answer.status_code == 413
     assert "maximum allowed size of 500000 bytes" in answer.text
+
+
+def test_visitors_who_leave_in_the_middle_of_an_upload(
+    task: Classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """Nothing of theirs is left after a while, nor a traceback; and each session is not remembered for ever."""
+    from transept.serve import page
+
+    monkeypatch.setattr(page, "_CLEANING", 0.2)
+    monkeypatch.setattr(page, "_KEPT", 0.5)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + bytes(100_000)
+    head = "POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 200000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    with page.serving(task, "x") as url:
+        examples = {file for file in tmp_path.rglob("*") if file.is_file()}
+        assert len(examples) == 8
+        with closing(socket.create_connection(("127.0.0.1", httpx.URL(url).port))) as visitor:
+            visitor.sendall(head.encode() + body)
+            wait_until(lambda: {file for file in tmp_path.rglob("*") if file.is_file()} > examples)
+        wait_until(lambda: {file for file in tmp_path.rglob("*") if file.is_file()} == examples)
+        assert httpx.get(url).status_code == 200
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_files_of_the_machine_and_other_servers_stay_out_of_reach(url: str):

@@ -4,6 +4,7 @@ import http.server
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -123,6 +124,30 @@ def test_safetensors_and_report(model, tmp_path: Path):
     report = transept.load_weights(pyramid, tmp_path / "w.safetensors")
     assert {key.partition(".")[0] for key in report.dropped} == {"cls_token", "blocks_token_only", "norm", "head"}
     assert {key.partition(".")[0] for key in report.missing} == {"fpn1", "fpn2"}
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224"])
+def test_many_misfits_are_a_short_sentence(tmp_path: Path, name: str):
+    state = transept.create_model(name, depth=2).state_dict()
+    other = transept.create_model(name, depth=2, embed_dim=64, num_heads=4)
+    for broken in (
+        state,
+        {f"blocks.7.{key}": value for key, value in state.items()},
+        {key: value for key, value in other.state_dict().items() if "blocks" not in key},
+        {key: value.int() for key, value in other.state_dict().items()},
+    ):
+        torch.save(broken, tmp_path / "w.pth")
+        with pytest.raises(TranseptError) as raised:
+            transept.load_weights(other, tmp_path / "w.pth")
+        assert len(str(raised.value).replace(str(tmp_path), "")) <= 300
+
+
+def test_models_larger_than_this_machine_are_refused_before_they_are_made():
+    for options in (dict(depth=900, embed_dim=16_384, num_heads=128), dict(num_classes=10**11)):
+        start = time.process_time()
+        with pytest.raises(transept.TranseptError, match="cait_xxs24_224: its parameters would take more than this"):
+            transept.create_model("cait_xxs24_224", **options)
+        assert time.process_time() - start < 5
 
 
 def test_misfits_change_nothing(model, tmp_path: Path):

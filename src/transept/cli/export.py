@@ -10,10 +10,11 @@ one. Height and width are fixed, or with --dynamic-size any, where the architect
 import argparse
 import time
 import warnings
+from _thread import interrupt_main
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import TIMEOUT_MAX, Event, Thread, Timer
 from typing import Any, get_args
 
 import torch
@@ -92,12 +93,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of a package, and what OpenVINO is to compute in (default: auto, the quickest here within the limit)",
     )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=_LONGEST,
+        help="stop where the files are not written and checked by then (default %(default)g)",
+    )
     add_reading(parser, auto=False)
 
 
 def run(args: argparse.Namespace) -> None:
     formats = check_formats(args.format)
     check_opset(args.opset, formats)
+    if not 0 < args.timeout <= TIMEOUT_MAX:
+        raise UsageError(f"--timeout {args.timeout:g} must be greater than 0, and {TIMEOUT_MAX:.0f} at most")
     _check_options(args)
     task = None if args.backbone and names_model(args.model) else load(args.model)
     if task is not None:
@@ -122,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         opset=args.opset,
     )
-    with _working(formats):
+    with _working(formats), _within(args.timeout):
         if args.backbone or task is None:
             exported = export_backbone(_pyramid(args.model, task), out, **options)
         else:
@@ -170,6 +180,39 @@ def _working(formats: Sequence[Format]) -> Iterator[None]:
 
 _SILENCE = 10.0
 """Seconds without a word."""
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Ends the work as Ctrl-C does, in the main thread at its next step in Python: no half file gets its name.
+
+    Raises:
+        TranseptError: it took longer.
+    """
+    over = Event()
+
+    def stop() -> None:
+        over.set()
+        interrupt_main()
+
+    timer = Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not over.is_set():
+            raise
+        raise TranseptError(
+            f"the export took longer than --timeout {seconds:g} seconds and was stopped; nothing was written; give "
+            "more, one --format at a time, or a shallower model"
+        ) from None
+    finally:
+        timer.cancel()
+
+
+_LONGEST = 3600.0
+"""Seconds; the deepest models take minutes."""
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Labels and attention of a classifier, boxes and masks of a detector, the mask of
 import argparse
 import signal
 import threading
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
             print_json({"model": args.model, "url": url})
         else:
             print(f"{args.model} at {url} (Ctrl-C ends it)", flush=True)
-        threading.Event().wait()
+        while True:  # in short waits: a signal that another thread takes does not end a long one
+            time.sleep(1)
 
 
 def _title(source: str) -> str:

@@ -154,10 +154,10 @@ def _resume(args: argparse.Namespace) -> None:
     config = args.resume / CONFIG
     if not is_file(config):
         raise TranseptError(f"{str(args.resume)!r} is no run folder: it has no {CONFIG}")
-    from transept.training.loop.continuing import check_config  # Lightning, as above
+    from transept.tasks.kept_recipe import check_whole  # torch, as above
 
     page = read_recipe(str(config))
-    check_config(page, args.resume)
+    check_whole(page, args.resume)
     recipe = continued(page, args.options)
     if args.accept_changed_data:
         recipe = dataclasses.replace(recipe, accept_changed_data=True)

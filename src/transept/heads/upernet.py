@@ -29,8 +29,8 @@ class PyramidPooling(nn.ModuleList):
     def forward(self, x: Float[Tensor, "b _c h w"]) -> Float[Tensor, "b _c h w"]:
         if self.training and len(x) == 1 and any(type(m) is nn.BatchNorm2d and m.training for m in self.modules()):
             raise UsageError(
-                "UPerNet was given one image to train on, and the BatchNorm of its 1x1 average needs two; use a batch"
-                " of 2 or more, or convert with torch.nn.SyncBatchNorm where several processes share a batch"
+                "UPerNet was given one image to train on, and the BatchNorm of its 1x1 average needs two; use a"
+                " batch_size of 2 or more, or convert with torch.nn.SyncBatchNorm where several processes share a batch"
             )
         return torch.cat([x, *(resize_map(pool(x), x.shape[-2:]) for pool in self)], dim=1)
 

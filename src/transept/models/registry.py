@@ -1,14 +1,17 @@
 """Names to models. A new family is one file beside this one and one line in `FAMILIES`."""
 
 import dataclasses
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from transept.errors import UsageError, unknown
@@ -73,7 +76,11 @@ def build_model(
     out_indices: Sequence[int] = (0, 1, 2, 3),
     **options: Any,
 ) -> Backbone:
-    """A freshly initialised model; see `transept.create_model`, which adds weights."""
+    """A freshly initialised model; see `transept.create_model`, which adds weights.
+
+    Raises:
+        UsageError: an unknown name or option, values that contradict each other, or more parameters than memory.
+    """
     name, family = find_model(name)
     config: ModelConfig = family.variants[name]
     if img_size is not None:
@@ -87,19 +94,56 @@ def build_model(
             raise UsageError(f"{argument}={value} is too small for {name}")
     if not 0 <= drop_path_rate < 1:
         raise UsageError(f"drop_path_rate={drop_path_rate} is not in [0, 1)")
+
+    def build() -> Backbone:
+        common: dict[str, Any] = dict(in_chans=in_chans, drop_path_rate=drop_path_rate)
+        if features_only:
+            return family.pyramid(config, out_indices=out_indices, **common)
+        return family.classifier(config, num_classes=num_classes, **common)
+
     try:
         check_numbers(options)
         config = dataclasses.replace(config, **options)
-        if features_only:
-            model = family.pyramid(config, in_chans=in_chans, drop_path_rate=drop_path_rate, out_indices=out_indices)
-        else:
-            model = family.classifier(config, num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
+        if torch.get_default_device().type == "cpu":
+            _check_memory(build)
+        model = build()
     except (ValueError, ArithmeticError) as error:
         raise UsageError(f"{name}: {error}") from error
     model.pretrained_cfg["architecture"] = name
     if family.first_conv:
         model.pretrained_cfg["first_conv"] = family.first_conv
     return model
+
+
+def _check_memory(build: Callable[[], nn.Module]) -> None:
+    """Raises `ValueError` where this machine could not hold the parameters, before it tries to."""
+    memory, size = machine_memory(), 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal size
+        size += parameter.numel() * parameter.element_size()
+        if memory is not None and size > memory:
+            raise ValueError(
+                f"its parameters would take more than this machine's {memory / 2**30:.0f} GiB of memory; give smaller "
+                "options"
+            )
+
+    hook = register_module_parameter_registration_hook(add)
+    try:
+        with skeletons():
+            build()
+    finally:
+        hook.remove()
+
+
+def machine_memory() -> int | None:
+    """Bytes that this machine, or the container, has; None where the system does not say."""
+    limits = []
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(ValueError, OSError):  # "max" is no number
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=None)
 
 
 def check_numbers(options: Mapping[str, Any]) -> None:

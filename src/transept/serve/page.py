@@ -4,17 +4,22 @@ import html
 import os
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from transept.errors import TranseptError, UsageError, say
 from transept.explain.attention import attention_kinds
 from transept.explain.explanation import title_of
+from transept.files import files_below
 from transept.serve.answers import OVERVIEW, Answer, Answerer, Limits
 from transept.serve.examples import write_examples
 from transept.tasks.task import Task
@@ -22,8 +27,12 @@ from transept.words import visible
 
 _WAITING = 64
 """Questions that may wait at once; further ones are told so."""
+_SESSIONS = 128
+"""Visitors whose components gradio remembers, some 40 kB each; every call of a program is one. By its own 10,000 the
+process would grow for hours, and this page needs none of it."""
 _SHOWN_SHARE = 0.005
 """Classes of less of the picture would be listed with 0 %."""
+_EXAMPLES = "examples"
 _CLEANING, _KEPT = 600, 3600
 """Every so many seconds pictures are deleted that are older than so many seconds."""
 _CSS = """
@@ -66,9 +75,9 @@ def serving(
         TranseptError: the address or port cannot be had.
     """
     _check_address(host, port)
-    with tempfile.TemporaryDirectory(prefix="transept-serve-") as folder, _environment(folder):
+    with tempfile.TemporaryDirectory(prefix="transept-serve-") as folder, _environment(folder), _swept(Path(folder)):
         answerer = Answerer(task, limits, explained)
-        examples = Path(folder, "examples")
+        examples = Path(folder, _EXAMPLES)
         examples.mkdir()
         files = write_examples(task, examples)
         answerer.answer(files[0])  # the first call of a model takes longer than all others
@@ -87,6 +96,8 @@ def serving(
                 mcp_server=False,
                 pwa=False,
                 enable_monitoring=False,
+                state_session_capacity=_SESSIONS,
+                app_kwargs={"exception_handlers": {ClientDisconnect: _gone}},
                 css=_CSS,
             )
         except (OSError, ValueError) as error:
@@ -95,6 +106,32 @@ def serving(
             yield url
         finally:
             page.close(verbose=False)
+
+
+@contextmanager
+def _swept(folder: Path) -> Iterator[None]:
+    """Deletes old files that gradio does not: those of visitors who left in the middle of an upload."""
+    ended = threading.Event()
+
+    def sweep() -> None:
+        while not ended.wait(_CLEANING):
+            for file in files_below(folder):
+                with suppress(OSError):  # deleted meanwhile
+                    if file.parent.name != _EXAMPLES and time.time() - file.stat().st_mtime > _KEPT + 2 * _CLEANING:
+                        file.unlink()
+
+    sweeper = threading.Thread(target=sweep, daemon=True)
+    sweeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sweeper.join()
+
+
+def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it; without it each visitor who leaves in the middle of an upload is a traceback in the log."""
+    return Response(status_code=400)
 
 
 def _check_address(host: str, port: int | None) -> None:

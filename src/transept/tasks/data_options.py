@@ -10,6 +10,7 @@ from transept.data.reading import WantedReading
 from transept.data.splits import Choice, Fold
 from transept.errors import TranseptError, UsageError
 from transept.files import is_file, read_yaml
+from transept.tasks.kept_recipe import check_whole
 from transept.tasks.run_folder import CONFIG
 
 OLD_NAMES = {"segment.reduce_zero_label": "reduce_zero_label", "detect.scenes": "scenes"}
@@ -123,12 +124,13 @@ class DataOptions:
         """Reads the config.yaml of a run folder, of this version or of 0.1.
 
         Raises:
-            TranseptError: there is none, or it cannot be understood.
+            TranseptError: there is none, it cannot be understood, or was cut off.
         """
         file = folder / CONFIG
         if not is_file(file):
             raise TranseptError(f"{str(folder)!r} is no run folder: {CONFIG} is not there")
         page = read_yaml(file)
+        check_whole(page, folder)
         try:
             return cls(**_fields(page))
         except (TypeError, ValueError, AttributeError, LookupError) as error:

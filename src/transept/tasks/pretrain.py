@@ -284,7 +284,7 @@ class Pretrainer(nn.Module):
         features.reading = self.reading
         return features
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """The teacher's backbone, as `FeatureExtractor` does."""
         self.features.save(path)
 

@@ -49,5 +49,5 @@ def check_parts(method: str, width: int | None) -> None:
         UsageError: an unknown method, or a width that it cannot have.
     """
     check_known(METHODS, method=method)
-    if width is not None and (width < 2 or width % 2):
-        raise UsageError(f"width={width}; give a positive even number of channels")
+    if width is not None and (not 2 <= width <= 8192 or width % 2):
+        raise UsageError(f"width={width}; give a positive even number of channels, 8192 at most")

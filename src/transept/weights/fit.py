@@ -197,7 +197,7 @@ def _check_types(entries: Entries, model: nn.Module, source: str) -> None:
     ]
     if wrong:
         raise TranseptError(
-            f"the weights in {source!r} do not fit {_title(model)}: {listed(wrong, 6, '; ')}; give a file of floating "
+            f"the weights in {source!r} do not fit {_title(model)}: {listed(wrong, 2, '; ')}; give a file of floating "
             "point numbers: of a quantised one, that which it was made from"
         )
 
@@ -246,9 +246,9 @@ def _write(
         form = "pyramid" if isinstance(model, Backbone) and model.is_pyramid else "classifier"
         looks = f"; this looks like {guess}" if guess and (guess.model, guess.form) != (title, form) else ""
         faults = [
-            *([listed(misshapen, 6, "; ")] if misshapen else []),
-            *([f"the model does not know {listed(unknown, 6)}"] if unknown else []),
-            *([f"the file lacks {listed(missing, 6)}"] if missing else []),
+            *([listed(misshapen, 1, "; ")] if misshapen else []),
+            *([f"the model does not know {listed(unknown, 2)}"] if unknown else []),
+            *([f"the file lacks {listed(missing, 2)}"] if missing else []),
         ]
         mend = "" if hopeless else "; strict=False loads what fits"
         if guess and form == "classifier" and guess.form != "classifier" and isinstance(model, Backbone):

@@ -1,20 +1,15 @@
 """A run that goes on: by the recipe that it began with, for as long as it is asked to."""
 
 import dataclasses
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from transept.checks import shown
 from transept.errors import TranseptError, UsageError
-from transept.files import check_regular
-from transept.tasks.run_folder import CONFIG, STATE
+from transept.tasks.run_folder import CONFIG, RECIPE_RECORD
 from transept.training.loop.states import position
-from transept.training.options.continuing import changes, check_whole, with_interval
+from transept.training.options.continuing import changes, with_interval
 from transept.training.options.recipe import Recipe, plain
 
 
@@ -24,23 +19,12 @@ class RecipeRecord(Callback):
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
+    @property
+    def state_key(self) -> str:
+        return RECIPE_RECORD
+
     def state_dict(self) -> dict[str, Any]:
         return plain(dataclasses.asdict(with_interval(self.recipe)))
-
-
-def check_config(page: Mapping[str, Any], folder: Path) -> None:
-    """Whether config.yaml is whole, as far as the run's state tells, which is not read but for that.
-
-    Raises:
-        TranseptError: it lacks options.
-    """
-    kept = None
-    with suppress(Exception):  # a state that is damaged is named when it is loaded
-        check_regular(folder / STATE)
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-        kept = state["callbacks"][RecipeRecord.__name__]
-    if kept is not None:
-        check_whole(page, kept)
 
 
 def check_same_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
@@ -50,7 +34,7 @@ def check_same_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
         TranseptError: an option that decides what is learnt is another.
         UsageError: the run has more epochs behind it than it is to have.
     """
-    kept = state.get("callbacks", {}).get(RecipeRecord.__name__)
+    kept = state.get("callbacks", {}).get(RECIPE_RECORD)
     if kept is not None:
         for name, (then, now) in changes(with_interval(recipe), kept).items():
             raise TranseptError(

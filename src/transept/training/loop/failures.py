@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
-from transept.errors import TranseptError
+from transept.errors import TranseptError, UsageError
 from transept.training.loop.recorder import Recorder
+from transept.training.options.recipe import Recipe
 from transept.training.processes.world import LostProcessError, kept, lost_process
 
 
@@ -22,6 +23,20 @@ def clear_errors(recorder: Recorder) -> Iterator[None]:
         if world.size > 1 and lost_process(error):
             raise LostProcessError(f"another process of the job ended; {kept(recorder.folder)}") from error
         raise
+
+
+@contextmanager
+def enough_to_normalise(recipe: Recipe) -> Iterator[None]:
+    """Raises `UsageError` where a batch norm would learn of a single number in each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"batch_size={recipe.batch_size} with accumulate={recipe.accumulate}: a batch norm sees one number of each "
+            "channel in a part of so few such small pictures, and needs two; give more pictures, or larger ones"
+        ) from error
 
 
 def _out_of_memory(error: Exception, recorder: Recorder) -> str | None:

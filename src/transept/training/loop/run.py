@@ -22,7 +22,7 @@ from transept.training.jobs.table import JOBS
 from transept.training.loop.averaging import Averaging
 from transept.training.loop.continuing import RecipeRecord, check_same_recipe
 from transept.training.loop.dry_run import Plan, draw_batch, make_plan
-from transept.training.loop.failures import clear_errors
+from transept.training.loop.failures import clear_errors, enough_to_normalise
 from transept.training.loop.fingerprint import DataRecord, check_same_data, fingerprint
 from transept.training.loop.folder import claim, write_config
 from transept.training.loop.freezing import freeze, keep_batch_statistics
@@ -100,7 +100,8 @@ def plan(recipe: Recipe, picture: Path) -> tuple[Recipe, Plan]:
     loader, _ = job.loaders(task, epoch=0, batch=0)
     images, targets = next(iter(loader))
     draw_batch(images, targets, task, picture)
-    return recipe, make_plan(recipe, job, task, images, steps_per_epoch=_steps(recipe, len(loader)), world=world)
+    with enough_to_normalise(recipe):
+        return recipe, make_plan(recipe, job, task, images, steps_per_epoch=_steps(recipe, len(loader)), world=world)
 
 
 def _ready(recipe: Recipe) -> tuple[Recipe, World]:
@@ -194,7 +195,7 @@ def _fit(
     states = StateFiles(overwrite=file is not None and file.name != STATE)
     with quiet_lightning():
         trainer = make_trainer(job, folder, callbacks, states, steps_per_epoch=steps)
-        with graceful_interrupt(recorder), clear_errors(recorder):
+        with graceful_interrupt(recorder), clear_errors(recorder), enough_to_normalise(recipe):
             trainer.fit(module, train_loader, val_loader, ckpt_path=file, weights_only=True)
     return _result(folder, job, recorder)
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from transept.errors import TranseptError, UsageError
-from transept.tasks.run_folder import CONFIG
-from transept.training.options.parsing import flat, pairs, parse_recipe
+from transept.errors import UsageError
+from transept.tasks.kept_recipe import flat
+from transept.training.options.parsing import pairs, parse_recipe
 from transept.training.options.recipe import Recipe, plain
-from transept.training.options.renamed import with_new_names
 
 CHANGEABLE = (
     "schedule.epochs",
@@ -46,24 +45,6 @@ def continued(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:
         schedule = dict(page.get("schedule") or {}) | {"evaluate_every": before.schedule.interval}
         page = {**page, "schedule": schedule}
     return parse_recipe(page, options)
-
-
-def check_whole(page: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
-    """Whether a run's page has all the options that its state was saved with: one that was cut off lacks the last.
-
-    Raises:
-        TranseptError: it has not.
-    """
-    before, now = with_new_names(dict(flat(kept, whole=_FREE))), with_new_names(dict(flat(page, whole=_FREE)))
-    lost = [name for name in before if name not in now]
-    if lost:
-        raise TranseptError(
-            f"{CONFIG} lacks {len(lost)} of its {len(before)} options, e.g. {lost[-1]}, as if it was cut off; put back "
-            "the file as the run wrote it"
-        )
-
-
-_FREE = "model.options"
 
 
 def changes(recipe: Recipe, kept: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

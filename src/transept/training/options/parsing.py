@@ -14,12 +14,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from transept.checks import shown
 from transept.errors import UsageError, unknown
+from transept.tasks.kept_recipe import FREE, flat
 from transept.training.options.model import ModelOptions
 from transept.training.options.recipe import Recipe
 from transept.training.options.renamed import with_new_names
 
-_FREE = "model.options"
-"""Its fields depend on the model."""
 S = TypeVar("S")
 
 
@@ -29,11 +28,11 @@ def parse_recipe(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:
     Raises:
         UsageError: an unknown, ill-typed or impossible option: the sentence begins with its name.
     """
-    values = with_new_names(dict(flat(page, whole=_FREE)))
+    values = with_new_names(dict(flat(page, whole=FREE)))
     texts = with_new_names(pairs(options))
     for kind, names in (("recipe option", values), ("option", texts)):
         for name in names:
-            if name not in option_types() and not name.startswith(f"{_FREE}."):
+            if name not in option_types() and not name.startswith(f"{FREE}."):
                 raise unknown(kind, name, option_types())
     return _build(Recipe, values, texts, "")
 
@@ -78,16 +77,6 @@ def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", kind
-
-
-def flat(page: Mapping[str, Any], prefix: str = "", *, whole: str | None = None) -> Iterator[tuple[str, Any]]:
-    """The values of a page by their dotted names; the section called `whole` is one value."""
-    for key, value in page.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name != whole:
-            yield from flat(value, f"{name}.", whole=whole)
-        else:
-            yield name, value
 
 
 def _build(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], path: str) -> Any:
@@ -153,7 +142,7 @@ def _check_model_options(name: str, options: Mapping[str, Any]) -> None:
     except UsageError:  # building the recipe says so
         return
     known = {field.name for field in dataclasses.fields(config)}
-    _read(type(config), dataclasses.asdict(config) | {o: options[o] for o in options if o in known}, {}, f"{_FREE}.")
+    _read(type(config), dataclasses.asdict(config) | {o: options[o] for o in options if o in known}, {}, f"{FREE}.")
 
 
 _LARGEST = 10**300

@@ -88,8 +88,8 @@ def wanted_world(recipe: Recipe) -> World:
     parts = world.size * recipe.accumulate
     if recipe.batch_size % parts:
         raise UsageError(
-            f"batch_size={recipe.batch_size} is that of all {world.size} processes together, which compute it in "
-            f"accumulate={recipe.accumulate} parts each; give a multiple of {parts}"
+            f"batch_size={recipe.batch_size} is that of all {world.size} processes (hardware.devices) together, which "
+            f"compute it in accumulate={recipe.accumulate} parts each; give a multiple of {parts}"
         )
     return world
 
