@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cait_xxs24_224": dict(depth=2, embed_dim=48),
     "cat_tiny": dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
     "crossformer_tiny": dict(depths=(2, 2, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
+    "crossvit_tiny_240": dict(depth=1, embed_dims=(24, 48), squash=False),
     "xcit_nano_12_p8_224": dict(depth=3, embed_dim=32),
 }
 """One model of each kind of network, with few blocks and channels: built in a moment, and run in another."""
@@ -36,6 +37,7 @@ TINY = {
     "CrossFormer": STAGES | dict(pad=True),
     "XCiT": dict(img_size=64, depth=2),
     "CaiT": dict(img_size=64, depth=2),
+    "CrossViT": dict(img_size=64, depth=1, squash=False),
 }
 """Options that leave a variant its own widths and kinds of layers, and few blocks."""
 LEAST: dict[str, dict[str, Any]] = {
@@ -47,11 +49,14 @@ LEAST: dict[str, dict[str, Any]] = {
     "cat_tiny": dict(depths=(1, 0, 0, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
     "crossformer_tiny": dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
     "crossformer_pp_small": dict(depths=(1, 1, 3, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
+    "crossvit_tiny_240": dict(depth=1, embed_dims=(24, 48), squash=False),
+    "crossvit_9_dagger_240": dict(depth=1, embed_dims=(32, 64), squash=False),
     "xcit_nano_12_p8_224": dict(depth=1, embed_dim=32),
     "xcit_nano_12_p8_384": dict(depth=1, embed_dim=32),
 }
 """What has all kinds of layers of a variant, and nothing twice that a graph would hold twice."""
-FAMILIES = ("cabvit_h_l1", "cabvit_p_l0", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "xcit_nano_12_p8_224")
+FAMILIES = ("cabvit_h_l1", "cabvit_p_l0", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "crossvit_tiny_240",
+            "xcit_nano_12_p8_224")  # fmt: skip
 BACKBONES = {
     "cat_tiny": dict(depths=(1, 1, 1, 1)),
     "cabvit_h_l1": dict(depths=(1, 1, 2, 1)),
@@ -60,6 +65,7 @@ BACKBONES = {
     "xcit_nano_12_p16": dict(depth=1),
     "xcit_nano_12_p8": dict(depth=1),
     "cait_xxs24": dict(depth=1),
+    "crossvit_tiny": dict(depth=1),
 }
 """Backbones of one block for each level: of every family, and of both of its kinds where it has two."""
 NARROW = {

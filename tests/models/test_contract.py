@@ -15,7 +15,7 @@ NAMES = transept.list_models()
 SHAPES = sorted({re.sub(r"_\d+$", "", name): name for name in NAMES}.values())
 # One of each kind of network; the others differ in widths alone, which graphs and checkpointing do not see.
 KINDS = ("cabvit_h_l1", "cabvit_p_l0_cross", "cait_xxs24_384", "cat_tiny", "crossformer_pp_small", "crossformer_tiny",
-         "xcit_nano_12_p8_384")  # fmt: skip
+         "crossvit_9_dagger_240", "xcit_nano_12_p8_384")  # fmt: skip
 
 
 # The quick suite looks at the smallest variant of every kind and patch size; names and shapes of all: test_golden.py.

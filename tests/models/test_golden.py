@@ -16,7 +16,8 @@ QUICK = (
     "cabvit_h_l1", "cabvit_p_l0", "cait_xxs24_224", "cat_small_dense_200x264", "cat_tiny", "cat_tiny_v2_candidate_b",
     "crossformer_pp_small_dense_adaptive_256x352", "crossformer_pp_small_linear_adaptive",
     "crossformer_small_dense_160x224", "crossformer_small_dense_256x352", "crossformer_small_dense_legacy_160x224",
-    "crossformer_small_dense_legacy_segfpn_160x224", "crossformer_tiny_256_pad1", "xcit_nano_12_p8",
+    "crossformer_small_dense_legacy_segfpn_160x224", "crossformer_tiny_256_pad1",
+    "crossvit_9_dagger_240", "crossvit_tiny_240-img120_classes10", "crossvit_tiny_240-resized300x200", "xcit_nano_12_p8",
     "xcit_nano_12_p16", "xcit_tiny_12_p16", "xcit_tiny_12_p16_dense_detection", "xcit_tiny_12_p16_dense_segmentation",
 )  # fmt: skip
 CASES = [pytest.param(p, id=p.stem, marks=[] if p.stem in QUICK else [pytest.mark.slow]) for p in GOLDEN]
