@@ -31,7 +31,7 @@ DETECTORS = (
     ("cascade_rcnn", "cat_small"),
     ("cascade_mask_rcnn", "crossformer_small"),
 )
-FAMILIES = ("cat", "cabvit", "crossformer", "xcit", "cait", "crossvit")
+FAMILIES = ("cat", "cabvit", "crossformer", "xcit", "cait", "crossvit", "bixt")
 
 
 def fingerprint(shapes: dict[str, list[int]]) -> str:

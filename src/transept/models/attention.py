@@ -9,9 +9,9 @@ Axes beside the usual ones: g groups of an image, q queries and k keys of a grou
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from transept.ops.attention import attend
+from transept.layers.attention import SelfAttention
 from transept.ops.tokens import split_heads
 from transept.ops.windows import Pads, pad_map, to_windows
 
@@ -89,20 +89,10 @@ def grouped_map(grid: Grid, pads: Pads, sides: Grid, like: Tensor, interval: int
     return Places(grid, to_windows(pad_map(numbers, pads), sides, interval)[..., 0] - 1)
 
 
-class SelfAttention(nn.Module, ShowsAttention):
-    """Multi-head self-attention, as in ViT; class tokens, if any, come first."""
+class TokenSelfAttention(SelfAttention, ShowsAttention):
+    """Multi-head self-attention of the image's tokens, as in ViT; class tokens, if any, come first."""
 
     attention_kind = "self"
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(attend(q, k, v, self.num_heads))
 
     def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
         q, k, _ = self.qkv(x).chunk(3, dim=-1)

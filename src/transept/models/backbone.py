@@ -261,7 +261,7 @@ class IsotropicBackbone(Backbone):
     def feature_info(self) -> Any:
         return [
             {"num_chs": self.embed_dim, "reduction": self.stride, "module": f"blocks.{i}"}
-            for i in range(len(self.blocks))
+            for i in range(self.num_levels)
         ]
 
     def pool(self, x: Tensor) -> Tensor:
@@ -275,6 +275,7 @@ class IsotropicBackbone(Backbone):
 
     @property
     def num_levels(self) -> int:
+        """The blocks that update the tokens."""
         return len(self.blocks)
 
 

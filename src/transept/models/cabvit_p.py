@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
 from transept.layers.residual import Mlp
-from transept.models.attention import Grid, SelfAttention
+from transept.models.attention import Grid, TokenSelfAttention
 from transept.models.backbone import IsotropicBackbone, ModelConfig, Pyramid
 from transept.models.cabvit_block import (
     cab_blocks,
@@ -78,7 +78,7 @@ class DeiTBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = SelfAttention(dim, num_heads)
+        self.attn = TokenSelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()

@@ -43,8 +43,8 @@ from transept.layers.residual import Mlp
 from transept.models.attention import (
     AttentionWeights,
     Grid,
-    SelfAttention,
     ShowsAttention,
+    TokenSelfAttention,
     class_token_weights,
     softmax_weights,
 )
@@ -158,7 +158,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = SelfAttention(dim, num_heads)
+        self.attn = TokenSelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=mlp_ratio * dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()

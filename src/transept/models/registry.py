@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from transept.errors import UsageError, unknown
-from transept.models import cabvit, cait, cat, crossformer, crossvit, xcit
+from transept.models import bixt, cabvit, cait, cat, crossformer, crossvit, xcit
 from transept.models.backbone import Backbone, Family, ModelConfig, native_size
 
 FAMILIES: list[Family] = [
@@ -22,6 +22,7 @@ FAMILIES: list[Family] = [
     xcit.FAMILY,
     cait.FAMILY,
     crossvit.FAMILY,
+    bixt.FAMILY,
 ]
 
 
