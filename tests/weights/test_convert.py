@@ -32,6 +32,8 @@ CLASSIFIERS = {
     "CrossFormer": ("crossformer/crossformer_tiny", "crossformer_tiny"),
     "XCiT": ("xcit/xcit_nano_12_p16", "xcit_nano_12_p16_224"),
     "CaiT": ("cait/cait_xxs24_224", "cait_xxs24_224"),
+    "CrossViT": ("crossvit/crossvit_tiny_240", "crossvit_tiny_240"),
+    "BiXT": ("bixt/bixt_ti_l64_p16", "bixt_ti_l64_p16"),
 }
 
 

@@ -196,16 +196,16 @@ class BiDirectionalCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.sides = sides
+        self.rv_patches = nn.Linear(dim, 2 * dim)
+        if sides != "tokens":
+            self.latents_read = LatentsReadTokens()
+            self.proj_lat = nn.Linear(dim, dim)
         if sides == "latents":
             self.r_latents = nn.Linear(dim, dim)
         else:
             self.rv_latents = nn.Linear(dim, 2 * dim)
             self.tokens_read = TokensReadLatents()
             self.proj_pat = nn.Linear(dim, dim)
-        self.rv_patches = nn.Linear(dim, 2 * dim)
-        if sides != "tokens":
-            self.latents_read = LatentsReadTokens()
-            self.proj_lat = nn.Linear(dim, dim)
 
     def forward(
         self, latents: Tensor, tokens: Tensor, scale_lat: Tensor | None = None, scale_pat: Tensor | None = None

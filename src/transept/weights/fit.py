@@ -130,7 +130,7 @@ def _fit_backbone(
             if file_cells == cells and file_heads != heads:
                 why = Reason.OTHER_HEADS, f"for {file_heads} heads; the model has {heads}"
                 _drop(entries, name, why, dropped)
-    for name in [name for name in entries if any_match(_HEAD, name) and name in state]:
+    for name in [name for name in state if any_match(_HEAD, name) and name in entries]:
         file_classes, classes = entries[name].tensor.shape[0], state[name].shape[0]
         if file_classes != classes or other_classes:
             what = f"for {file_classes} classes; the model has {classes}"
