@@ -145,7 +145,7 @@ def draw_cait() -> None:
 
 def draw_crossvit() -> None:
     widths = "--model.options.embed_dims [32,64] --model.options.num_heads 4 --model.options.depth 1"
-    task = trained("crossvit_tiny_240", "--model.img_size", "120", widths=widths)
+    task = trained("crossvit_tiny_240", "--model.img_size", "60", widths=widths)
     _, image = digit(task)
     *_, small, large = transept.attention_maps(task.model, image, "class")
     rows = [
@@ -156,7 +156,9 @@ def draw_crossvit() -> None:
 
 
 def draw_bixt() -> None:
-    task = trained("bixt_ti_l64_p16", "--model.img_size", "32", "--model.options.depth", "4")
+    task = trained(
+        "bixt_ti_l64_p16", "--model.img_size", "32", *"--model.options.depth 4 --model.options.num_latents 8".split()
+    )
     _, image = digit(task)
     token = (image.shape[-1] // 2, image.shape[-2] // 2)
     gathered = transept.attention_maps(task.model, image, "latents-to-tokens")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import transept
@@ -174,7 +174,7 @@ def test_grids_of_odd_images_are_those_of_the_official_code(name: str, grid: tup
 
 def test_latents_take_weight_decay_as_they_did():
     model = transept.create_model("bixt_ti_l64_p16")
-    groups = param_groups_weight_decay(model, 0.05, model.no_weight_decay())
+    groups = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05).param_groups
     counts = {
         bool(group["weight_decay"]): (len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups
     }
