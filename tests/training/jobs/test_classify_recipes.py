@@ -42,7 +42,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "recipes.md"
 
 
 class Column(NamedTuple):
-    """What the runs of a family share (cat.md 5, cabvit.md 7, crossformer.md 7, xcit.md 6, cait.md 6, crossvit.md 6)."""
+    """What the runs of a family share (cat.md 5, cabvit.md 7, crossformer.md 7; xcit, cait, crossvit.md 6)."""
 
     epochs: int
     warmup: int
