@@ -1,7 +1,7 @@
 """Draws the attention on the families' pages into docs/images/families: `uv run python docs/draw.py [FAMILY ...]`.
 
 Who *can* look at whom in CAT, CrossFormer and CabViT is shown by freshly initialised models, on scikit-learn's
-china.jpg, by danielbuechele (CC BY 2.0). In XCiT and CaiT every token reaches every other, so theirs are small models,
+china.jpg, by danielbuechele (CC BY 2.0). In the others every token reaches every other, so theirs are small models,
 trained here on the built-in digits (some minutes on two cores), and what they see is a held-out digit.
 """
 
@@ -63,9 +63,12 @@ def heads(found: transept.AttentionMap) -> list[Panel]:
     return [panel(f"head {head}", found, head) for head in range(found.heads)]
 
 
-def trained(name: str, *options: str) -> Classifier:
-    """A small model with patches of 4 x 4 pixels, trained on the digits as the recipe and `options` say."""
-    small = "--model.options.embed_dim 64 --model.options.num_heads 4 --model.options.patch_size 4".split()
+SMALL = "--model.options.embed_dim 64 --model.options.num_heads 4 --model.options.patch_size 4"
+
+
+def trained(name: str, *options: str, widths: str = SMALL) -> Classifier:
+    """A small model, by default with patches of 4 x 4 pixels, trained on the digits as recipe and options say."""
+    small = widths.split()
     recipe = parse_recipe(read_recipe("digits") | {"model": {"name": name}}, [*small, *options])
     with tempfile.TemporaryDirectory() as folder:
         result = train(recipe, Path(folder) / "run")
@@ -140,7 +143,42 @@ def draw_cait() -> None:
     draw_digit(task, rows, "cait", mark=(0.5, 0.5))
 
 
-DRAWN = {"cat": draw_cat, "crossformer": draw_crossformer, "cabvit": draw_cabvit, "xcit": draw_xcit, "cait": draw_cait}
+def draw_crossvit() -> None:
+    widths = "--model.options.embed_dims [32,64] --model.options.num_heads 4 --model.options.depth 1"
+    task = trained("crossvit_tiny_240", "--model.img_size", "60", widths=widths)
+    _, image = digit(task)
+    *_, small, large = transept.attention_maps(task.model, image, "class")
+    rows = [
+        Row("Small branch's class token to the large patches", heads(small)),
+        Row("Large branch's class token to the small patches", heads(large)),
+    ]
+    draw_digit(task, rows, "crossvit")
+
+
+def draw_bixt() -> None:
+    task = trained(
+        "bixt_ti_l64_p16", "--model.img_size", "32", *"--model.options.depth 4 --model.options.num_latents 8".split()
+    )
+    _, image = digit(task)
+    token = (image.shape[-1] // 2, image.shape[-2] // 2)
+    gathered = transept.attention_maps(task.model, image, "latents-to-tokens")
+    spread = transept.attention_maps(task.model, image, "tokens-to-latents", token=token)
+    rows = [
+        Row("Latents to tokens, last block", heads(gathered[-1])),
+        Row("A token through the latents, block 2", heads(spread[-1])),
+    ]
+    draw_digit(task, rows, "bixt", mark=(0.5, 0.5))
+
+
+DRAWN = {
+    "cat": draw_cat,
+    "crossformer": draw_crossformer,
+    "cabvit": draw_cabvit,
+    "xcit": draw_xcit,
+    "cait": draw_cait,
+    "crossvit": draw_crossvit,
+    "bixt": draw_bixt,
+}
 
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -19,12 +19,14 @@ from transept.cli.main import main
 from transept.models import registry
 
 SMALL: dict[str, dict[str, Any]] = {
+    "bixt_ti_l64_p16": dict(depth=3, embed_dim=48, num_latents=5),
     "cabvit_h_l1": dict(depths=(1, 1, 3, 2), embed_dims=(8, 16, 32, 48), num_heads=(2, 3), pyramid_dims=None),
     "cabvit_p_l0": dict(depth=4, embed_dim=24),
     "cabvit_p_l0_cross": dict(depth=4, embed_dim=24),
     "cait_xxs24_224": dict(depth=2, embed_dim=48),
     "cat_tiny": dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
     "crossformer_tiny": dict(depths=(2, 2, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
+    "crossvit_tiny_240": dict(depth=1, embed_dims=(24, 48), squash=False),
     "xcit_nano_12_p8_224": dict(depth=3, embed_dim=32),
 }
 """One model of each kind of network, with few blocks and channels: built in a moment, and run in another."""
@@ -36,9 +38,13 @@ TINY = {
     "CrossFormer": STAGES | dict(pad=True),
     "XCiT": dict(img_size=64, depth=2),
     "CaiT": dict(img_size=64, depth=2),
+    "CrossViT": dict(img_size=64, depth=1, squash=False),
+    "BiXT": dict(img_size=64, depth=3),
 }
 """Options that leave a variant its own widths and kinds of layers, and few blocks."""
 LEAST: dict[str, dict[str, Any]] = {
+    "bixt_ti_l64_p16": dict(depth=2, embed_dim=48, num_latents=5),
+    "bixt_ti_cnv_l64_d13_p8": dict(depth=2, embed_dim=48, num_latents=5, init_scale=1.0),
     "cabvit_h_l1": SMALL["cabvit_h_l1"] | dict(depths=(1, 1, 2, 1)),
     "cabvit_p_l0": SMALL["cabvit_p_l0"],
     "cabvit_p_l0_cross": SMALL["cabvit_p_l0_cross"],
@@ -47,11 +53,14 @@ LEAST: dict[str, dict[str, Any]] = {
     "cat_tiny": dict(depths=(1, 0, 0, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
     "crossformer_tiny": dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
     "crossformer_pp_small": dict(depths=(1, 1, 3, 1), embed_dim=16, num_heads=(1, 2, 4, 8), pad=True),
+    "crossvit_tiny_240": dict(depth=1, embed_dims=(24, 48), squash=False),
+    "crossvit_9_dagger_240": dict(depth=1, embed_dims=(32, 64), squash=False),
     "xcit_nano_12_p8_224": dict(depth=1, embed_dim=32),
     "xcit_nano_12_p8_384": dict(depth=1, embed_dim=32),
 }
 """What has all kinds of layers of a variant, and nothing twice that a graph would hold twice."""
-FAMILIES = ("cabvit_h_l1", "cabvit_p_l0", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "xcit_nano_12_p8_224")
+FAMILIES = ("bixt_ti_l64_p16", "cabvit_h_l1", "cabvit_p_l0", "cait_xxs24_224", "cat_tiny", "crossformer_tiny",
+            "crossvit_tiny_240", "xcit_nano_12_p8_224")  # fmt: skip
 BACKBONES = {
     "cat_tiny": dict(depths=(1, 1, 1, 1)),
     "cabvit_h_l1": dict(depths=(1, 1, 2, 1)),
@@ -60,6 +69,8 @@ BACKBONES = {
     "xcit_nano_12_p16": dict(depth=1),
     "xcit_nano_12_p8": dict(depth=1),
     "cait_xxs24": dict(depth=1),
+    "crossvit_tiny": dict(depth=1),
+    "bixt_ti_l64_p16": dict(depth=2),
 }
 """Backbones of one block for each level: of every family, and of both of its kinds where it has two."""
 NARROW = {
@@ -96,8 +107,10 @@ def narrow(name: str) -> Any:
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """LayerScale starts at 1e-5 in deep models: at 1, errors in any branch show in the output."""
+    """LayerScale starts at 1e-5 in deep models, BiXT's head at 0: so that errors in any branch show in the output."""
     for key, parameter in model.named_parameters():
+        if key == "head.weight" and not parameter.any():
+            nn.init.trunc_normal_(parameter, std=0.02)
         if "gamma" in key or "layer_scale" in key:
             nn.init.uniform_(parameter, 0.5, 1.5)
     return model

@@ -14,8 +14,8 @@ import transept
 from tests.helpers import NAMES, SMALL, build, image
 from transept.errors import UsageError
 from transept.explain.attention import _layers, _reading, attention_kinds, attention_maps
-from transept.models import cabvit_block, cabvit_h, cabvit_p, cait, cat, crossformer, xcit
-from transept.models.attention import AttentionWeights, ShowsAttention
+from transept.models import bixt, cabvit_block, cabvit_h, cait, cat, crossformer, crossvit, xcit
+from transept.models.attention import AttentionWeights, ShowsAttention, TokenSelfAttention
 from transept.ops.tokens import merge_heads, split_heads
 from transept.ops.windows import crop_map, from_channel_windows, from_windows, pad_map, pad_to_multiple, to_windows
 
@@ -55,7 +55,13 @@ def output_by_hand(module: Any, inputs: tuple, weights: Tensor) -> Tensor:
     match module:
         case cait.ClassAttention():
             return module.proj(merge_heads(weights @ split_heads(module.v(x), module.num_heads)))
-        case xcit.ClassAttention() | cabvit_p.Attention():
+        case crossvit.CrossAttention():
+            return module.proj(merge_heads(weights @ split_heads(module.wv(x), module.num_heads)))
+        case bixt.LatentsReadTokens():
+            return weights @ inputs[1]
+        case bixt.TokensReadLatents():  # what it shows has gone on to the tokens that the latents look at
+            return x.softmax(dim=-2).mT @ inputs[1]
+        case xcit.ClassAttention() | TokenSelfAttention():
             v = split_heads(module.qkv(x).chunk(3, dim=-1)[2], module.num_heads)
             return module.proj(merge_heads(weights @ v))
         case cait.TalkingHeadsAttention():
@@ -283,9 +289,11 @@ def test_kinds():
         "cabvit_h_l1": ["cross-block", "grad-cam"],
         "cabvit_p_l0": ["class", "self", "rollout", "grad-cam"],
         "cabvit_p_l0_cross": ["class", "cross-block", "grad-cam"],
+        "bixt_ti_l64_p16": ["latents-to-tokens", "tokens-to-latents", "grad-cam"],
         "cait_xxs24_224": ["class", "talking-heads", "rollout", "grad-cam"],
         "cat_tiny": ["inner-patch", "cross-patch", "grad-cam"],
         "crossformer_tiny": ["short-distance", "long-distance", "grad-cam"],
+        "crossvit_tiny_240": ["class", "self", "grad-cam"],
         "xcit_nano_12_p8_224": ["class", "cross-covariance", "grad-cam"],
     }
     assert attention_kinds(model_of("cait_xxs24_224", True)) == ["talking-heads"]

@@ -31,7 +31,7 @@ DETECTORS = (
     ("cascade_rcnn", "cat_small"),
     ("cascade_mask_rcnn", "crossformer_small"),
 )
-FAMILIES = ("cat", "cabvit", "crossformer", "xcit", "cait")
+FAMILIES = ("cat", "cabvit", "crossformer", "xcit", "cait", "crossvit", "bixt")
 
 
 def fingerprint(shapes: dict[str, list[int]]) -> str:
@@ -45,6 +45,8 @@ def options(recording: dict) -> dict:
     config, name = recording.get("config", {}), recording["model"]
     if name.endswith("candidate_b"):
         return {"embed_dim": config["embed_dim"], "depths": config["depths"], "num_heads": config["num_heads"]}
+    if name.startswith("crossvit") and "num_classes" in config:  # built for another size
+        return {"img_size": config["img_size"][0], "num_classes": config["num_classes"]}
     if not name.startswith("crossformer"):
         return {}
     given = {"group_sizes": config["group_size"], "intervals": config["interval"]}

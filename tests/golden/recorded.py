@@ -41,6 +41,8 @@ def arrange(value: torch.Tensor, shape: list[int]) -> torch.Tensor:
         value = value.flatten(1, 2) if value.shape[3] == shape[2] else value.flatten(2).transpose(1, 2)
     elif value.ndim == 4 and list(value.shape) != shape:
         value = value.permute(0, 3, 1, 2)
+    elif value.ndim == 3 and len(shape) == 2:  # likewise, recorded once
+        value = value[0]
     elif value.ndim == 3 and len(shape) == 4:  # a position encoding, the same for all images
         value = value.expand(shape[0], -1, -1).transpose(1, 2).reshape(shape)
     assert list(value.shape) == shape

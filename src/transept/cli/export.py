@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the pictures the files take (default: what holds the preprocessing's scale, or a classifier's own)",
     )
     parser.add_argument(
-        "--dynamic-size", action="store_true", help="one graph for pictures of any size (XCiT, CaiT and CabViT-P)"
+        "--dynamic-size", action="store_true", help="one graph for pictures of any size (XCiT, CaiT, BiXT and CabViT-P)"
     )
     parser.add_argument(
         "--backbone", action="store_true", help="the backbone alone, which gives maps of strides 4, 8, 16 and 32"

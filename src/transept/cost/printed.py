@@ -7,6 +7,8 @@ official models). CaiT's README leaves out the XXS models.
 
 from dataclasses import dataclass
 
+from transept.models import bixt
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
@@ -52,6 +54,28 @@ _CAIT: dict[str, tuple[float | None, float | None]] = {  # parameters in million
     "cait_m48_448": (356, 329.6),
 }
 
+# Those of tiny, small, base and 15 are without position embeddings, the others with them.
+_CROSSVIT = {  # parameters in millions, "FLOPs" in 10^9
+    "tiny_240": (6.9, 1.6),
+    "small_240": (26.7, 5.6),
+    "base_240": (104.7, 21.2),
+    "9_240": (8.6, 1.8),
+    "15_240": (27.4, 5.8),
+    "18_240": (43.3, 9.0),
+    "9_dagger_240": (8.8, 2.0),
+    "15_dagger_240": (28.2, 6.1),
+    "18_dagger_240": (44.3, 9.5),
+    "15_dagger_408": (28.5, 21.4),
+    "18_dagger_408": (44.6, 32.4),
+}
+_BIXT = {
+    "bixt_ti_l64_p16_ft384": Published(15, 3.6, "authors' poster"),
+    "bixt_ti_l64_p16s8_ft384": Published(15, 12.5, "authors' poster"),
+    "bixt_ed256_l64_p16": Published(27, 2.9, "authors' poster"),
+    "bixt_ed256LS_l64_p16s8": Published(27, 8.1, "authors' poster"),
+    "bixt_ed256LS_l64_p16s8_ft384": Published(27, 21.6, "authors' poster"),
+}
+
 _OTHERS = {
     "cat_tiny": Published(17, 2.8, "official README", 80.3),
     "cat_small": Published(37, 5.9, "official README", 81.8),
@@ -83,6 +107,9 @@ PUBLISHED: dict[str, Published] = {
         for size, (params, *both) in _XCIT.items()
         for img_size, macs in zip((224, 384), both, strict=True)
     },
+    **{f"crossvit_{size}": Published(params, macs, "paper") for size, (params, macs) in _CROSSVIT.items()},
+    "crossvit_18_dagger_480": Published(44.9, 56.6, "paper", 84.1),
+    **{name: _BIXT.get(name, Published()) for name in bixt.VARIANTS},
     **{name: Published(params, macs, _CAIT_SOURCE if params else "") for name, (params, macs) in _CAIT.items()},
 }
 

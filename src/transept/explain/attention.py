@@ -1,6 +1,5 @@
 """Where a model looks: the attention of each family, rollout, and Grad-CAM, as maps over the image."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -174,8 +173,9 @@ def _maps_of(
             weights = class_row(weights)
         number = None
         if token is not None and has_token_maps(backbone, kind):
-            stride = backbone.stride or 4 * 2**layer.stage
-            number = _number(token, stride * weights.cell, weights.queries.grid)
+            size = images.shape[-2], images.shape[-1]
+            height, width = backbone.token_side(layer.stage, size, weights.queries.grid)
+            number = _number(token, (height * weights.cell, width * weights.cell), weights.queries.grid)
         sizes = [keys.numbers.shape[1] for keys in weights.keys]
         parts = weights.weights.float().split(sizes, dim=-1)
         for i, (part, keys) in enumerate(zip(parts, weights.keys, strict=True)):
@@ -187,9 +187,10 @@ def _maps_of(
     return maps
 
 
-def _number(token: tuple[int, int], side: int, grid: Grid) -> int:
-    """The token of a grid whose square of `side` pixels holds a pixel `(x, y)`; beyond the last, the last."""
-    column, row = (min(at // side, limit - 1) for at, limit in zip(token, reversed(grid), strict=True))
+def _number(token: tuple[int, int], sides: tuple[float, float], grid: Grid) -> int:
+    """The token of a grid whose `sides` pixels high and wide part holds a pixel `(x, y)`; beyond the last, the last."""
+    x, y = token
+    row, column = (min(int(at // side), limit - 1) for at, side, limit in zip((y, x), sides, grid, strict=True))
     return row * grid[1] + column
 
 
@@ -215,11 +216,12 @@ def _reading(
     backbone: Backbone, layers: Sequence[_Layer], read: Callable[[_Layer, AttentionWeights], None]
 ) -> Iterator[None]:
     """While it lasts, `read(layer, weights)` is called for every layer that the model runs."""
-    with _watching_grid(backbone) as grid, ExitStack() as hooks:
+    with _watching_grids(backbone) as grid_of, ExitStack() as hooks:
 
         def see(layer: _Layer, module: nn.Module, inputs: Any) -> None:
-            shape = inputs[0].shape  # b n c, or a map b h w c or b c h w
-            size = grid[0] if len(shape) == 3 else shape[1:3] if backbone.channels_last else shape[2:]
+            shape = inputs[0].shape  # b n c, or where sides change from layer to layer a map b h w c or b c h w
+            sequences = len(shape) == 3 or backbone.stride is not None
+            size = grid_of(layer.name) if sequences else shape[1:3] if backbone.channels_last else shape[2:]
             read(layer, layer.module.attention_weights((size[0], size[1]), *inputs))
 
         for layer in layers:
@@ -229,17 +231,17 @@ def _reading(
 
 
 @contextmanager
-def _watching_grid(backbone: Backbone) -> Iterator[list[Grid]]:
-    """The grid of the patches, where blocks see nothing but a sequence of them."""
-    grid: list[Grid] = [(0, 0)]
+def _watching_grids(backbone: Backbone) -> Iterator[Callable[[str], Grid]]:
+    """The grid of a layer's patches by its name, where it sees nothing but a sequence of them."""
+    grids: dict[nn.Module | None, Grid] = {None: (0, 0)}
 
     def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        grid[0] = output.shape[-2], output.shape[-1]
+        grids[module] = grids[None] = output.shape[-2], output.shape[-1]
 
     with ExitStack() as hooks:
         for module in backbone.grid_modules():
             hooks.enter_context(module.register_forward_hook(see))
-        yield grid
+        yield lambda layer: grids[backbone.grid_module(layer)]
 
 
 def _rollout(backbone: Backbone, images: Tensor) -> AttentionMap:
@@ -278,7 +280,7 @@ def _grad_cam(
         outputs[name] = output[0] if isinstance(output, tuple) else output  # a CaB block gives its digest, too
 
     # Gradients are wanted even where parameters are frozen or the caller has switched them off.
-    with torch.inference_mode(False), torch.enable_grad(), _watching_grid(backbone) as grid, ExitStack() as hooks:
+    with torch.inference_mode(False), torch.enable_grad(), _watching_grids(backbone) as grid_of, ExitStack() as hooks:
         for name in names:
             hooks.enter_context(backbone.get_submodule(name).register_forward_hook(partial(keep, name)))
         logits = backbone(images.clone().detach().requires_grad_())
@@ -287,10 +289,9 @@ def _grad_cam(
         gradients = torch.autograd.grad(score, [outputs[name] for name in names])
     cams = []
     for name, gradient in zip(names, gradients, strict=True):
-        features, slopes = (_as_map(t.detach().float(), backbone, grid[0]) for t in (outputs[name], gradient))
+        features, slopes = (_as_map(t.detach().float(), backbone, grid_of(name)) for t in (outputs[name], gradient))
         maps = (slopes.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1, keepdim=True).relu()
-        number = int(re.findall(r"\d+", name)[-1])
-        stage, block = (0, number) if backbone.stride else (number, 0)
+        stage, block = backbone.level_position(name)
         cams.append(AttentionMap(name=name, kind=GRAD_CAM, stage=stage, block=block, maps=maps))
     return cams
 

@@ -21,7 +21,7 @@ from transept.inference.packed import GeluConv2d, pack
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp
-from transept.models import cabvit_block, cabvit_h, cait, cat, xcit
+from transept.models import bixt, cabvit_block, cabvit_h, cait, cat, xcit
 from transept.models.backbone import Backbone
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,6 +31,13 @@ SCALED: dict[type[nn.Module], dict[str, str]] = {
     xcit.ClassAttentionBlock: {"gamma2": "mlp.fc2"},  # gamma1 scales the normalised patches, too
     cait.TalkingHeadsBlock: {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"},
     cait.ClassAttentionBlock: {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"},
+    bixt.CrossAttentionBlock: {
+        "ls1_lat.gamma": "attn.proj_lat",
+        "ls1_pat.gamma": "attn.proj_pat",
+        "ls2_lat.gamma": "mlp_lat.fc2",
+        "ls2_pat.gamma": "mlp_pat.fc2",
+    },
+    bixt.SelfAttentionBlock: {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"},
     cabvit_block.CabBlock: {"gamma_1": "proj", "gamma_2": "mlp.fc2"},
     cabvit_h.ConvNeXtBlock: {"gamma": "pwconv2"},
     cabvit_h.CFBlock: {"layer_scale_1": "dwconv", "layer_scale_2": "mlp.fc2"},
@@ -132,13 +139,17 @@ def _fold_activations(layers: nn.Sequential) -> None:
 
 
 def _fold_scale(block: nn.Module, name: str, layer_name: str) -> None:
-    scale = getattr(block, name)
-    if scale is None:  # fused before
+    path, _, leaf = name.rpartition(".")
+    if path and not hasattr(block, path):  # a block that ends one of its streams
+        return
+    owner = block.get_submodule(path)
+    scale = getattr(owner, leaf)
+    if scale is None:  # fused before, or the model has none
         return
     layer = block.get_submodule(layer_name)
     for key, parameter in list(layer.named_parameters(recurse=False)):
         setattr(layer, key, nn.Parameter(parameter * scale.view(-1, *[1] * (parameter.ndim - 1))))
-    setattr(block, name, None)
+    setattr(owner, leaf, None)
 
 
 def _fix_biases(model: Backbone) -> None:

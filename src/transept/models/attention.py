@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from transept.layers.attention import SelfAttention
 from transept.ops.tokens import split_heads
 from transept.ops.windows import Pads, pad_map, to_windows
 
@@ -86,3 +87,14 @@ def grouped_map(grid: Grid, pads: Pads, sides: Grid, like: Tensor, interval: int
     h, w = grid
     numbers = torch.arange(1, h * w + 1, device=like.device).view(1, h, w, 1)  # 0 is padding
     return Places(grid, to_windows(pad_map(numbers, pads), sides, interval)[..., 0] - 1)
+
+
+class TokenSelfAttention(SelfAttention, ShowsAttention):
+    """Multi-head self-attention of the image's tokens, as in ViT; class tokens, if any, come first."""
+
+    attention_kind = "self"
+
+    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
+        q, k, _ = self.qkv(x).chunk(3, dim=-1)
+        tokens = whole_map(grid, x, class_tokens=x.shape[1] - grid[0] * grid[1])
+        return token_weights(softmax_weights(q, k, self.num_heads), tokens)

@@ -82,6 +82,8 @@ class Backbone(nn.Module, ABC):
     """An exported graph can take all images whose sides are multiples of this; None: it is for one size."""
     class_token_attends: bool = False
     """Tokens and class token attend to each other in one softmax: the class token's row is a map of its own."""
+    classifier_parts: tuple[str, ...] = ()
+    """Patterns of names that a pyramid has no place for, since only the classifier needs what they hold."""
     rollout_kinds: tuple[str, ...] = ()
     """Kinds of attention through whose layers, in this order, rollout follows the class token; (): it is undefined."""
 
@@ -112,11 +114,11 @@ class Backbone(nn.Module, ABC):
         """Channels, stride and module name of each feature level, in timm's format."""
 
     @abstractmethod
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image `b 3 H W` to normalised features, before pooling."""
+    def forward_features(self, x: Tensor) -> Any:
+        """Image `b 3 H W` to normalised features, before pooling: one tensor, or in CrossViT one of each branch."""
 
     @abstractmethod
-    def pool(self, x: Tensor) -> Tensor:
+    def pool(self, x: Any) -> Any:
         """The output of `forward_features` to what the classifier reads, by `global_pool`."""
 
     @abstractmethod
@@ -124,9 +126,7 @@ class Backbone(nn.Module, ABC):
         """Parameter name patterns from stem to head, for timm's layer-wise learning-rate decay."""
 
     @abstractmethod
-    def intermediates(
-        self, x: Tensor, take: list[int], *, norm: bool, stop: bool
-    ) -> tuple[Tensor | None, list[Tensor]]:
+    def intermediates(self, x: Tensor, take: list[int], *, norm: bool, stop: bool) -> tuple[Any, list[Tensor]]:
         """The output of `forward_features`, and maps `b c h w` of the levels in `take`, which is sorted.
 
         With `norm` those that the final norm fits pass through it. With `stop` nothing after the last of them need
@@ -146,7 +146,7 @@ class Backbone(nn.Module, ABC):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    ) -> list[Tensor] | tuple[Any, list[Tensor]]:
         """The features at the chosen levels of `feature_info`, as maps `b c h w` ("NCHW") or sequences `b n c` ("NLC").
 
         `indices` are level numbers, or a count of last levels; None means all. `norm` applies the final
@@ -168,9 +168,23 @@ class Backbone(nn.Module, ABC):
         *stages, block = map(int, re.findall(r"\d+", name) or [0])
         return (stages[0] if stages else 0), block
 
+    def level_position(self, name: str) -> tuple[int, int]:
+        """The same of a module of `feature_info`."""
+        number = int(re.findall(r"\d+", name)[-1])
+        return (0, number) if self.stride else (number, 0)
+
     def grid_modules(self) -> list[nn.Module]:
         """The modules whose output `b c h w` shows the grid of the sequences `b n c` that the next layers work on."""
         return [self.get_submodule("patch_embed")]
+
+    def grid_module(self, layer: str) -> nn.Module | None:
+        """The one of `grid_modules` that shows the grid of a layer, by the layer's name; None: the last that ran."""
+        return None
+
+    def token_side(self, stage: int, image: tuple[int, int], grid: tuple[int, int]) -> tuple[float, float]:
+        """Height and width in pixels of what a token of `grid` stands for, in images of this height and width."""
+        side = self.stride or 4 * 2**stage
+        return side, side
 
     @property
     def cam_levels(self) -> list[str]:
@@ -181,7 +195,7 @@ class Backbone(nn.Module, ABC):
         """timm's older name of `pretrained_cfg`."""
         return self.pretrained_cfg
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
         """The output of `forward_features` to logits, or with `pre_logits` to what the classifier reads."""
         x = self.pool(x)
         return x if pre_logits else self.head(x)
@@ -201,11 +215,16 @@ class Backbone(nn.Module, ABC):
                 )
             self.global_pool = global_pool
         self.num_classes = self.pretrained_cfg["num_classes"] = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        if isinstance(self.head, nn.Linear):
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
-            self.head.to(next(self.parameters()))
+        self.head = self.new_classifier(num_classes) if num_classes > 0 else nn.Identity()
+        for layer in self.head.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.head.to(next(self.parameters()))
+
+    def new_classifier(self, num_classes: int) -> nn.Module:
+        """From what `pool` gives to logits; its weights are drawn by `reset_classifier`."""
+        return nn.Linear(self.num_features, num_classes)
 
     global_pools: tuple[GlobalPool, ...] = ("avg", "")
 
@@ -242,7 +261,7 @@ class IsotropicBackbone(Backbone):
     def feature_info(self) -> Any:
         return [
             {"num_chs": self.embed_dim, "reduction": self.stride, "module": f"blocks.{i}"}
-            for i in range(len(self.blocks))
+            for i in range(self.num_levels)
         ]
 
     def pool(self, x: Tensor) -> Tensor:
@@ -256,6 +275,7 @@ class IsotropicBackbone(Backbone):
 
     @property
     def num_levels(self) -> int:
+        """The blocks that update the tokens."""
         return len(self.blocks)
 
 

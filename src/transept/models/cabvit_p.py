@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
 from transept.layers.residual import Mlp
-from transept.models.attention import AttentionWeights, Grid, ShowsAttention, softmax_weights, token_weights, whole_map
+from transept.models.attention import Grid, TokenSelfAttention
 from transept.models.backbone import IsotropicBackbone, ModelConfig, Pyramid
 from transept.models.cabvit_block import (
     cab_blocks,
@@ -25,7 +25,6 @@ from transept.models.cabvit_block import (
     preprocessing,
     shrink,
 )
-from transept.ops.attention import attend
 from transept.ops.interpolation import resize_position_embedding
 from transept.ops.tokens import to_map, to_tokens
 
@@ -73,34 +72,13 @@ VARIANTS = {  #                                   parameters
 }
 
 
-class Attention(nn.Module, ShowsAttention):
-    """Multi-head self-attention, as in ViT."""
-
-    attention_kind = "self"
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:  # b n c -> b n c
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(attend(q, k, v, self.num_heads))
-
-    def attention_weights(self, grid: Grid, x: Tensor) -> AttentionWeights:
-        q, k, _ = self.qkv(x).chunk(3, dim=-1)
-        tokens = whole_map(grid, x, class_tokens=x.shape[1] - grid[0] * grid[1])
-        return token_weights(softmax_weights(q, k, self.num_heads), tokens)
-
-
 class DeiTBlock(nn.Module):
     """Attention and an MLP, each behind its LayerNorm and drop path: the released CabViT-P."""
 
     def __init__(self, dim: int, num_heads: int, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads)
+        self.attn = TokenSelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=4 * dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()

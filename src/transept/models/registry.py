@@ -15,10 +15,18 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from transept.errors import UsageError, unknown
-from transept.models import cabvit, cait, cat, crossformer, xcit
+from transept.models import bixt, cabvit, cait, cat, crossformer, crossvit, xcit
 from transept.models.backbone import Backbone, Family, ModelConfig, native_size
 
-FAMILIES: list[Family] = [cat.FAMILY, cabvit.FAMILY, crossformer.FAMILY, xcit.FAMILY, cait.FAMILY]
+FAMILIES: list[Family] = [
+    cat.FAMILY,
+    cabvit.FAMILY,
+    crossformer.FAMILY,
+    xcit.FAMILY,
+    cait.FAMILY,
+    crossvit.FAMILY,
+    bixt.FAMILY,
+]
 
 
 def register_family(family: Family) -> None:

@@ -21,18 +21,18 @@ Departures from the official code, all without effect on the outputs:
 - plain BatchNorm: convert with `torch.nn.SyncBatchNorm.convert_sync_batchnorm` when processes share a batch.
 """
 
-import math
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, conv2d, gelu, linear
+from torch.nn.functional import batch_norm, conv2d, gelu
 
 from transept.layers.checkpointing import run_block
-from transept.layers.position_bias import KeepsBias
+from transept.layers.patch_embedding import ConvPatchEmbed
+from transept.layers.position_encoding import FourierPositionEncoding
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp, add_branch, scaled_linear
 from transept.models.attention import (
@@ -278,57 +278,6 @@ class ClassAttentionBlock(nn.Module):
             return cls_token
         x = torch.addcmul(x[:, 1:], self.gamma1, normed[:, 1:])
         return torch.cat([cls_token, 2 * (self.norm2(x) if self.tokens_norm else x)], dim=1)
-
-
-class ConvPatchEmbed(nn.Module):
-    """Strided 3x3 convolutions with BatchNorm, GELU between: `b 3 H W -> b c h w` with `h = ceil(H / patch_size)`."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        stages = int(math.log2(patch_size))
-        widths = [in_chans, *(dim // 2**i for i in reversed(range(stages)))]
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            conv = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
-            layers += [nn.Sequential(conv, nn.BatchNorm2d(width_out)), nn.GELU()]
-        self.proj = nn.Sequential(*layers[:-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Channels last makes the way to tokens a view, and the convolutions faster on CPUs and GPUs alike.
-        return self.proj(x.contiguous(memory_format=torch.channels_last))
-
-
-class FourierPositionEncoding(KeepsBias):
-    """Sines and cosines of row and column, projected to the embedding (Appendix A): any grid."""
-
-    temperature = 10_000.0
-    num_frequencies = 32
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.token_projection = nn.Conv2d(2 * self.num_frequencies, dim, kernel_size=1)
-
-    def forward(self, grid: tuple[int, int]) -> Tensor:
-        """The encoding `1 (h w) c` of a grid `h w`.
-
-        The 1x1 convolution is linear in its two halves, so rows and columns are projected apart and then added.
-        """
-        return self.keep(grid, list(self.parameters()), lambda: self.compute(grid))
-
-    def compute(self, grid: tuple[int, int]) -> Tensor:
-        vertical, horizontal = self.token_projection.weight.flatten(1).chunk(2, dim=1)  # c 32 each
-        rows = linear(self._features(grid[0]), vertical)
-        columns = linear(self._features(grid[1]), horizontal, self.token_projection.bias)
-        return (rows[:, None] + columns).flatten(0, 1).unsqueeze(0)
-
-    def _features(self, side: int) -> Tensor:
-        """`side 32`: sin and cos in turn, a pair sharing its frequency; positions run over (0, 2 pi]."""
-        weight = self.token_projection.weight
-        position = torch.arange(1, side + 1, dtype=torch.float32, device=weight.device)
-        position = position * (2 * math.pi) / (side + 1e-6)
-        exponent = torch.arange(0, self.num_frequencies, 2, dtype=torch.float32, device=weight.device)
-        angle = position[:, None] / self.temperature ** (exponent / self.num_frequencies)
-        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(weight.dtype)
 
 
 class XCiTTrunk(ClassAttentionBackbone):

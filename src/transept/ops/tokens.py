@@ -9,9 +9,9 @@ def split_heads(x: Shaped[Tensor, "b n c"], num_heads: int) -> Shaped[Tensor, "b
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def stack_heads(qkv: Shaped[Tensor, "b n _"], num_heads: int) -> Shaped[Tensor, "3 b m n d"]:
-    """`b n (3 m d) -> 3 b m n d`: queries, keys and values in one copy instead of one for each product."""
-    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+def stack_heads(joint: Shaped[Tensor, "b n _"], num_heads: int, parts: int = 3) -> Shaped[Tensor, "_p b m n d"]:
+    """`b n (p m d) -> p b m n d`: queries, keys and values in one copy instead of one for each product."""
+    return joint.unflatten(-1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
 
 
 def merge_heads(x: Shaped[Tensor, "b m n d"]) -> Shaped[Tensor, "b n m*d"]:

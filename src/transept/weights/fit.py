@@ -18,6 +18,8 @@ from transept.weights.identify import identify
 from transept.weights.report import KeyReport, LoadReport, Reason
 from transept.words import listed
 
+_HEAD = "head.{}", "head.{}.{}"
+"""Classifiers of one layer, or of one for each branch."""
 _CLASSIFIER_PARTS = (
     "head.{*}",
     "norm.{*}",
@@ -128,9 +130,7 @@ def _fit_backbone(
             if file_cells == cells and file_heads != heads:
                 why = Reason.OTHER_HEADS, f"for {file_heads} heads; the model has {heads}"
                 _drop(entries, name, why, dropped)
-    for name in ("head.weight", "head.bias"):
-        if name not in entries or name not in state:
-            continue
+    for name in [name for name in state if any_match(_HEAD, name) and name in entries]:
         file_classes, classes = entries[name].tensor.shape[0], state[name].shape[0]
         if file_classes != classes or other_classes:
             what = f"for {file_classes} classes; the model has {classes}"
@@ -144,11 +144,12 @@ def _no_place(name: str, model: Backbone, family: Family) -> _Why | None:
     """Why a backbone may leave a tensor that it has no name for; None: for no reason known."""
     if any(re.search(pattern, name) for pattern in family.derived_buffers):
         return Reason.COMPUTED, "a table that is computed, not learned"
-    if model.is_pyramid and any_match(_CLASSIFIER_PARTS, name):
+    only_there = any(re.search(pattern, name) for pattern in model.classifier_parts)
+    if model.is_pyramid and (only_there or any_match(_CLASSIFIER_PARTS, name)):
         return Reason.NO_CLASSIFIER, "part of the classifier, which a pyramid does not have"
     if model.is_pyramid and any_match(_PYRAMID_PARTS, name):
         return Reason.PYRAMID_LEVEL, "of a level that out_indices leaves out"
-    if any_match(("head.{}",), name):
+    if any_match(_HEAD, name):
         return Reason.NO_CLASSIFIER, "the model was built without a classifier"
     return _PROJECTION if any_match(DINO_HEAD, name) else None
 
@@ -275,7 +276,7 @@ def _harmless(name: str, entries: Entries, dropped: list[KeyReport], model: nn.M
     whole = getattr(model, "backbone", None)
     backbone, inner = (whole, name.removeprefix(BACKBONE)) if isinstance(whole, Backbone) else (model, name)
     reasons = {key.reason for key in dropped}
-    is_classifier = any_match(("head.{}",), inner)
+    is_classifier = any_match(_HEAD, inner)
     if Reason.OTHER_CLASSES in reasons and (is_classifier or reads_classes(name)):
         return Reason.OTHER_CLASSES, "the file is for other classes: starts fresh"
     if is_classifier:

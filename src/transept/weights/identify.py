@@ -76,7 +76,7 @@ def _within(family: Family, entries: Entries, file_format: str) -> Identity | No
     if top < 0.5:
         return None
     if not method:
-        classes = shapes["head.weight"][0] if "head.weight" in shapes else None
+        classes = next((shapes[name][0] for name in ("head.weight", "head.0.weight") if name in shapes), None)
     return Identity(
         family=family.name,
         model=variant,

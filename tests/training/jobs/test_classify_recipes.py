@@ -42,7 +42,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "recipes.md"
 
 
 class Column(NamedTuple):
-    """What the runs of a family share (cat.md 5, cabvit.md 7, crossformer.md 7, xcit.md 6, cait.md 6)."""
+    """What the runs of a family share (cat.md 5, cabvit.md 7, crossformer.md 7; xcit, cait, crossvit.md 6)."""
 
     epochs: int
     warmup: int
@@ -65,6 +65,9 @@ _NO_EMA, _DEIT_EMA = EMAOptions(), EMAOptions(decay=0.99996, evaluate=False)
 _SWIN = Column(
     300, 20, 1024, 1e-3, 1e-6, 1e-5, 0.05, 5.0, 0.875, "16-mixed", 1, _NO_EMA, True, False, True
 )  # 5e-4, 5e-7 and 5e-6 for each 512 pictures
+_CROSSVIT = Column(
+    300, 30, 4096, 4e-3, 1e-6, 1e-5, 0.05, None, 0.875, "16-mixed", 1, _NO_EMA, True, True, False
+)  # 5e-4 for each 512 pictures
 COLUMNS = {
     "cat": _SWIN,
     "crossformer": _SWIN,
@@ -74,6 +77,8 @@ COLUMNS = {
     "deit": Column(
         400, 5, 1024, 1e-3, 1e-6, 1e-5, 0.05, None, 1.0, "16-mixed", 3, _DEIT_EMA, True, True, False
     ),  # 5e-4 for each 512 pictures
+    "crossvit": _CROSSVIT,
+    "crossvit_x3": _CROSSVIT._replace(repeats=3),
     "tune": Column(30, 5, 512, 5e-6, 1e-6, 5e-6, 1e-8, None, 1.0, "16-mixed", 3, _DEIT_EMA, True, True, False),
 }  # fmt: skip
 
@@ -108,6 +113,15 @@ cait_s24_384                 tune         0.1   85.1
 cait_s36_384                 tune         0.2   85.4
 cait_m36_384                 tune         0.3   86.1
 cait_m48_448                 tune         0.3   86.5
+crossvit_tiny_240            crossvit     0.1   73.4
+crossvit_small_240           crossvit     0.1   81.0
+crossvit_base_240            crossvit     0.1   82.2
+crossvit_9_240               crossvit     0.1   73.9
+crossvit_15_240              crossvit     0.1   81.5
+crossvit_18_240              crossvit_x3  0.1   82.5
+crossvit_9_dagger_240        crossvit     0.1   77.1
+crossvit_15_dagger_240       crossvit     0.1   82.3
+crossvit_18_dagger_240       crossvit_x3  0.1   82.8
 """
 # XCiT: drop path, then top-1 at 224, at 224 distilled, and at 384 distilled.
 XCIT = """
@@ -131,7 +145,8 @@ for _size, _drop_path, *_scores in map(str.split, XCIT.strip().splitlines()):
     for _run, _column, _score in zip(("224", "224_dist", "384_dist"), ("deit", "deit", "tune"), _scores, strict=True):
         ROWS[f"xcit_{_size}_{_run}"] = [_column, _drop_path, _score]
 # One of each family and kind of run; the others differ in numbers only.
-REPRESENTATIVES = ["cat_tiny", "cabvit_h_l2", "crossformer_pp_small", "xcit_tiny_12_p16_224", "cait_xs24_384"]
+REPRESENTATIVES = ["cat_tiny", "cabvit_h_l2", "crossformer_pp_small", "xcit_tiny_12_p16_224", "cait_xs24_384",
+                   "crossvit_tiny_240"]  # fmt: skip
 
 TINY = {
     "cat": "--model.options.depths [1,1,1,1] --model.options.embed_dim 32 --model.options.num_heads [1,2,4,8] "
@@ -141,6 +156,7 @@ TINY = {
     "crossformer": "--model.options.depths [1,1,2,1] --model.options.embed_dim 32 --model.options.num_heads [1,2,4,8]",
     "xcit": "--model.options.depth 2 --model.options.embed_dim 32 --model.options.num_heads 2",
     "cait": "--model.options.depth 2 --model.options.embed_dim 32 --model.options.num_heads 2",
+    "crossvit": "--model.options.depth 1 --model.options.embed_dims [16,32] --model.options.num_heads 2",
 }
 SMALL = (
     "--workers 0 --batch_size 4 --optimizer.lr_batch 4 --precision 32-true --schedule.epochs 2 "
@@ -195,7 +211,7 @@ def rate(column: Column, step: float, total: int, warmup: int) -> float:
 
 def test_there_is_a_page_for_every_published_row():
     assert {f"classify/{name}" for name in ROWS} == {name for name in recipe_names() if name.startswith("classify/")}
-    assert len(ROWS) == 71
+    assert len(ROWS) == 80
 
 
 @pytest.mark.parametrize("name", ROWS)

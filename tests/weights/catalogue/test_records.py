@@ -18,13 +18,16 @@ from transept.weights.catalogue.records import CHECKPOINTS, Checkpoint, checkpoi
 from transept.weights.fetch.locate import how_to_get, locate
 from transept.weights.load import default_checkpoint, find_checkpoint
 
-PUBLISHED = Path(__file__).parents[4] / "shared" / "specs" / "checkpoints.tsv"
+SPECS = Path(__file__).parents[4] / "shared" / "specs"
+LATER = "crossvit_", "bixt_"
+"""Models of the two families whose files have a list of their own."""
 
 
-def rows() -> list[dict[str, str]]:
-    if not PUBLISHED.is_file():
+def rows(name: str = "checkpoints") -> list[dict[str, str]]:
+    published = SPECS / f"{name}.tsv"
+    if not published.is_file():
         return []
-    with PUBLISHED.open(encoding="utf-8") as file:
+    with published.open(encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
@@ -83,11 +86,43 @@ def test_every_published_file_is_listed():
 def test_nothing_is_listed_that_was_not_published():
     urls = {row["url"] for row in rows()}
     for entry in CHECKPOINTS:
+        if entry.model.startswith(LATER):
+            continue
         addresses = {entry.url, *(page.url for page in entry.pages)} - {""}
         assert entry.origin == "timm" or addresses & urls, entry.name
         if entry.url and entry.url not in urls and entry.origin != "timm":
             assert "inferred" in entry.note, entry.name
-    assert sum(entry.origin == "timm" for entry in CHECKPOINTS) == 14 * 3 + 10
+    assert sum(entry.origin == "timm" for entry in CHECKPOINTS) == 14 * 3 + 10 + 11
+
+
+NOT_LISTED = {"MindCV": 4, "EasyCV": 3, "lucid": 6, "birder": 1, "Brain-Score": 1, "landing page": 1}
+"""Ports and mirrors of CrossViT with names of their own, and the page of BiXT's files."""
+
+
+@pytest.mark.skipif(not rows(), reason="the list of published checkpoints is not beside the repository")
+def test_the_files_of_crossvit_and_bixt():
+    published = rows("checkpoints_crossvit_bixt")
+    assert len(published) == 80
+    left_out, listed = Counter(), set()
+    for row in published:
+        if row["url"] == "-" and "Brain-Score" not in row["task"]:
+            assert row["variant"] == "crossvit_18_t2t" or "never released" in row["notes"]
+            continue
+        mark = next((mark for mark in NOT_LISTED if mark in row["task"]), None)
+        if mark:
+            left_out[mark] += 1
+            continue
+        address = f"{row['url']}/resolve/main/model.safetensors" if "timm port" in row["task"] else row["url"]
+        (entry,) = (e for e in CHECKPOINTS if address in (e.url, *(page.url for page in e.pages)))
+        assert entry.model == row["variant"]
+        printed = scores_in(row["notes"])
+        assert {metric: entry.scores.get(metric) for metric in printed} == printed, row
+        listed.add(entry.name)
+    assert left_out == NOT_LISTED
+    assert listed == {entry.name for entry in CHECKPOINTS if entry.model.startswith(LATER)}
+    assert unpublished("crossvit_18_dagger_480")
+    for name in list_models("crossvit*") + list_models("bixt*"):
+        assert bool(checkpoints_of(name)) != bool(unpublished(name)), name
 
 
 def test_entries_are_whole():
@@ -120,7 +155,7 @@ def test_timm_files_are_timms_own():
             assert config is not None
             assert f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors" == entry.url
             assert config.input_size[1:] == entry.preprocessing.img_size
-            assert (config.crop_pct, config.interpolation) == (1.0, "bicubic")
+            assert (config.crop_pct, config.interpolation) == (entry.preprocessing.crop_pct, "bicubic")
 
 
 def test_defaults():

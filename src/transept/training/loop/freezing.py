@@ -25,7 +25,8 @@ def freeze(model: Backbone, parts: int | Sequence[str]) -> None:
     title = model.pretrained_cfg["architecture"]
     if isinstance(parts, int):
         stages: Any = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
-        last = stages.get("head.weight", max(stages.values()) + 1) - 1
+        heads = [stage for name, stage in stages.items() if name.startswith("head.")]
+        last = min(heads, default=max(stages.values()) + 1) - 1
         if not 0 < parts <= last:
             raise UsageError(f"model.freeze={parts}, but {title} has {last} stages; give 0 to {last}")
         frozen = {name for name, stage in stages.items() if stage <= parts}

@@ -42,7 +42,7 @@ class Checkpoint:
     task: Task = "classification"
     method: str = ""
     """The dense model around the backbone, e.g. `mask_rcnn`."""
-    origin: Literal["official", "PASSL", "MMPretrain", "timm"] = "official"
+    origin: Literal["official", "PASSL", "MMPretrain", "timm", "PaddleViT"] = "official"
     url: str = ""
     """Where it can be fetched from; empty where there are only pages."""
     pages: tuple[Page, ...] = ()
@@ -148,7 +148,7 @@ def _whole(img_size: int) -> Preprocessing:
 
 
 def _cropped(img_size: int) -> Preprocessing:
-    """224 of 256: CAT and CrossFormer."""
+    """224 of 256, and as much of other sizes: CAT, CrossFormer, BiXT and the smaller CrossViT."""
     return Preprocessing(img_size=(img_size, img_size), crop_pct=0.875)
 
 
@@ -344,6 +344,53 @@ def _crossformer() -> Iterator[Checkpoint]:
         )
 
 
+def _crossvit() -> Iterator[Checkpoint]:
+    for size, (top1, *scored_by_timm) in tables.CROSSVIT.items():
+        side = int(size[-3:])
+        preprocessing = _cropped(side) if side == 240 else _whole(side)
+        facts: dict[str, Any] = dict(model=f"crossvit_{size}", licence="Apache-2.0", preprocessing=preprocessing)
+        official = size.replace("240", "224").replace("408", "384")  # after the picture of the large branch
+        yield _direct(
+            f"https://github.com/IBM/CrossViT/releases/download/weights-0.1/crossvit_{official}.pth",
+            tag="in1k",
+            scores={"top1": top1},
+            source="paper",
+            note="timm and PaddleViT score this file 82.5" if size == "18_dagger_240" else "",
+            **facts,
+        )
+        scores = dict(zip(("top1", "top5"), scored_by_timm, strict=True))
+        yield _timm(f"crossvit_{size}", "in1k", facts | dict(scores=scores, source="timm's results"))
+        top1, top5, drive, baidu, code = tables.CROSSVIT_PADDLEVIT[size]
+        yield Checkpoint(
+            tag="paddlevit_in1k",
+            origin="PaddleViT",
+            pages=(
+                Page(url=f"https://drive.google.com/file/d/{drive}/view?usp=sharing", site="Google Drive"),
+                Page(url=f"https://pan.baidu.com/s/{baidu}?pwd={code}", site="Baidu", code=code),
+            ),
+            file=f"crossvit_{size}.paddlevit_in1k.pdparams",
+            scores={"top1": top1, "top5": top5},
+            source="PaddleViT README",
+            note=f"scored with pictures of {official[-3:]}; its last norms of each fusion have eps 1e-5, ours 1e-6",
+            **facts,
+        )
+
+
+def _bixt() -> Iterator[Checkpoint]:
+    for size, (top1, top5, number) in tables.BIXT.items():
+        yield Checkpoint(
+            model=f"bixt_{size}",
+            tag="in1k",
+            pages=(Page(url=f"https://figshare.unimelb.edu.au/ndownloader/files/{number}", site="figshare"),),
+            file=f"bixt_{size}.in1k.pth",
+            scores={"top1": top1, "top5": top5},
+            source="official table of weights",
+            licence="Apache-2.0",
+            preprocessing=_cropped(384 if size.endswith("384") else 224),
+            note="a zip; what is in it is the file to load",
+        )
+
+
 def _teachers() -> Iterator[Checkpoint]:
     # RegNetY-160 taught the distilled XCiT and CaiT, on the pictures that these were trained with.
     facts: dict[str, Any] = dict(model="regnety_160", task="teacher", licence="Apache-2.0", preprocessing=_cropped(224))
@@ -372,5 +419,7 @@ def _in_order(entries: Iterator[Checkpoint]) -> list[Checkpoint]:
 
 
 CHECKPOINTS: tuple[Checkpoint, ...] = tuple(
-    checkpoint for family in (_xcit, _cait, _cat, _crossformer, _teachers) for checkpoint in _in_order(family())
+    checkpoint
+    for family in (_xcit, _cait, _cat, _crossformer, _crossvit, _bixt, _teachers)
+    for checkpoint in _in_order(family())
 )

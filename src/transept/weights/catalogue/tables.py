@@ -203,8 +203,61 @@ CROSSFORMER_DENSE = {
     ("large", "upernet_ade20k"): ((50.4, 51.4), "1I9ph5MeCwlTF2PNCkIYMFXYsdywp9nU1", "1Yu8QB42hcbKNGQ46Wx_NaQ", "17ks"),
 }
 
+CROSSVIT = {  # top-1 of the paper; top-1 and top-5 of the same files by timm
+    "tiny_240": (73.4, 73.352, 91.906),
+    "small_240": (81.0, 81.036, 95.466),
+    "base_240": (82.2, 82.212, 95.826),
+    "9_240": (73.9, 73.994, 91.976),
+    "15_240": (81.5, 81.522, 95.694),
+    "18_240": (82.5, 82.390, 96.064),
+    "9_dagger_240": (77.1, 76.990, 93.602),
+    "15_dagger_240": (82.3, 82.302, 95.960),
+    "18_dagger_240": (82.8, 82.494, 96.070),
+    "15_dagger_408": (83.5, 83.842, 96.786),
+    "18_dagger_408": (83.9, 84.198, 96.834),
+}
+CROSSVIT_PADDLEVIT = {  # PaddleViT README: top-1, top-5, Google Drive file, Baidu share and its access code
+    "tiny_240": (73.20, 91.90, "1ILTVwQtetcb_hdRjki2ZbR26p-8j5LUp", "1byeUsM34_gFL0jVr5P5GAw", "scvb"),
+    "small_240": (81.01, 95.33, "1ViOJiwbOxTbk1V2Go7PlCbDbWPbjWPJH", "1I9CrpdPU_D5LniqIVBoIPQ", "32us"),
+    "base_240": (82.12, 95.87, "1vTorkc63O4JE9cYUMHBRxFMDOFoC-iK7", "1TR_aBHQ2n1J0RgHFoVh_bw", "jj2q"),
+    "9_240": (73.78, 91.93, "1UCX9_mJSx2kDAmEd_xDXyd4e6-Mg3RPf", "1M8r5vqMHJ-rFwBoW1uL2qQ", "mjcb"),
+    "15_240": (81.51, 95.72, "1HwkLWdz6A3Nz-dVbw4ZUcCkxUbPXgHwM", "1wiO_Gjk4fvSq08Ud8xKwVw", "n55b"),
+    "18_240": (82.29, 96.00, "1C4b_a_6ia8NCEXSUEMDdCEFzedr0RB_m", "1w7VJ7DNqq6APuY7PdlKEjA", "xese"),
+    "9_dagger_240": (76.92, 93.61, "1_cXQ0M8Hr9UyugZk07DrsBl8dwwCA6br", "1F1tRSaG4EfCV_WiTEwXxBw", "58ah"),
+    "15_dagger_240": (82.23, 95.93, "1cCgBoozh2WFtSz42LwEUUPPyC5KmkAFg", "1xJ4P2zy3r9RcNFSMtzvZgg", "qwup"),
+    "18_dagger_240": (82.51, 96.03, "1sdAbWxKL5k3QIo1zdgHzasIOtpy_Ogpw", "15qYHgt0iRxdhtXoC_ct2Jg", "qtw4"),
+    "15_dagger_408": (83.75, 96.75, "12LQjYbs9-LyrY1YeRt46x9BTB3NJuhpJ", "1d-BAm03azLP_CyEHF3c7ZQ", "w71e"),
+    "18_dagger_408": (84.17, 96.82, "1CeGwB6Tv0oL8QtL0d7Ar-d02Lg_PqACr", "1l_6PTldZ3IDB7XWgjM6LhA", "99b6"),
+}
+
+BIXT = {  # official table of weights: top-1, top-5, number of the file on figshare
+    "ti_l64_p16": (80.10, 94.74, 52882961),
+    "ti_l64_p16s8": (81.88, 95.43, 52882994),
+    "ti_l64_p16s4": (82.70, 95.91, 52882982),
+    "ti_l64_p16_ft384": (81.85, 95.68, 52882964),
+    "ti_l64_p16s8_ft384": (82.77, 96.04, 52882988),
+    "ti_l64_p16s4_ft384": (83.15, 96.18, 52882970),
+    "ti_cnv_l64_p16": (81.00, 95.18, 52882946),
+    "ed256_l64_p16": (81.74, 95.37, 52882976),
+    "ed256LS_l64_p16s8": (83.24, 96.17, 52882991),
+    "ed256LS_l64_p16s8_ft384": (83.89, 96.58, 52882985),
+    "ti_l64_d13_p16": (80.44, 94.90, 52882958),
+    "ti_l64_d13_p16s8": (82.44, 95.82, 52882979),
+    "ti_l64_d13_p16s4": (83.04, 96.18, 52882967),
+    "ti_l64_d13_p16_ft384": (82.15, 95.72, 52882955),
+    "ti_l64_d13_p16s8_ft384": (83.06, 96.27, 52882973),
+    "ti_cnv_l64_d13_p16": (80.95, 95.05, 52882949),
+    "ti_cnv_l64_d13_p8": (82.47, 95.68, 52882952),
+}
+
+_NO_WEIGHTS = "the authors' code has this model, and no weights of it"
 UNPUBLISHED = {  # models whose weights nobody released, by shell pattern, and what to know instead
     "cat_tiny_v2": "no checkpoint of CAT-T-v2 was ever published (announced only), and ours is a reconstruction",
     "cabvit_h_*": "no checkpoint of CabViT was ever published; files of FcaFormer, its later name, fit",
     "cabvit_p_*": "no checkpoint of CabViT was ever published",
+    "crossvit_18_dagger_480": "the paper's largest model was never released",
+    "bixt_ti_l32_*": _NO_WEIGHTS,
+    "bixt_ti_l128_*": _NO_WEIGHTS,
+    "bixt_ed256_l64_p16s8*": _NO_WEIGHTS,
+    "bixt_ti_cnv_l64_d13_p4": _NO_WEIGHTS,
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transept.errors import unknown
-from transept.weights.convert import cabvit, cait, cat, xcit
+from transept.weights.convert import cabvit, cait, cat, crossvit, xcit
 from transept.weights.convert.rules import Dialect, Entries, StateDict, entries_of, tensors_of
 
 
@@ -25,6 +25,7 @@ CONVERTERS = {
     "CabViT": Converter(fit=cabvit.fit),
     "XCiT": Converter(xcit.DIALECTS),
     "CaiT": Converter(cait.DIALECTS, cait.fit, same=("timm",)),
+    "CrossViT": Converter(crossvit.DIALECTS, crossvit.fit),
 }
 """By `Family.name`, for families with a further dialect, or with something to fit."""
 

@@ -2,6 +2,8 @@
 
 from math import isqrt
 
+import torch
+
 from transept.models.attention import Grid
 from transept.ops.interpolation import resize_position_embedding
 from transept.weights.convert.rules import Entries
@@ -13,18 +15,23 @@ def side_of(cells: int) -> int | None:
     return side if side * side == cells else None
 
 
-def resize_positions(entries: Entries, name: str, grid: Grid, file_grid: Grid | None = None) -> Entries:
+def resize_positions(
+    entries: Entries, name: str, grid: Grid, file_grid: Grid | None = None, *, class_tokens: int = 0
+) -> Entries:
     """A position embedding `1 (h w) c` brought to `grid`; `file_grid` is the one it has, by default square.
 
-    What cannot be resized is left as it is, and then does not fit the model.
+    Those of class tokens, which come first, stay. What cannot be resized is left as it is, and then does not fit the
+    model.
     """
     entry = entries.get(name)
     if entry is None or entry.tensor.ndim != 3:
         return entries
-    side = side_of(entry.tensor.shape[1])
+    cells = entry.tensor.shape[1] - class_tokens
+    side = side_of(cells) if cells > 0 else None
     source = file_grid or ((side, side) if side else None)
-    if source is None or source == grid or (file_grid is None and entry.tensor.shape[1] == grid[0] * grid[1]):
+    if source is None or source == grid or (file_grid is None and cells == grid[0] * grid[1]):
         return entries
-    resized = resize_position_embedding(entry.tensor, source, grid)
+    resized = resize_position_embedding(entry.tensor[:, class_tokens:], source, grid)
+    resized = torch.cat([entry.tensor[:, :class_tokens], resized], dim=1)
     step = f"resized {source[0]} x {source[1]} to {grid[0]} x {grid[1]}"
     return entries | {name: entry.changed(resized, step)}

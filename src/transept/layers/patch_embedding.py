@@ -1,0 +1,29 @@
+"""From pixels to tokens."""
+
+import math
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ConvPatchEmbed(nn.Module):
+    """Strided 3x3 convolutions with BatchNorm, GELU between: `b 3 H W -> b c h w` with `h = ceil(H / patch_size)`.
+
+    XCiT's (its Section 3.3), and that of BiXT's convolutional models.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        stages = int(math.log2(patch_size))
+        widths = [in_chans, *(dim // 2**i for i in reversed(range(stages)))]
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            conv = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
+            layers += [nn.Sequential(conv, nn.BatchNorm2d(width_out)), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Float[Tensor, "b _c _H _W"]) -> Float[Tensor, "b _d _h _w"]:
+        # Channels last makes the way to tokens a view, and the convolutions faster on CPUs and GPUs alike.
+        return self.proj(x.contiguous(memory_format=torch.channels_last))
