@@ -1,6 +1,7 @@
 """Names to models. A new family is one file beside this one and one line in `FAMILIES`."""
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from transept.errors import UsageError, unknown
 from transept.models import bixt, cabvit, cait, cat, crossformer, crossvit, xcit
@@ -112,7 +114,8 @@ def build_model(
     try:
         check_numbers(options)
         config = dataclasses.replace(config, **options)
-        if torch.get_default_device().type == "cpu":
+        numbers = sorted(n for n in tree_leaves([num_classes, in_chans, options]) if isinstance(n, int | float))
+        if math.prod(numbers[-2:]) > _LARGE and torch.get_default_device().type == "cpu":
             _check_memory(build)
         model = build()
     except (ValueError, ArithmeticError) as error:
@@ -121,6 +124,10 @@ def build_model(
     if family.first_conv:
         model.pretrained_cfg["first_conv"] = family.first_conv
     return model
+
+
+_LARGE = 1_000_000
+"""The product of the two largest numbers asked for, below which a model is not built a second time to be measured."""
 
 
 def _check_memory(build: Callable[[], nn.Module]) -> None:
