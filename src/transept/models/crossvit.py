@@ -178,7 +178,7 @@ class BranchEncoder(nn.ModuleList):
 
 
 class CrossAttention(nn.Module, ShowsAttention):
-    """Attention of one token, the first, to all (Eq. 3)."""
+    """Attention of one token, the first, to all."""
 
     attention_kind = "class"
     maps_per_token = False
