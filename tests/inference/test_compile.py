@@ -54,6 +54,19 @@ def test_any_number_of_images():
 
 
 @pytest.mark.slow  # the compiler takes a minute
+@torch.inference_mode()
+def test_images_of_further_sizes():
+    model = lively(
+        transept.create_model("xcit_nano_12_p16_224", features_only=True, **SMALL["xcit_nano_12_p8_224"])
+    ).eval()
+    compiled = transept.compile(model, "float32")
+    assert compiled.form.name == "compiled"
+    for size in ((64, 64), (96, 64), (48, 128), (64, 64)):
+        images = torch.rand(1, 3, *size)
+        assert spread_error(model(images), compiled(images)) < 2e-5, size
+
+
+@pytest.mark.slow  # the compiler takes a minute
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["xcit_nano_12_p16", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "cabvit_h_l1"])
 @torch.inference_mode()

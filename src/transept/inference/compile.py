@@ -228,6 +228,7 @@ def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Ca
     from torch._inductor import config  # what torch loads to compile, and seconds for who does not
 
     known: set[tuple] = set()
+    sizes: set[tuple] = set()
 
     def run(*inputs: Any) -> Any:
         kind = tuple(
@@ -240,7 +241,10 @@ def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Ca
             # Dynamo asks the setting itself whether weights are constants, and not the options of `torch.compile`:
             # given there, "freezing" changes nothing (torch 2.15). Kernels are called from C++: few images are done
             # before Python has called them all.
-            with _freezing, config.patch(freezing=True, cpp_wrapper=True):
+            # In graphs for any size constants give XCiT's convolutions of tokens a layout that they do not have, and
+            # the call fails (torch 2.15): weights are constants while all images have one size.
+            sizes.add(tuple(each.shape[1:] for each in tree_leaves(inputs) if isinstance(each, Tensor)))
+            with _freezing, config.patch(freezing=len(sizes) == 1, cpp_wrapper=True):
                 outputs = compiled(*inputs)
             known.add(kind)
             return outputs
