@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     wide = table_width() >= _WIDE
     table = Table(title=f"{len(cards)} models", title_justify="left", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for head in ("size", "parameters", "published", "MACs", "published", "top-1"):
+    for head in ("size", "parameters" if wide else "params", "published", "MACs", "published", "top-1"):
         if wide or head != "published":
             table.add_column(head, justify="right", no_wrap=True, style="dim" if head == "published" else None)
     table.add_column("weights", no_wrap=True)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
             str(item["img_size"][0]),
             *(params + macs if wide else (params[0], macs[0])),
             _official_top1(item) or "-",
-            _files(item["weights"]) or ("see the note" if item["note"] else "-"),
+            _files(item["weights"]) or ("see note" if item["note"] else "-"),
         )
     print_table(table)
     for item in cards:
@@ -79,10 +79,11 @@ def _official_top1(item: dict[str, Any]) -> str:
 
 
 def _files(weights: list[dict[str, Any]]) -> str:
-    """`7 files`, or `1 file by hand` where the default is behind a share page."""
+    """`7 files`, or `1 by hand` where the default is behind a share page."""
     if not weights:
         return ""
-    return f"{len(weights)} file{'s' * (len(weights) > 1)}{'' if weights[0]['url'] else ' by hand'}"
+    files = "file" if len(weights) == 1 else "files"
+    return f"{len(weights)} {files if weights[0]['url'] else 'by hand'}"
 
 
 def _list_weights(args: argparse.Namespace) -> None:

@@ -191,7 +191,7 @@ class _Input:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fixed_input_size: bool
-    classifier: str
+    classifier: str | tuple[str, ...]
     num_classes: int
     first_conv: str | None = None
 
@@ -528,7 +528,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, UnionType):
         if value is None and type(None) in options:
             return None
-        return _typed(value, next(option for option in options if option is not type(None)), where)
+        kinds = sorted(set(options) - {type(None)}, key=lambda kind: get_origin(kind) in (tuple, list))
+        return _typed(value, kinds[-1 if isinstance(value, list) else 0], where)
     if origin is Literal:
         fits = isinstance(value, str) and value in options
     elif origin in (tuple, list):
