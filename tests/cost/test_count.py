@@ -87,7 +87,7 @@ BIXT_MACS = {
 @pytest.mark.parametrize("name", BIXT_MACS)
 def test_the_cost_of_bixt_is_affine_in_the_tokens(name: str):
     """But for the positions, where we project rows and columns apart, and the official code every token."""
-    model = transept.create_model(name)
+    model = build_skeleton(name)
     c, depth, latents = model.embed_dim, model.depth, model.config.num_latents
     fixed, per_token = BIXT_MACS[name]
     assert per_token == (depth - 1) * (11 * c * c + 3 * latents * c) + 2 * c * c + 2 * latents * c + (768 + 64) * c
