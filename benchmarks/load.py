@@ -17,7 +17,6 @@ import platform
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from PIL import Image
 
 import transept
@@ -96,11 +96,6 @@ def server(command: Sequence[str], port: int, folder: Path) -> Iterator[subproce
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 def resident(process: int) -> float:
@@ -190,7 +185,7 @@ def files_in(folder: Path) -> tuple[int, float]:
 
 
 def page(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    file, folder, port = classifier(root / "model.safetensors"), root / "served", free_port()
+    file, folder, port = classifier(root / "model.safetensors"), root / "served", find_free_network_port()
     folder.mkdir()
     memory: list[float] = []
     kept: list[tuple[int, float]] = []
@@ -213,7 +208,10 @@ def page(options: argparse.Namespace, root: Path) -> dict[str, Any]:
 
 
 def latency(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    file, ports = classifier(root / "model.safetensors"), {"transept": free_port(), "bare": free_port()}
+    file, ports = (
+        classifier(root / "model.safetensors"),
+        {"transept": find_free_network_port(), "bare": find_free_network_port()},
+    )
     commands = {
         "transept": ["-m", "transept", "serve", str(file), "--port", str(ports["transept"]), "--form", "eager"],
         "bare": [__file__, "bare", "--port", str(ports["bare"])],

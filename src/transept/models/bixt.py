@@ -263,8 +263,9 @@ class CrossAttentionBlock(nn.Module):
         )
 
     def forward(self, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:  # b l c, b n c -> the same
-        scales = [getattr(self, name).gamma if hasattr(self, name) else None for name in ("ls1_lat", "ls1_pat")]
-        to_latents, to_tokens = self.attn(self.norm1_lat(latents), self.norm1_pat(tokens), *scales)
+        scale_lat = None if self.attn.sides == "tokens" else self.ls1_lat.gamma
+        scale_pat = None if self.attn.sides == "latents" else self.ls1_pat.gamma
+        to_latents, to_tokens = self.attn(self.norm1_lat(latents), self.norm1_pat(tokens), scale_lat, scale_pat)
         if to_latents is not None:
             latents = latents + self.drop_path(to_latents)
             latents = self._mlp(latents, self.norm2_lat, self.mlp_lat, self.ls2_lat)
@@ -316,8 +317,6 @@ class BiXTBlock(nn.Module):
 
 class BiXTTrunk(IsotropicBackbone):
     """Tokens, positions, latents and blocks: what classifier and pyramid share."""
-
-    global_pools = ("avg", "")
 
     def __init__(self, config: BiXTConfig, in_chans: int, drop_path_rate: float) -> None:
         dim, depth = config.embed_dim, config.depth

@@ -27,9 +27,8 @@ _FUSING, _COMPILING = 4.0, 75.0
 """Seconds that it takes, the first calls of what was made among them."""
 _SAVED_BY_FUSING: dict[str, float] = {"bfloat16": 0.5, "float32": 0.1}
 """The share of the time in float32 and eager mode. This and the next by benchmarks/README.md."""
-_SAVED_BY_COMPILING = {True: 0.3, False: 0.1}
-"""The share of the fused form's time, on processors with matrix units (AMX) and on others: it is what lies between
-products, which is more where these are quick."""
+_SAVED_BY_COMPILING, _WITH_MATRIX_UNITS = 0.1, 0.3
+"""The share of the fused form's time: it is what lies between products, which is more where these are quick (AMX)."""
 
 
 def in_form(task: T, form: str, dtype: Precision = "auto", report: Callable[[str], None] = lambda sentence: None) -> T:
@@ -96,7 +95,7 @@ def _worthwhile(task: Task, dtype: Precision) -> list[_Step]:
     if next(task.parameters()).device.type != "cpu":
         return []
     precision, _ = best_precision(dtype, next(task.parameters()).device)
-    by_compiling = _SAVED_BY_COMPILING["amx_bf16" in instructions()]
+    by_compiling = _WITH_MATRIX_UNITS if "amx_bf16" in instructions() else _SAVED_BY_COMPILING
     return [
         _Step(_FUSING / _SAVED_BY_FUSING[precision], _fused),
         _Step(_COMPILING / by_compiling, _compiled),
