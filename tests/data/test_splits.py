@@ -447,6 +447,10 @@ HAVE: dict[str, tuple[Callable[[Path], Any], tuple[int, int, str | None]]] = {
         lambda root: tool_files(root, "voc_segmentation", "JPEGImages/a.jpg", "JPEGImages/b.jpg"),
         (1, 1, None),
     ),
+    "LabelMe's masks (`labelme2voc.py`): `JPEGImages/`, `SegmentationClass/`, `class_names.txt`": (
+        lambda root: tool_files(root, "labelme_masks", "JPEGImages/a.jpg", "JPEGImages/b.jpg"),
+        (1, 1, None),
+    ),
     "outlines in COCO's `annotations/instances_train.json`, `train/`, and for `val`, for a segmenter": (
         lambda root: coco_files(
             root, outlines=True, **{f"annotations/instances_{name}.json": name for name in ("train", "val")}

@@ -21,7 +21,15 @@ Color = tuple[int, int, int]
 _REFUSED = 254
 # Names that lists give to what no annotator labelled.
 _UNLABELED = {"unlabeled", "unlabelled", "void", "ignore", "ignored", "unknown"}
-CLASS_FILES = ("classes.txt", "objectInfo150.csv", "objectInfo150.txt", "palette.txt", "class_dict.csv", "labelmap.txt")
+CLASS_FILES = (
+    "classes.txt",
+    "class_names.txt",
+    "objectInfo150.csv",
+    "objectInfo150.txt",
+    "palette.txt",
+    "class_dict.csv",
+    "labelmap.txt",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +177,8 @@ def table_of_names(names: Sequence[str], where: str, *, reduce_zero_label: bool 
 def read_table(file: Path, *, reduce_zero_label: bool | None = None) -> LabelTable:
     """The table in one of `CLASS_FILES`.
 
-    - `classes.txt`: lines `value name`, or names alone, the first for value 0 (1 with `reduce_zero_label`).
+    - `classes.txt`, LabelMe's `class_names.txt`: lines `value name`, or names alone, the first for value 0 (1 with
+      `reduce_zero_label`).
     - `objectInfo150.csv` or `.txt`: ADE20K's, where 0 is unlabelled.
     - `palette.txt`: lines `R G B name`; `class_dict.csv`: `name,r,g,b`; `labelmap.txt`: CVAT's `name:r,g,b::`, or
       datumaro's `name:::` in VOC's colours. Masks may hold these colours, or the number of the line, from 0.

@@ -556,6 +556,23 @@ def test_pascal_voc(tmp_path: Path):
     refused(tmp_path, "2007_3.jpg' has no mask .*2007_4' is listed, but is neither there nor in")
 
 
+@pytest.mark.parametrize("masks", ["SegmentationClass", "SegmentationClassPNG"])
+def test_labelme_masks(tmp_path: Path, masks: str):
+    """As `formats/make.py` had LabelMe write them. Until 5.3 it kept arrays where the masks are now."""
+    shutil.copytree(Path(__file__).parents[1] / "detection" / "formats" / "labelme_masks", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "SegmentationClass").rename(tmp_path / masks)
+    if masks != "SegmentationClass":
+        (tmp_path / "SegmentationClass").mkdir()
+        np.save(tmp_path / "SegmentationClass" / "a.npy", np.zeros((40, 60), np.int32))
+    (tmp_path / "JPEGImages").mkdir()
+    for name in "ab":
+        Image.new("RGB", (60, 40)).save(tmp_path / "JPEGImages" / f"{name}.jpg")
+    splits = load_segmentation_splits(str(tmp_path), val_fraction=0.5)
+    assert splits.classes == ["_background_", "cat", "dog"]
+    drawn = next(half[0][1] for half in (splits.train, splits.val) if half.paths[0].stem == "a")
+    assert (drawn[20, 20], drawn[12, 50], drawn[37, 2], drawn[5, 50]) == (1, 2, 255, 0)
+
+
 def test_voc_masks_without_lists_are_divided(tmp_path: Path):
     for i in range(5):
         voc_file(tmp_path, str(i), VALUES, has_mask=i < 4)

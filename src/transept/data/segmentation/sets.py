@@ -60,7 +60,8 @@ _LAYOUTS = (
     ("{}", ("{}_labels", "{}_masks")),
 )
 _FLAT = ("images", ("annotations", "masks", "labels"))
-_VOC_PICTURES, _VOC_MASKS, _VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+_VOC_PICTURES, _VOC_LISTS = "JPEGImages", "ImageSets/Segmentation"
+_VOC_MASKS = ("SegmentationClassPNG", "SegmentationClass")  # LabelMe until 5.3 kept arrays in the latter
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,17 +308,21 @@ def _folder_sets(
 
 def _split_folders(root: Path, choice: Choice) -> dict[str, _Folders]:
     """Names of splits to the folders of their pictures and masks; "" where all are in one."""
-    if (root / _VOC_PICTURES).is_dir() and (root / _VOC_MASKS).is_dir():
-        return _voc_splits(root, choice)
+    if (root / _VOC_PICTURES).is_dir() and (masks := _voc_masks(root)):
+        return _voc_splits(root, masks, choice)
     for layout in () if choice.is_whole else _LAYOUTS:
         if found := _find_folders(root, layout, choice):
             return found
     return _find_folders(root, _FLAT, choice)
 
 
-def _voc_splits(root: Path, choice: Choice) -> dict[str, _Folders]:
+def _voc_masks(root: Path) -> Path | None:
+    return next((root / name for name in _VOC_MASKS if (root / name).is_dir()), None)
+
+
+def _voc_splits(root: Path, masks: Path, choice: Choice) -> dict[str, _Folders]:
     """Pascal VOC's lists of names; where none is of a split, all pictures that have a mask."""
-    pictures, masks = root / _VOC_PICTURES, root / _VOC_MASKS
+    pictures = root / _VOC_PICTURES
     lists = {} if choice.is_whole else matches(root, f"{_VOC_LISTS}/{{}}.txt", choice)
     found = {name: _Folders(pictures, masks, _listed_in(file)) for name, file in lists.items()}
     return found or {"": _Folders(pictures, masks, frozenset(file.stem for file in files_below(masks)))}
@@ -362,7 +367,7 @@ def _table(root: Path, ending: str, classes: Sequence[str] | None, reduce_zero_l
                 return read_table(folder / name, reduce_zero_label=reduce_zero_label)
     if ending:
         return cityscapes_table(ending)
-    if (root / _VOC_MASKS).is_dir():
+    if _voc_masks(root):
         return voc_table()
     raise TranseptError(
         f"{str(root)!r} does not say what the values of its masks mean; add a classes.txt of lines 'value name', "

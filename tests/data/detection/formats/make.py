@@ -3,7 +3,7 @@
     uv run --no-project --with datumaro==1.13.12 tests/data/detection/formats/make.py yolo cvat voc_detection
     uv run --no-project --with datumaro==1.13.12 tests/data/detection/formats/make.py voc_segmentation
     uv run --no-project --with pascal-voc-writer==0.1.4 tests/data/detection/formats/make.py voc_writer
-    uv run --no-project --with labelme==6.3.1 tests/data/detection/formats/make.py labelme
+    uv run --no-project --with labelme==6.3.1 tests/data/detection/formats/make.py labelme labelme_masks
     uv run --no-project --with label-studio-sdk==2.1.2 tests/data/detection/formats/make.py label_studio
 
 Two pictures, 60 x 40: `a` has a cat in x 8..38, y 9..29 and a polygon of a dog; `b` has nothing. Pictures are not kept:
@@ -97,6 +97,24 @@ def labelme() -> None:
         LabelFile().save(str(file), found, f"{name}.png", 40, 60)
 
 
+def labelme_masks() -> None:
+    """The masks and the list of classes that LabelMe's `labelme2voc.py` makes, of the library's functions."""
+    import numpy as np
+    from labelme.utils import lblsave, shapes_to_label
+
+    names = ["_background_", "cat", "dog"]
+    values = {"__ignore__": -1} | {name: value for value, name in enumerate(names)}
+    folder = HERE / "labelme_masks"
+    (folder / "SegmentationClass").mkdir(parents=True, exist_ok=True)
+    (folder / "class_names.txt").write_text("\n".join(names))
+    for split, name in (("train", "a"), ("val", "b")):
+        shapes = json.loads((HERE / "labelme" / split / f"{name}.json").read_text())["shapes"]
+        shapes = [shape for shape in shapes if shape["shape_type"] in ("rectangle", "polygon")]
+        unsure = {"label": "__ignore__", "points": [[0, 35], [5, 39]], "shape_type": "rectangle", "group_id": None}
+        mask, _ = shapes_to_label((40, 60, 3), [*shapes, unsure], values)
+        lblsave(str(folder / "SegmentationClass" / f"{name}.png"), mask.astype(np.uint8))
+
+
 def label_studio() -> None:
     """Results that the labelling interface finds valid, in tasks as the server exports them, and its conversion."""
     import numpy as np
@@ -159,7 +177,7 @@ def label_studio() -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        if name in ("voc_writer", "labelme", "label_studio"):
+        if name in ("voc_writer", "labelme", "labelme_masks", "label_studio"):
             globals()[name]()
         else:
             from_datumaro(name, {"yolo": "yolo_ultralytics"}.get(name, name))
