@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import transept
-from transept.cli.main import VERBS, Parser
+from transept.cli.main import VERBS, Parser, add_arguments
 from transept.errors import UsageError
 from transept.models.backbone import Family
 from transept.models.registry import FAMILIES
@@ -50,6 +50,7 @@ def commands_of(text: str) -> list[list[str]]:
     lines += [value.removeprefix("transept ") for value in named.values() if value.startswith("transept ")]
     prose = re.sub(r"^( {4}|```[^`]*?^```).*$", "", text, flags=re.MULTILINE | re.DOTALL)
     lines += [" ".join(call.split()) for call in re.findall(r"`transept ([a-z]+ [^`]+)`", prose)]
+    lines = [re.sub(r" > \S+", "", line) for line in lines]
     lines = [re.sub(r"\$\w+", lambda name: named.get(name[0], "VALUE"), line) for line in lines]
     return [shlex.split(line, comments=True) for line in lines]
 
@@ -61,9 +62,7 @@ def check_command(words: list[str]) -> None:
         raise UsageError(f"there is no verb {verb!r}")
     module = import_module(f"transept.cli.{verb}")
     parser = Parser(prog=f"transept {verb}", allow_abbrev=False)
-    module.add_arguments(parser)
-    for option in ("--json", "--debug"):
-        parser.add_argument(option, action="store_true")
+    add_arguments(parser, module)
     args = parser.parse(rest)
     if verb == "train":
         # RECIPE, detect/NAME and finetune.yaml stand for the reader's own

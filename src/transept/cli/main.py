@@ -1,7 +1,4 @@
-"""`transept VERB ...`: finds the verb, runs it, and turns errors into one sentence and an exit code.
-
-Exit codes: 0 it worked, 1 the work failed, 2 the call is wrong, 130 stopped by Ctrl-C.
-"""
+"""`transept VERB ...`: finds the verb, runs it, and turns errors into one sentence and an exit code."""
 
 import argparse
 import os
@@ -9,10 +6,13 @@ import signal
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 from transept import __version__
 from transept.errors import TranseptError, UsageError, rank_of_environment, say, unknown, warnings_as_sentences
 from transept.words import fitted
+
+CODES = "Exit codes: 0 it worked, 1 the work failed, 2 the call is wrong, 130 stopped by Ctrl-C."
 
 # A verb is a module of this package with `add_arguments(parser)` and `run(args)`, imported when it is called:
 # the help of one verb must not wait for the libraries of another.
@@ -28,6 +28,8 @@ VERBS = {
     "convert": "convert a checkpoint, or say what it is",
     "export": "write a trained model as ONNX and for torch.export, and check both",
     "serve": "open a page on this machine to try a model in the browser",
+    "doctor": "say what this installation has, and test it",
+    "completion": "print the completion script of a shell",
 }
 
 
@@ -129,11 +131,16 @@ def _run(argv: list[str]) -> int:
         raise unknown("verb", verb, VERBS)
     with warnings_as_sentences(quiet=rank_of_environment() > 0):
         module = import_module(f"transept.cli.{verb}")
-        parser = Parser(prog=f"transept {verb}", description=module.__doc__, add_help=True, allow_abbrev=False)
-        module.add_arguments(parser)
-        parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        parser = Parser(prog=f"transept {verb}", description=module.__doc__, epilog=CODES, allow_abbrev=False)
+        add_arguments(parser, module)
         return module.run(parser.parse(argv[1:])) or 0
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: ModuleType) -> None:
+    """Those of a verb, and of all."""
+    verb.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _overview() -> str:
@@ -141,7 +148,7 @@ def _overview() -> str:
     lines = "\n".join(f"  {verb:<{width}}{what}" for verb, what in VERBS.items())
     return (
         "transept: cross-attention vision transformers\n\nusage: transept VERB ... (transept VERB --help)\n\n"
-        f"{lines}\n\nEvery verb takes --json and --debug."
+        f"{lines}\n\nEvery verb takes --json and --debug. {CODES}"
     )
 
 

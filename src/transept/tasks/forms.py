@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 from torch import Tensor
 
 from transept.errors import TranseptError, TranseptWarning, unknown
-from transept.inference.compile import Precision, best_precision, compile, in_precision
+from transept.inference.compile import Dtype, Precision, best_precision, compile, in_precision
 from transept.inference.fuse import fuse
 from transept.inference.package import ENDING, load_package, weights_digest
 from transept.inference.processor import instructions
@@ -95,11 +95,15 @@ def _worthwhile(task: Task, dtype: Precision) -> list[_Step]:
     if next(task.parameters()).device.type != "cpu":
         return []
     precision, _ = best_precision(dtype, next(task.parameters()).device)
-    by_compiling = _WITH_MATRIX_UNITS if "amx_bf16" in instructions() else _SAVED_BY_COMPILING
     return [
-        _Step(_FUSING / _SAVED_BY_FUSING[precision], _fused),
-        _Step(_COMPILING / by_compiling, _compiled),
+        _Step(after, make) for after, make in zip(seconds_before_forms(precision), (_fused, _compiled), strict=True)
     ]
+
+
+def seconds_before_forms(dtype: Dtype) -> tuple[float, float]:
+    """How long "auto" computes on this processor before it fuses a model, and before it compiles it."""
+    by_compiling = _WITH_MATRIX_UNITS if "amx_bf16" in instructions() else _SAVED_BY_COMPILING
+    return _FUSING / _SAVED_BY_FUSING[dtype], _COMPILING / by_compiling
 
 
 def _fused(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor | None = None) -> T:

@@ -1,0 +1,1 @@
+"""What `transept doctor` finds out about an installation."""
