@@ -294,7 +294,8 @@ def predict(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         code, wall = process.wait(), time.perf_counter() - start
         answer = json.loads((root / "out.json").read_text())
         named = {Path(each["path"]).name for each in answer["skipped"]}
-        said = {line.split("'")[1].rpartition("/")[2] for line in (root / "err.txt").read_text().splitlines()}
+        lines = (root / "err.txt").read_text().splitlines()
+        said = {line.split("'")[1].rpartition("/")[2] for line in lines if line.startswith("transept: skipped ")}
         about[str(count)] = {
             "exit_code": code,
             "bad": len(bad),
