@@ -1,4 +1,4 @@
-"""The Python blocks of the README and of the docs run as tests: `pytest README.md docs`.
+"""The Python blocks of the README and of the docs, and the tutorials' commands, run as tests: `pytest README.md docs`.
 
 In one process for each page, for the blocks of a page build on each other, and in an empty folder that is the page's
 own. No page downloads anything: an invisible block before the visible one writes what the visible one reads, published
@@ -6,14 +6,15 @@ weights by `stand_in`, a run by `digits_run`. What cannot run anywhere is marked
 """
 
 import os
+import shlex
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 # Containers often set it to keep images small; every process that a test starts would then compile torch anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -67,9 +68,30 @@ def digits_run(folder: str) -> None:
     (run / CONFIG).write_text("data: digits\n", encoding="utf-8")
 
 
-pytest_collect_file = Sybil(
+def call(example: Example) -> str | None:
+    """Each line of a block, as a command of its own; what it says when it fails."""
+    from transept.cli.main import main
+
+    for line in example.parsed.splitlines():
+        program, *words = shlex.split(line, comments=True)
+        assert program == "transept"
+        if code := main(words):
+            return f"{line}: exit code {code}"
+    return None
+
+
+_ALL: dict[str, Any] = dict(setup=begin, teardown=end)
+_pages = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/api/*.md", "docs/families/*.md"],
-    setup=begin,
-    teardown=end,
+    **_ALL,
 ).pytest()
+_tutorials = Sybil(
+    parsers=[PythonCodeBlockParser(), CodeBlockParser("sh", call), SkipParser()],
+    patterns=["docs/tutorials/*.md"],
+    **_ALL,
+).pytest()
+
+
+def pytest_collect_file(file_path: Path, parent: Any) -> Any:
+    return _pages(file_path, parent) or _tutorials(file_path, parent)

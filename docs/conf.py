@@ -17,11 +17,19 @@ html_title = "transept"
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["sort.js"]
 html_show_copyright = False
 html_copy_source = False
 exclude_patterns = ["_build"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "model_tables", "notebook_pages"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_design",
+    "model_tables",
+    "notebook_pages",
+]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 highlight_language = "none"  # indented blocks are mostly command lines; fenced ones name their language

@@ -2,7 +2,9 @@
 
 `{configurations} CAT`, `{costs} CAT`, `{results} CAT` are tables of a family's variants, of what they cost beside
 what was printed, and of their published detectors and segmenters. `{papermap} CAT` is the list "section of the paper,
-class" of the family's file, and `{departures} CAT` what its docstring says after that list.
+class" of the family's file, and `{departures} CAT` what its docstring says after
+that list. `{choice}` is the table of all variants and of six models of timm, with the speeds that
+`benchmarks/variants.py` measured.
 """
 
 import dataclasses
@@ -16,11 +18,13 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from transept.bench.figure import top1
+from transept.bench.speeds import kept_speeds, speeds_machine
 from transept.cli.shared.tables import card, scores_as_printed
 from transept.cost.kept import cost_of
 from transept.models.backbone import Family
 from transept.models.registry import FAMILIES, find_model
-from transept.weights.catalogue.records import CHECKPOINTS
+from transept.weights.catalogue.records import CHECKPOINTS, checkpoints_of
 
 
 class _OfFamily(SphinxDirective):
@@ -89,6 +93,53 @@ class Results(_OfFamily):
         return _table(["checkpoint", "published"], rows)
 
 
+GOOD_AT = {
+    "CAT": "dense tasks at fixed sizes; published detectors and segmenters",
+    "CabViT": "few parameters at batch 1; no published weights, so for training from scratch",
+    "CrossFormer": "accuracy for its cost, dense tasks at any size; weights on share pages",
+    "XCiT": "large pictures, of any size: time grows with the pixels; most weights, DINO, detectors",
+    "CaiT": "classification at its best, from 224 to 448; time grows with the square of the pixels",
+    "CrossViT": "classification of pictures of one size; two branches to look into",
+    "BiXT": "long sequences: few latents read many tokens",
+}
+
+
+class Choice(SphinxDirective):
+    """Every variant and timm's models: published accuracy, measured speed, memory, size, licence of the weights."""
+
+    def run(self) -> list[nodes.Node]:
+        speeds, machine = kept_speeds(), speeds_machine()
+        heads = ["model", "top-1", "params, M", "MACs, G"]
+        heads += [f"{form}, {batch}" for batch in (1, 8) for form in ("eager", "fast")] + ["MiB", "licence", "good at"]
+        rows = []
+        for name, speed in speeds.items():
+            ours = speed.source == "transept"
+            score = top1(name)
+            released = [entry for entry in checkpoints_of(name) if entry.top1] if ours else []
+            family = find_model(name)[1].name if ours else ""
+            rows.append(
+                [
+                    f"`{name}`" if ours else f"timm's `{name}`",
+                    f"{score:.1f}" if score else "-",
+                    f"{speed.parameters / 1e6:.1f}",
+                    f"{speed.macs / 1e9:.2f}",
+                    *(
+                        f"{rate:.3g}" if (rate := speed.images_per_second[form].get(batch)) else "-"
+                        for batch in (1, 8)
+                        for form in ("eager", "fast")
+                    ),
+                    f"{speed.memory['fast'][1]:.0f}",
+                    released[0].licence if released else "see timm" if not ours else "none released",
+                    GOOD_AT[family] if ours else "",
+                ]
+            )
+        about = (
+            f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, timm {machine['timm']}; "
+            f"eager in float32, fast in {machine['fast']} (ours fused)"
+        )
+        return self.parse_text_to_nodes(f"{about}.\n\n{_table(heads, rows)}")
+
+
 class PaperMap(_OfFamily):
     def text(self, family: Family) -> str:
         return "```text\n" + _docstring(family)[0] + "\n```"
@@ -140,4 +191,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
         ("departures", Departures),
     ):
         app.add_directive(name, directive)
+    app.add_directive("choice", Choice)
     return {"parallel_read_safe": True}

@@ -13,7 +13,10 @@ from transept.models.registry import list_models
 from transept.weights.catalogue.records import checkpoints_of
 
 PEERS_TOP1 = {
+    "resnet50": 80.4,  # arXiv 2110.00476, Table 1: timm's own training, A1
+    "efficientnet_b0": 77.1,  # arXiv 1905.11946, Table 2
     "deit_small_patch16_224": 79.8,  # arXiv 2012.12877, Table 5
+    "deit_base_patch16_224": 81.8,  # the same
     "swin_tiny_patch4_window7_224": 81.3,  # arXiv 2103.14030, Table 1
     "convnext_tiny": 82.1,  # arXiv 2201.03545, Table 1
     "efficientformer_l3": 82.4,  # arXiv 2206.01191, Table 1

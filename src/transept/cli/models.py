@@ -1,11 +1,16 @@
-"""List the models: parameters and multiply-accumulates, counted here and as published, and published accuracy."""
+"""List the models: parameters and multiply-accumulates, counted here and as published, and published accuracy.
+
+With --sort speed also images per second, one at a time, as measured once on the machine that is named below the table.
+"""
 
 import argparse
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
 from rich.table import Table
 
+from transept.bench.speeds import kept_speeds, speeds_machine
 from transept.cli.shared.tables import (
     billions,
     billions_as_printed,
@@ -18,12 +23,20 @@ from transept.cli.shared.tables import (
     table_width,
 )
 from transept.cost.kept import cost_of
-from transept.errors import UsageError, unknown
+from transept.errors import TranseptError, UsageError, unknown
 from transept.models.registry import list_models
 from transept.weights.catalogue.records import CHECKPOINTS, METRICS, Checkpoint
 
 _WIDE = 110
 """Characters that all columns need; a narrower terminal goes without the published costs."""
+_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
+_TASKS = {"classify": "classification", "detect": "detection", "segment": "segmentation", "pretrain": "self-supervised"}
+_ORDERS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "speed": lambda item: -_fastest(item),
+    "top1": lambda item: -_best_top1(item),
+    "params": lambda item: item["parameters"],
+    "macs": lambda item: item["macs"],
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GLOB",
         help="list the published checkpoints instead, all or those whose name.tag matches, e.g. '*.fb_dist_in1k'",
     )
+    parser.add_argument("--sort", choices=_ORDERS, help="the best first; default: by name")
+    parser.add_argument("--max-params", type=_number, metavar="N", help="at most so many parameters, e.g. 30M")
+    parser.add_argument("--max-macs", type=_number, metavar="N", help="at most so many multiply-accumulates, e.g. 5G")
+    parser.add_argument(
+        "--task", choices=_TASKS, help="with published weights of a classifier, a detector, a segmenter, or of DINO"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     names = list_models(args.glob or "*")
     if not names:
         raise unknown("model", args.glob, list_models(), hint="'transept models' lists them all")
-    cards = [card(name, cost_of(name)) for name in names]
+    cards = _chosen([card(name, cost_of(name)) | {"images_per_second": _speeds(name)} for name in names], args)
     if args.json:
         print_json(cards)
         return
@@ -54,6 +73,8 @@ def run(args: argparse.Namespace) -> None:
     for head in ("size", "parameters" if wide else "params", "published", "MACs", "published", "top-1"):
         if wide or head != "published":
             table.add_column(head, justify="right", no_wrap=True, style="dim" if head == "published" else None)
+    if args.sort == "speed":
+        table.add_column("images/s", justify="right", no_wrap=True)
     table.add_column("weights", no_wrap=True)
     for item in cards:
         printed = item["published"]
@@ -64,12 +85,49 @@ def run(args: argparse.Namespace) -> None:
             str(item["img_size"][0]),
             *(params + macs if wide else (params[0], macs[0])),
             _official_top1(item) or "-",
+            *([f"{_fastest(item):.3g}" if _fastest(item) else "-"] if args.sort == "speed" else []),
             _files(item["weights"]) or ("see note" if item["note"] else "-"),
         )
     print_table(table)
+    if args.sort == "speed" and (about := speeds_machine()):
+        where = f"{about['processor']}, {about['threads']} threads"
+        print(f"images/s: one at a time, fused, {about['fast']}, on {where}; yours: 'transept bench NAME'")
     for item in cards:
         if item["note"]:
             print(f"* {item['name']}: {item['note']}")
+
+
+def _chosen(cards: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Those within the limits, in the order that is asked for."""
+    for key, most in (("parameters", args.max_params), ("macs", args.max_macs)):
+        cards = [item for item in cards if most is None or item[key] <= most]
+    if args.task:
+        cards = [item for item in cards if any(each["task"] == _TASKS[args.task] for each in item["weights"])]
+    if not cards:
+        raise TranseptError("no model is within these limits; allow more, or leave one out")
+    return sorted(cards, key=_ORDERS[args.sort]) if args.sort else cards
+
+
+def _speeds(name: str) -> dict[str, dict[int, float]]:
+    speed = kept_speeds().get(name)
+    return speed.images_per_second if speed else {}
+
+
+def _fastest(item: dict[str, Any]) -> float:
+    return item["images_per_second"].get("fast", {}).get(1, 0.0)
+
+
+def _best_top1(item: dict[str, Any]) -> float:
+    scores = [weights["top1"] or 0.0 for weights in item["weights"]]
+    return max([*scores, item["published"]["top1"] or 0.0])
+
+
+def _number(text: str) -> float:
+    """`30M`, `5G`, `400k` or a plain number."""
+    try:
+        return float(text[:-1] if text[-1:] in _UNITS else text) * _UNITS.get(text[-1:], 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number such as 30M or 5G") from None
 
 
 def _official_top1(item: dict[str, Any]) -> str:

@@ -1,0 +1,80 @@
+"""Draws docs/images/choose.png: published accuracy over measured speed: `uv run python docs/choose.py`.
+
+Of every variant, and of six models of timm, as `benchmarks/variants.py` has measured them.
+"""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from transept.bench.figure import top1
+from transept.bench.speeds import Speed, kept_speeds, speeds_machine
+from transept.files import write_atomically
+from transept.models.registry import find_model
+
+FILE = Path(__file__).parent / "images" / "choose.png"
+# Okabe and Ito's colours, which colour-blind readers tell apart, and a mark for each.
+LOOKS = {
+    "CAT": ("#E69F00", "s"),
+    "CabViT": ("#F0E442", "v"),
+    "CrossFormer": ("#009E73", "^"),
+    "XCiT": ("#D55E00", "o"),
+    "CaiT": ("#0072B2", "D"),
+    "CrossViT": ("#CC79A7", "P"),
+    "BiXT": ("#56B4E9", "X"),
+    "timm": ("#555555", "*"),
+}
+
+
+def draw(axes: Axes, batch: int, speeds: dict[str, Speed]) -> None:
+    best = 0.0
+    points = [
+        (speed.images_per_second["fast"][batch], score, name)
+        for name, speed in speeds.items()
+        if (score := top1(name)) and batch in speed.images_per_second["fast"]
+    ]
+    for rate, score, name in sorted(points, reverse=True):
+        timm = speeds[name].source == "timm"
+        color, mark = LOOKS["timm" if timm else find_model(name)[1].name]
+        slow = speeds[name].images_per_second["eager"].get(batch)
+        if slow:
+            axes.plot([slow, rate], [score, score], color=color, linewidth=1, alpha=0.35, zorder=1)
+        axes.plot(rate, score, mark, color=color, markersize=7 if timm else 6, markeredgecolor="white", zorder=2)
+        if timm or score > best:  # nothing is both faster and better
+            short = name.removesuffix("_224").replace("_patch16", "").replace("_patch4_window7", "")
+            axes.annotate(
+                short, (rate, score), (5, 3), textcoords="offset points", fontsize=9, color=color if timm else "#222222"
+            )
+        best = max(best, score)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(f"images per second, batch {batch}")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.16)
+
+
+def main() -> None:
+    speeds, machine = kept_speeds(), speeds_machine()
+    figure = Figure(figsize=(12, 7), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, batch in zip(panels, (1, 8), strict=True):
+        draw(axes, batch, speeds)
+    panels[0].set_ylabel("published top-1 on ImageNet-1k (%)")
+    for family, (color, mark) in LOOKS.items():
+        panels[1].plot([], [], mark, color=color, label=family)
+    figure.legend(loc="outside lower center", ncols=len(LOOKS), frameon=False)
+    figure.suptitle(
+        f"marks: {machine['fast']}, ours fused; lines begin at eager float32. {machine['processor']}, "
+        f"{machine['threads']} threads, torch {machine['torch']}",
+        fontsize=10,
+        color="#555555",
+        x=0.01,
+        ha="left",
+    )
+    write_atomically(FILE, figure.savefig)
+
+
+if __name__ == "__main__":
+    main()
