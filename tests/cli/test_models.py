@@ -2,10 +2,12 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 
 from transept.cli.main import main
+from transept.models.registry import list_models
 from transept.weights.catalogue.records import CHECKPOINTS
 
 
@@ -89,3 +91,35 @@ def test_info_says_how_to_get_each_file(capsys):
 def test_weights_without_a_classifier_are_not_evaluated(capsys):
     assert main(["eval", "xcit_small_12_p16_224.fb_dino_in1k", "--data", "digits"]) == 1
     assert "are self-supervised weights, which have no classifier" in capsys.readouterr().err
+
+
+def listed(capsys: pytest.CaptureFixture[str], *options: str) -> list[dict[str, Any]]:
+    assert main(["models", *options, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_within_limits_and_in_order(capsys: pytest.CaptureFixture[str]):
+    cards = listed(capsys, "--max-params", "30M", "--max-macs", "5G", "--sort", "top1")
+    assert all(item["parameters"] <= 30e6 and item["macs"] <= 5e9 for item in cards)
+    assert cards[0]["name"] == "xcit_small_12_p16_224"
+    costs = [item["macs"] for item in listed(capsys, "cait*", "--sort", "macs")]
+    assert costs == sorted(costs)
+    detecting = {item["name"].partition("_")[0] for item in listed(capsys, "--task", "detect")}
+    assert detecting == {"cat", "crossformer", "xcit"}
+
+
+def test_the_fastest_first(capsys: pytest.CaptureFixture[str]):
+    rates = [item["images_per_second"]["fast"]["1"] for item in listed(capsys, "--sort", "speed")]
+    assert len(rates) == len(list_models())
+    assert rates == sorted(rates, reverse=True)
+    assert main(["models", "xcit_nano*", "--sort", "speed"]) == 0
+    text = capsys.readouterr().out
+    assert "images/s" in text
+    assert "transept bench NAME" in text
+
+
+def test_limits_that_are_none(capsys: pytest.CaptureFixture[str]):
+    assert main(["models", "--max-params", "many"]) == 2
+    assert "'many' is no number such as 30M or 5G" in capsys.readouterr().err
+    assert main(["models", "--max-params", "3k"]) == 1
+    assert "no model is within these limits" in capsys.readouterr().err

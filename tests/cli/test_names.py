@@ -14,7 +14,7 @@ from transept.cli.main import main
 from transept.data.classification.transforms import Preprocessing
 from transept.draw.legend import shorten
 from transept.serve.answers import Answer
-from transept.serve.page import _plain, _shown
+from transept.serve.parts import plain, shown
 from transept.tasks.classify import Classifier
 
 CLASSES = ["\x1b[2Jdark\u202e", "light\r\nside\x9b1m"]
@@ -80,8 +80,8 @@ def test_on_the_page_and_in_drawings(folder: Path):
     task = transept.load(folder / "model.safetensors")
     picture = Image.new("RGB", (16, 16))
     (answer,) = task.predict([picture])
-    best, _ = _shown(task, Answer(task.items(answer), None, 0.01))
+    best, _ = shown(task, Answer(task.items(answer), None, 0.01))
     assert set(best) == set(SHOWN)
-    assert _plain("\x1b<b>\u202e") == r"\\u001b&lt;b&gt;\\u202e"
+    assert plain("\x1b<b>\u202e") == r"\\u001b&lt;b&gt;\\u202e"
     assert shorten(CLASSES[0]) == SHOWN[0]
     assert shorten("\x1b" * 100, 10) == "\\u001b\\u0…"

@@ -79,12 +79,12 @@ class Browser:
             time.sleep(0.1)
         raise TimeoutError(f"{script} stays false; the page says: {self.run('document.body.innerText')}")
 
-    def send_file(self, selector: str, path: Path) -> None:
-        """As if the file had been chosen in the dialogue of an `<input type=file>`."""
+    def send_file(self, selector: str, *paths: Path) -> None:
+        """As if the files had been chosen in the dialogue of an `<input type=file>`."""
         self.wait(f"document.querySelector({selector!r}) !== null")
         root = self.tell("DOM.getDocument")["root"]["nodeId"]
         node = self.tell("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.tell("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        self.tell("DOM.setFileInputFiles", nodeId=node, files=list(map(str, paths)))
 
     def screenshot(self, path: Path) -> None:
         """Of the whole page, however long: the window grows to it."""

@@ -21,6 +21,7 @@ from PIL import Image
 
 from tests.serve.browser import Browser
 from tests.serve.trained import FEW, classifier, detector, picture, segmenter
+from transept.cli.main import main
 from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
 from transept.serve.answers import Limits
@@ -150,8 +151,8 @@ def test_visitors_who_leave_in_the_middle_of_an_upload(
     """Nothing of theirs is left after a while, nor a traceback; and each session is not remembered for ever."""
     from transept.serve import page
 
-    monkeypatch.setattr(page, "_CLEANING", 0.2)
-    monkeypatch.setattr(page, "_KEPT", 0.5)
+    monkeypatch.setattr(page, "CLEANING", 0.2)
+    monkeypatch.setattr(page, "KEPT", 0.5)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + bytes(100_000)
     head = "POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 200000\r\n"
@@ -292,3 +293,63 @@ def test_in_a_browser(
     browser.wait("document.querySelector('#time')?.innerText.includes('s on the ')")
     outside = browser.run("performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [address for address in outside if not address.startswith((url, "data:", "blob:"))] == []
+
+
+def violations(browser: Browser) -> list[Any]:
+    """What axe-core finds wrong with the page as it stands."""
+    axe = pytest.importorskip("axe_playwright_python", reason="brings axe-core")
+    browser.run(Path(axe.__file__).with_name("axe.min.js").read_text() + ";1")
+    found = "found.violations.map(each => [each.id, each.nodes.map(node => node.html.slice(0, 200))])"
+    return json.loads(browser.run(f"axe.run().then(found => JSON.stringify({found}))"))
+
+
+def open_tab(browser: Browser, name: str) -> None:
+    tabs = "[...document.querySelectorAll('button[role=tab]')]"
+    browser.wait(f"{tabs}.length === 3")
+    browser.run(f"{tabs}.find(tab => tab.innerText.trim() === {name!r}).click()")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_tabs(browser: Browser, task: Classifier, digits: list[Path], tmp_path: Path, width: int):
+    """Two models side by side, several pictures in a table, pictures of the run; no fault for a screen reader."""
+    from transept.serve.page import serving
+
+    Image.new("RGB", (640, 480), "white").save(tmp_path / "confusion.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    browser.resize(width)
+    with serving(task, "first", compared=("second", task), report=[tmp_path / "confusion.png"]) as url:
+        browser.open(url)
+        browser.send_file("#picture input[type=file]", digits[3])
+        browser.wait("document.querySelector('#time-1')?.innerText.includes('s on the ')")
+        best = max(expected(task, digits[3]).items(), key=lambda entry: entry[1])[0]
+        for which in ("#labels", "#labels-1"):
+            assert browser.run(f"document.querySelector('{which}').innerText").split()[1] == best
+        browser.wait("document.querySelector('#attention img')?.naturalWidth > 500")
+        browser.run("document.querySelector('.label-wrap').click()")
+        browser.wait("document.querySelectorAll('#history img').length === 1")
+        assert violations(browser) == []
+        assert browser.run("document.documentElement.scrollWidth") <= width
+
+        open_tab(browser, "Several pictures")
+        browser.send_file("#files input[type=file]", digits[3], digits[4], tmp_path / "bad.png")
+        browser.wait("document.querySelector('#table').innerText.includes('not read: is no picture')")
+        browser.wait("document.querySelector('a[download] #download, #download')?.disabled === false")
+        text = browser.run("document.querySelector('#table').innerText")
+        assert all(file.name in text for file in (digits[3], digits[4]))
+        assert violations(browser) == []
+
+        open_tab(browser, "The run")
+        browser.wait("[...document.querySelectorAll('img')].some(image => image.naturalWidth === 640)")
+        assert "What is taken for what" in browser.run("document.body.innerText")
+        assert violations(browser) == []
+        browser.screenshot(tmp_path / "run.png")
+        with Image.open(tmp_path / "run.png") as shot:
+            assert shot.width == width
+
+
+def test_a_second_model_must_be_of_the_same_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    classifier().save(tmp_path / "classifier.safetensors")
+    segmenter().save(tmp_path / "segmenter.safetensors")
+    words = [str(tmp_path / f"{name}.safetensors") for name in ("classifier", "segmenter")]
+    assert main(["serve", words[0], "--compare", words[1]]) == 2
+    assert "is a segmenter, and " in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Open a page on this machine to try a model in the browser: drop a picture, see what the model says, and how fast.
 
-Labels and attention of a classifier, boxes and masks of a detector, the mask of a segmenter. Ctrl-C ends it.
+Labels and attention of a classifier, boxes and masks of a detector, the mask of a segmenter; of several pictures a
+table; of a run its curves, and what 'eval RUN --report RUN/report' has drawn. Ctrl-C ends it.
 """
 
 import argparse
@@ -24,6 +25,7 @@ _LOOPBACK = ("127.0.0.1", "localhost")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = Limits()
     parser.add_argument("model", metavar="RUN_OR_NAME", help="a run folder, a .safetensors file, or a model's name")
+    parser.add_argument("--compare", metavar="RUN_OR_NAME", help="a second model, which answers beside the first")
     parser.add_argument("--host", default=_LOOPBACK[0], help="address to listen at (default %(default)s: this machine)")
     parser.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860 on)")
     parser.add_argument(
@@ -42,6 +44,15 @@ def run(args: argparse.Namespace) -> None:
     limits = Limits(megabytes=args.max_megabytes, megapixels=args.max_megapixels)
     task = load_task(args.model)
     set_reading(args, task)
+    compared = None
+    if args.compare is not None:
+        second = load_task(args.compare)
+        if second.is_dense != task.is_dense:
+            raise UsageError(
+                f"--compare {args.compare!r} is a {second.kind}, and {args.model!r} a {task.kind}; give one of its kind"
+            )
+        set_reading(args, second)
+        compared = _title(args.compare), second
 
     from transept.serve.page import serving  # gradio takes seconds, and the extra `serve`, which --help need not
 
@@ -57,7 +68,14 @@ def run(args: argparse.Namespace) -> None:
     with (
         suppress(KeyboardInterrupt),
         serving(
-            formed(args, task), _title(args.model), host=args.host, port=args.port, limits=limits, explained=task
+            formed(args, task),
+            _title(args.model),
+            host=args.host,
+            port=args.port,
+            limits=limits,
+            explained=task,
+            compared=compared,
+            report=_report(args.model),
         ) as url,
     ):
         if args.json:
@@ -66,6 +84,12 @@ def run(args: argparse.Namespace) -> None:
             print(f"{args.model} at {url} (Ctrl-C ends it)", flush=True)
         while True:  # in short waits: a signal that another thread takes does not end a long one
             time.sleep(1)
+
+
+def _report(source: str) -> list[Path]:
+    """The pictures that training and `eval --report RUN/report` have left in a run folder."""
+    run = Path(source)
+    return [file for file in (run / "curves.png", *sorted((run / "report").glob("*.png"))) if file.is_file()]
 
 
 def _title(source: str) -> str:
