@@ -11,6 +11,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from transept.errors import TranseptError
 from transept.inference.fused import (
+    FusedCrossAttention,
     FusedCrossPatch,
     FusedLocalPatchInteraction,
     FusedQueryKeyValue,
@@ -21,7 +22,7 @@ from transept.inference.packed import GeluConv2d, pack
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp
-from transept.models import bixt, cabvit_block, cabvit_h, cait, cat, xcit
+from transept.models import bixt, cabvit_block, cabvit_h, cait, cat, crossvit, xcit
 from transept.models.backbone import Backbone
 
 M = TypeVar("M", bound=nn.Module)
@@ -47,6 +48,7 @@ SCALED: dict[type[nn.Module], dict[str, str]] = {
 REPLACED: dict[type[nn.Module], Callable[..., nn.Module]] = {
     xcit.LocalPatchInteraction: FusedLocalPatchInteraction,
     cait.TalkingHeadsAttention: FusedTalkingHeads,
+    crossvit.CrossAttention: FusedCrossAttention,
     cat.CrossPatchSelfAttention: FusedCrossPatch,
     QueryKeyValue: FusedQueryKeyValue,
     nn.Linear: pack,

@@ -12,6 +12,7 @@ from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.models.cait import TalkingHeadsAttention, talking_heads
 from transept.models.cat import CrossPatchSelfAttention
+from transept.models.crossvit import CrossAttention
 from transept.models.xcit import LocalPatchInteraction
 from transept.ops.tokens import merge_heads, stack_heads, to_map, to_tokens
 from transept.ops.windows import from_channel_windows, pad_to_multiple, to_channel_windows
@@ -106,6 +107,29 @@ def _sums(maps: Tensor, mix: Tensor) -> Tensor:
     """Maps `b m n n` mixed by `m m` one by one: sums that Inductor computes in one pass with the softmax."""
     heads = range(len(mix))
     return torch.stack([sum((mix[i, j] * maps[:, j] for j in heads[1:]), mix[i, 0] * maps[:, 0]) for i in heads], dim=1)
+
+
+class FusedCrossAttention(nn.Module):
+    """CrossViT's `CrossAttention` of one token to all, that projects no token to a key or a value.
+
+    A head's similarities are `(q K) x`, and what it gathers is `V (p x)`: both projections are of one token, where they
+    were of all of them. What the keys' bias adds is the same for all tokens, and the softmax leaves it out.
+    """
+
+    def __init__(self, attn: CrossAttention) -> None:
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.query, self.proj = pack(attn.wq), pack(attn.proj)
+        key, value = (layer.weight.unflatten(0, (attn.num_heads, -1)) for layer in (attn.wk, attn.wv))  # m d c
+        self.key = nn.Parameter(key * key.shape[1] ** -0.5)
+        self.value = nn.Parameter(value.mT.contiguous())
+        self.value_bias = nn.Parameter(attn.wv.bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b 1 c
+        q = self.query(x[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # m b d
+        maps = ((q @ self.key).transpose(0, 1) @ x.mT).softmax(dim=-1)  # b m (1+n)
+        gathered = (maps @ x).transpose(0, 1) @ self.value  # m b d
+        return self.proj(gathered.transpose(0, 1).flatten(1) + self.value_bias)[:, None]
 
 
 class FusedCrossPatch(nn.Module):
