@@ -54,7 +54,7 @@ class DataOptions:
     """The masks' value 0 means nothing and k is class k - 1, as in ADE20K; default: as the data's class list says.
     Only segmenters read it."""
     scenes: tuple[int, int] = (2000, 200)
-    """Training and validation pictures of `digits-scenes`; only detectors read it."""
+    """Training and validation pictures of `digits-scenes`."""
     pixel_range: tuple[float, float] | Literal["auto"] | None = None
     """The values of files of more than 8 bits that are black and white, e.g. [0, 4095] of 12-bit cameras; auto: between
     the percentiles 0.1 and 99.9 of the training pictures, of each band where `bands` are chosen; default: as the files

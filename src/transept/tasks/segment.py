@@ -379,6 +379,7 @@ class Segmenter(DenseTask):
             val_fraction=options.val_fraction,
             skip_bad_images=options.skip_bad_images,
             skip_bad_annotations=options.skip_bad_annotations,
+            scenes=options.scenes,
             known=self.classes if halves == "val" else None,
             reading=self.reading_of(options),
         )

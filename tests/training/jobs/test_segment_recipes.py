@@ -430,3 +430,9 @@ def test_the_command_line(ade20k: Path, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert all(f"segment/{name}" in re.sub(r"\s+", "", capsys.readouterr().out) for name in REPRESENTATIVES[:1])
+
+
+def test_as_many_scenes_as_are_asked_for():
+    page = read_recipe("quick-seg") | {"scenes": [6, 3]}
+    splits = SegmentJob(parse_recipe(page)).splits
+    assert (len(splits.train), len(splits.val)) == (6, 3)

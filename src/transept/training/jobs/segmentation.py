@@ -36,6 +36,7 @@ class SegmentJob(Job):
             val_fraction=recipe.val_fraction,
             skip_bad_images=recipe.skip_bad_images,
             skip_bad_annotations=recipe.skip_bad_annotations,
+            scenes=recipe.scenes,
             reading=recipe.reading,
         )
         self.skipped = self.splits.skipped
