@@ -58,13 +58,10 @@ def run_on_ray(work: Callable[..., Any], arguments: tuple[Any, ...], *, workers:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with (
-        passed_on([]) as early,
         _connected() as alone,
         passed_on([]) as signals,  # instead of Ray's own answer to SIGTERM
         tempfile.TemporaryDirectory() as rays_own,
     ):
-        if early:
-            raise KeyboardInterrupt
         scaling = ScalingConfig(**_resources(workers, alone))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Exchange)
@@ -91,25 +88,24 @@ def run_on_ray(work: Callable[..., Any], arguments: tuple[Any, ...], *, workers:
 
 @contextmanager
 def _connected() -> Iterator[bool]:
-    """Ray's cluster, or where there is none Ray on this machine for as long; whether it is the latter."""
+    """The cluster that RAY_ADDRESS names, or without it Ray on this machine for as long; whether it is the latter.
+
+    By itself Ray might join what another program has started for its own use, and would end with it.
+    """
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = dict(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     if ray.is_initialized():
         yield False
         return
-    alone = False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     try:
-        try:
-            ray.init(address="auto", **quiet)
-        except ConnectionError:
-            ray.init(address="local", **quiet)
-            alone = True
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
-        raise TranseptError(f"Ray does not start ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise TranseptError(f"Ray does not start (RAY_ADDRESS={address}: {reason})") from error
     try:
-        yield alone
+        yield address == "local"
     finally:
         ray.shutdown()
 
@@ -129,7 +125,7 @@ def _resources(workers: int | None, alone: bool) -> dict[str, Any]:
     if workers > there:
         sentence = f"hardware.workers={workers} need as many {kind}, and "
         if alone:
-            raise UsageError(f"{sentence}this machine has {there}; lower it, or join a cluster")
+            raise UsageError(f"{sentence}this machine has {there}; lower it, or join a cluster with RAY_ADDRESS")
         say(f"{sentence}the cluster has {there}; waiting until it has them")
     if gpus:
         return {"num_workers": workers, "use_gpu": True}
