@@ -96,7 +96,7 @@ def test_equals_two_processes_of_this_machine(tmp_path: Path):
     assert files(ray) == files(ddp)
     assert rows(ray) == rows(ddp)
     lines = [line.partition(" ")[0] for line in done.stderr.splitlines() if line]
-    assert lines == ["transept:", "epoch", "epoch"], "others speak, or one twice"
+    assert lines == ["transept:", "epoch", "epoch"], done.stderr  # others speak, or one twice
     assert "top-1" in done.stdout
 
 
