@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from transept.errors import TranseptError, UsageError, say, warn
 from transept.files import files_below, reserve, write_atomically
-from transept.tasks.run_folder import CONFIG, FOLDS, LOCK, PREVIOUS, STATE
+from transept.tasks.run_folder import CONFIG, FOLDS, LOCK
 from transept.training.jobs.job import Score
 from transept.training.jobs.table import JOBS
 from transept.training.loop.folder import claim
 from transept.training.loop.interruption import RunInterruptedError
-from transept.training.loop.run import Result, train
+from transept.training.loop.run import Result, train_on
 from transept.training.options.recipe import Recipe, plain
 from transept.training.processes.world import current_world
 
@@ -190,7 +190,7 @@ def _with_fold(runs: CrossValidation, recipe: Recipe, number: int, progress: boo
         say(name)
     score, interrupted = runs.score, False
     try:
-        trained = _train(fold_of(recipe, number, runs.number), folder, progress)
+        trained = train_on(fold_of(recipe, number, runs.number), folder, progress=progress)
         result, score, interrupted = _result_of(trained, number), trained.score, trained.interrupted
     except (RunInterruptedError, KeyboardInterrupt) as error:  # in its steps, or before them
         raise RunInterruptedError(_stopped(f"in {name}", runs)) from error
@@ -212,14 +212,6 @@ def _with_fold(runs: CrossValidation, recipe: Recipe, number: int, progress: boo
 
 def _stopped(where: str, runs: CrossValidation) -> str:
     return f"stopped {where}; everything is saved in {runs.run}; go on with: transept train --resume {runs.run}"
-
-
-def _train(recipe: Recipe, folder: Path, progress: bool) -> Result:
-    """From where the fold stands."""
-    if any((folder / name).is_file() for name in (STATE, PREVIOUS)):
-        return train(recipe, folder, resume=True, progress=progress)
-    (folder / CONFIG).unlink(missing_ok=True)  # of a run that ended before its first state
-    return train(recipe, folder, progress=progress)
 
 
 def _result_of(result: Result, number: int) -> FoldResult:

@@ -122,7 +122,7 @@ OUT_OF_RANGE: dict[str, Any] = {
 FREE = set(
     """accept_changed_data antialias bgr bn_in_head by_epoch channels_last class_weights classify.distill.kind
     classify.distill.weights classify.mix.mode compile cosine_from_start
-    data ema.evaluate erasing_mode fast_decode grad_checkpointing keep_empty
+    data ema.evaluate engine erasing_mode fast_decode grad_checkpointing keep_empty
     loggers model.weights multi_label no_weight_decay norm_eval norm_last_layer per_picture precision reduce_zero_label
     sampler schedule.decay scale_bounds skip_bad_annotations skip_bad_images strategy sync_batchnorm task""".split()
 )

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers import metrics, rows
+from tests.training.processes.runs import OPTIONS, STEPS, command, difference, recipe, wait_for_file
 from transept.cli.main import main
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.tasks.classify import Classifier
@@ -28,41 +29,10 @@ from transept.training.loop.run import train
 from transept.training.loop.states import read_state
 from transept.training.options.pages import read_recipe
 from transept.training.options.parsing import parse_recipe
-from transept.training.options.recipe import Recipe
 from transept.training.processes.world import World
 
-# Without batch norm, which sees only a process' own part of a batch, and without drop path, which draws for it.
-OPTIONS = (
-    "--schedule.iterations 12 --schedule.evaluate_every 6 --batch_size 32 --accumulate 2 --precision 32-true "
-    "--optimizer.name sgd --optimizer.lr 0.05 --model.name cait_xxs24_224 --model.img_size 16 "
-    "--model.options.patch_size 4 --model.options.depth 2 --model.options.embed_dim 32 --model.options.num_heads 4 "
-    "--model.options.init_scale 0.1 --classify.augmentation.color_jitter 0.2 --classify.augmentation.erasing 0.2 "
-    "--checkpoint_seconds 0"
-).split()
-STEPS = 12
 TWO = ("--hardware.devices", "2")
 FSDP = (*TWO, "--hardware.strategy", "fsdp")
-
-
-def recipe(*options: str) -> Recipe:
-    return parse_recipe(read_recipe("digits"), [*OPTIONS, *options])
-
-
-def difference(folder: Path, other: Path) -> float:
-    """Of the last weights, relative to them. A step moves them by about 1e-3."""
-    ours, theirs = load_file(folder / "last.safetensors"), load_file(other / "last.safetensors")
-    assert ours.keys() == theirs.keys()
-    flat, expected = (torch.cat([state[name].flatten().double() for name in sorted(state)]) for state in (ours, theirs))
-    return float((flat - expected).norm() / expected.norm())
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In one process, with the batch that two processes share in the other tests."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    train(recipe(), folder, progress=False)
-    return folder
 
 
 def kill_one_when(ready: Callable[[], bool]) -> threading.Thread:
@@ -318,17 +288,6 @@ def test_options_of_the_hardware_compose(options: str, limit: float, whole_run: 
         assert difference(tmp_path / "run", whole_run) > 0, "it changed nothing"
 
 
-def command(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-
-
 @pytest.mark.slow
 def test_folds_in_two_processes_equal_those_of_one(tmp_path: Path):
     """A process of the first fold is killed, the second goes on, and the first is trained to its end afterwards."""
@@ -427,9 +386,3 @@ def test_interrupted_and_killed_from_the_command_line(whole_run: Path, tmp_path:
     assert process.returncode == 1
     assert "was killed (SIGKILL)" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-
-
-def wait_for_file(path: Path, process: "subprocess.Popen[str]") -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)

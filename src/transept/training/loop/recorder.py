@@ -23,7 +23,7 @@ from transept.training.loop.progress import ProgressBar
 from transept.training.loop.seeding import seed_all
 from transept.training.options.recipe import Recipe
 from transept.training.processes.strategies import whole_state
-from transept.training.processes.world import any_of, gather, same_buffers
+from transept.training.processes.world import any_of, asked_to_stop, gather, same_buffers
 
 _DRAWN_EVERY = 10.0
 """Seconds: a picture takes a fifth of one, as an epoch of a small run does."""
@@ -93,6 +93,7 @@ class Recorder(Callback):
         self.images = _shape(batch[0])
         part = batch_idx % self.recipe.accumulate
         if part == 0:
+            self.interrupted |= asked_to_stop.is_set()
             due = time.monotonic() - self.saved > self.recipe.checkpoint_seconds
             interrupted, due = any_of([self.interrupted, due], pl_module.device)
             # Saved here, the checkpoint counts the batches before this one as done, and this one as not begun.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from transept.checks import shown
-from transept.errors import TranseptError, TranseptWarning, UsageError, say, warn
+from transept.errors import TranseptError, TranseptWarning, UsageError, rank_of_environment, say, warn
 from transept.files import reserve, write_atomically
 from transept.inference.compile import best_precision
 from transept.models.registry import build_skeleton
 from transept.tasks.load import load
-from transept.tasks.run_folder import BEST, SAMPLES, STATE, TEST
+from transept.tasks.run_folder import BEST, CONFIG, PREVIOUS, SAMPLES, STATE, TEST
 from transept.tasks.task import Evaluation
 from transept.training.jobs.job import Job, Score
 from transept.training.jobs.table import JOBS
@@ -36,6 +36,7 @@ from transept.training.loop.seeding import seed_all
 from transept.training.loop.states import StateFiles, position, read_state
 from transept.training.loop.trainer import make_trainer, quiet_lightning
 from transept.training.options.recipe import Recipe
+from transept.training.processes.cluster import check_ray, run_on_ray
 from transept.training.processes.strategies import check_hardware, fit_to_hardware
 from transept.training.processes.world import World, launch, must_launch, wanted_world
 from transept.weights.load import check_source
@@ -84,9 +85,26 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: bool 
     recipe, world = _ready(recipe)
     if not resume:  # a run that goes on has its own weights
         _check_weights(recipe)
+    if recipe.hardware.engine == "ray":
+        return _train_on_ray(recipe, folder, resume, progress)
+    recipe = _fitted(recipe, world)
     if must_launch(world):
         return launch(_train, (recipe, folder, resume, progress), size=world.size, folder=folder)
     return _train(recipe, folder, resume, progress)
+
+
+def train_on(recipe: Recipe, folder: Path, *, progress: bool = True) -> Result:
+    """`train` from where the folder's run stands, which may have ended before its first state."""
+    return train(recipe, folder, resume=_stands(folder), progress=progress)
+
+
+def _stands(folder: Path) -> bool:
+    """Whether there is a state to resume from. What an earlier start left is removed where there is none."""
+    if any((folder / name).is_file() for name in (STATE, PREVIOUS)):
+        return True
+    if not rank_of_environment():
+        (folder / CONFIG).unlink(missing_ok=True)
+    return False
 
 
 def plan(recipe: Recipe, picture: Path) -> tuple[Recipe, Plan]:
@@ -96,6 +114,7 @@ def plan(recipe: Recipe, picture: Path) -> tuple[Recipe, Plan]:
         TranseptError: as `train` does, but for what concerns the run folder.
     """
     recipe, world = _ready(recipe)
+    recipe = _fitted(recipe, world)
     job, task = _prepare(recipe, world, load=False)
     loader, _ = job.loaders(task, epoch=0, batch=0)
     images, targets = next(iter(loader))
@@ -105,14 +124,13 @@ def plan(recipe: Recipe, picture: Path) -> tuple[Recipe, Plan]:
 
 
 def _ready(recipe: Recipe) -> tuple[Recipe, World]:
-    """The recipe for its batch size, and the processes that follow it. What this machine cannot do is refused."""
+    """The recipe for its batch size, and the processes that follow it."""
     if recipe.data is None:
         raise UsageError("data=null: the recipe names none; give --data FOLDER")
-    recipe = _in_precision(_scaled(recipe))
+    recipe = _scaled(recipe)
     world = wanted_world(recipe)
     if world.size > 1 and not JOBS[recipe.task].distributed:
         raise UsageError(f"task={recipe.task} trains in one process, and {world.size} were started")
-    check_hardware(recipe, world)
     check_loggers(recipe.loggers)
     check_optimizer(recipe.optimizer)
     if recipe.model.freeze:
@@ -121,6 +139,29 @@ def _ready(recipe: Recipe) -> tuple[Recipe, World]:
         skeleton = build_skeleton(name, img_size=recipe.model.img_size, features_only=dense, **options)
         freeze(skeleton, recipe.model.freeze)
     return recipe, world
+
+
+def _fitted(recipe: Recipe, world: World) -> Recipe:
+    """The recipe for the machine that computes, which is this one. What it cannot do is refused."""
+    check_hardware(recipe, world)
+    return _in_precision(recipe)
+
+
+def _train_on_ray(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result:
+    check_ray()
+    reserve(folder, 2**20)
+    with claim(folder, resume=resume):  # by others, before Ray starts; then the first process claims it
+        pass
+    result, stopped = run_on_ray(
+        _train_as_a_worker, (recipe, folder, resume, progress), workers=recipe.hardware.workers, folder=folder
+    )
+    return dataclasses.replace(result, interrupted=stopped)
+
+
+def _train_as_a_worker(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result:
+    """Ray calls it anew when a process died."""
+    recipe, world = _ready(recipe)
+    return _train(_fitted(recipe, world), folder, resume or _stands(folder), progress)
 
 
 def _check_weights(recipe: Recipe) -> None:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from transept.errors import UsageError
 from transept.training.options.recipe import Recipe
+from transept.training.processes.cluster import ray_ddp, ray_environment
 from transept.training.processes.world import World, environment_of
 
 
@@ -28,14 +29,15 @@ def make_strategy(recipe: Recipe, world: World, *, unused_parameters: bool) -> S
     """One process needs none."""
     if world.size == 1:
         return "auto"
-    environment = environment_of(world)
+    ray = recipe.hardware.engine == "ray"
+    environment = ray_environment() if ray else environment_of(world)
     if recipe.hardware.strategy == "fsdp":
         strategy = ShardedStrategy(world.size)
         strategy.cluster_environment = environment
         return strategy
     # Buffers are made the same before each validation. DDP would do so in every forward pass of it, too, of which
     # processes may have different numbers.
-    return DDPStrategy(
+    return (ray_ddp() if ray else DDPStrategy)(
         cluster_environment=environment, find_unused_parameters=unused_parameters, broadcast_buffers=False
     )
 
@@ -46,7 +48,7 @@ def check_hardware(recipe: Recipe, world: World) -> None:
     Raises:
         UsageError: with the option to change.
     """
-    gpus, each = torch.cuda.device_count(), world.size // world.nodes
+    gpus, each = torch.cuda.device_count(), world.here
     if recipe.precision == "16-mixed" and not gpus:
         raise UsageError("precision=16-mixed needs a GPU; on CPUs give bf16-mixed or 32-true")
     if gpus and each > gpus:

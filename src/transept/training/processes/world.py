@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,8 +37,8 @@ class World(NamedTuple):
 
     rank: int = 0
     size: int = 1
-    nodes: int = 1
-    """Machines; each has equally many processes."""
+    here: int = 1
+    """Those on this machine; but for Ray, equally many are on each."""
 
 
 ALONE = World()
@@ -53,16 +54,15 @@ def current_world() -> World:
     rank, names = rank_of_environment(), os.environ
     if "RANK" in names and "WORLD_SIZE" in names:
         size = int(names["WORLD_SIZE"])
-        return World(rank, size, size // int(names.get("LOCAL_WORLD_SIZE", size)))
+        return World(rank, size, int(names.get("LOCAL_WORLD_SIZE", size)))
     if "SLURM_STEP_ID" in names:
-        return World(rank, int(names.get("SLURM_NTASKS", 1)), int(names.get("SLURM_NNODES", 1)))
+        size = int(names.get("SLURM_NTASKS", 1))
+        return World(rank, size, size // int(names.get("SLURM_NNODES", 1)))
     return World()
 
 
-def environment_of(world: World) -> ClusterEnvironment | None:
-    """The environment in which Lightning finds the other processes."""
-    if world.size == 1:
-        return None
+def environment_of(world: World) -> ClusterEnvironment:
+    """The environment in which Lightning finds the other processes of `torchrun`, `srun` or `launch`."""
     # Lightning would save and requeue in its own way; ours is in docs/training.md.
     return TorchElasticEnvironment() if "WORLD_SIZE" in os.environ else SLURMEnvironment(auto_requeue=False)
 
@@ -74,21 +74,24 @@ def wanted_world(recipe: Recipe) -> World:
         UsageError: the recipe asks for other processes than were started.
     """
     world, hardware = current_world(), recipe.hardware
-    if world.size == 1 and (hardware.devices or 1) > 1 and (hardware.nodes or 1) == 1 and not _started():
-        world = World(0, hardware.devices or 1, 1)
+    if not _started():
+        if hardware.engine == "ray":
+            world = World(0, hardware.workers or 1)
+        elif (hardware.nodes or 1) == 1:
+            world = World(0, hardware.devices or 1, hardware.devices or 1)
     for name, asked, started in (
-        ("nodes", hardware.nodes, world.nodes),
-        ("devices", hardware.devices, world.size // world.nodes),
+        ("nodes", hardware.nodes, world.size // world.here),
+        ("devices", hardware.devices, world.here),
     ):
         if asked is not None and asked != started:
             raise UsageError(
                 f"hardware.{name}={asked}, but the processes that were started make it {started}; "
                 "start as many with torchrun or srun, or leave the option out"
             )
-    parts = world.size * recipe.accumulate
+    parts, count = world.size * recipe.accumulate, "workers" if hardware.engine == "ray" else "devices"
     if recipe.batch_size % parts:
         raise UsageError(
-            f"batch_size={recipe.batch_size} is that of all {world.size} processes (hardware.devices) together, which "
+            f"batch_size={recipe.batch_size} is that of all {world.size} processes (hardware.{count}) together, which "
             f"compute it in accumulate={recipe.accumulate} parts each; give a multiple of {parts}"
         )
     return world
@@ -122,7 +125,7 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], *, size: int, f
     results = multiprocessing.get_context(method).SimpleQueue()
     port = find_free_network_port()
     processes: list[int] = []
-    with _passed_on(processes) as stopped:
+    with passed_on(processes) as stopped:
         context = start_processes(
             _process, (work, arguments, size, port, results), nprocs=size, join=False, start_method=method
         )
@@ -194,7 +197,7 @@ def _cause(error: ProcessException, context: Any, results: Any, folder: Path, st
 
 
 @contextmanager
-def _passed_on(processes: list[int]) -> Iterator[list[int]]:
+def passed_on(processes: list[int]) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM go to the processes, which save their state; the signals that came.
 
     A terminal sends its Ctrl-C to all of them, so what is passed on is SIGTERM, which may come twice.
@@ -224,6 +227,9 @@ def _terminate(processes: list[int]) -> None:
 
 
 # Telling each other
+
+asked_to_stop = threading.Event()
+"""Set where the command that started this process asks it to save and stop, and has no signal to say so."""
 
 
 def gather(value: Any) -> list[Any]:
