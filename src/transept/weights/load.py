@@ -62,6 +62,7 @@ def create_model(
     name, _, tag = name.partition(".")
     if tag:
         options = {**find_checkpoint(f"{name}.{tag}").options, **options}
+        img_size = options.pop("img_size", None) if img_size is None else img_size
     model = registry.build_model(
         name,
         num_classes=num_classes,
@@ -117,8 +118,9 @@ def load_weights(
     """Load a checkpoint into `model`: a path, an URL, or the `name.tag` of published weights.
 
     Takes the official files of each family, old and new, for classifiers, dense backbones and whole detectors or
-    segmenters; timm's, PASSL's and MMPretrain's; ours. Names and layouts are converted, and what depends on the image
-    size is resized. A classifier for another number of classes, and parts that a pyramid lacks or has in addition,
+    segmenters; those of other code bases (timm, PASSL, PaddleViT, MMPretrain, MindCV, birder, ...); ours. Names and
+    layouts are converted, and what depends on the image size is resized; a warning says where a code base computes
+    otherwise than ours. A classifier for another number of classes, and parts that a pyramid lacks or has in addition,
     keep the values they had. The report accounts for every name.
 
     Args:
@@ -133,6 +135,11 @@ def load_weights(
     source = str(source)
     path, published = find_file(source)
     report = load_contents(model, read_checkpoint(path, wrapper), source, strict)
+    if report.departs:
+        warnings.warn(
+            f"{source} has the names of {report.dialect}, whose outputs differ somewhat: {report.departs}",
+            stacklevel=2,
+        )
     if published:
         set_preprocessing(getattr(model, "backbone", model), published)
     return report
@@ -172,4 +179,4 @@ def _is_published(source: str) -> bool:
 register_models(create_model)
 
 _SCHEMES = ("http://", "https://")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams", ".tar", ".torch", ".h5")
