@@ -252,3 +252,15 @@ def test_without_h5py_it_says_what_to_install(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(transept.TranseptError, match=r"is an HDF5 file, .* 'h5py': pip install 'transept\[keras\]'"):
         read_checkpoint(stored("keras_cait.weights.h5", tmp_path))
+
+
+def test_a_classifier_of_other_classes_is_said_to_start_fresh(tmp_path: Path):
+    """Unless a number of classes was asked for, which a fresh one then serves."""
+    name = "birder_cait_xxs24.pt"
+    path, options = stored(name, tmp_path), PORTS[name]["options"]
+    said = "is for 5 classes; the model has 1000, so that of cait_xxs24_224 starts fresh; num_classes=N takes its N"
+    with pytest.warns(UserWarning, match=said):
+        transept.create_model("cait_xxs24_224", weights=path, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        transept.create_model("cait_xxs24_224", weights=path, num_classes=7, **options)

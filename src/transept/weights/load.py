@@ -20,6 +20,8 @@ from transept.weights.fit import load_contents
 from transept.weights.report import LoadReport, Reason
 from transept.weights.timm_entries import register_models
 
+_DEFAULT_CLASSES = 1000
+
 
 def list_models(pattern: str = "*", *, tag: bool = False) -> list[str]:
     """Sorted names of the registered models that match a shell pattern; with `tag`, of their weights (`name.tag`)."""
@@ -32,7 +34,7 @@ def create_model(
     pretrained: bool = False,
     weights: str | PathLike[str] | None = None,
     *,
-    num_classes: int = 1000,
+    num_classes: int = _DEFAULT_CLASSES,
     in_chans: int = 3,
     img_size: int | Sequence[int] | None = None,
     drop_path_rate: float = 0.0,
@@ -81,6 +83,14 @@ def create_model(
         if any(key.fresh and key.reason is Reason.NO_CLASSIFIER for key in report.keys):
             warnings.warn(
                 f"{source} has no classifier, so that of {name} starts fresh; num_classes=0 gives its features",
+                stacklevel=2,
+            )
+        others = [key.why for key in report.keys if key.reason is Reason.OTHER_CLASSES and "dropped" in key.actions]
+        if (
+            others and num_classes == _DEFAULT_CLASSES
+        ):  # any other number was asked for
+            warnings.warn(
+                f"the classifier of {source} is {others[0]}, so that of {name} starts fresh; num_classes=N takes its N",
                 stacklevel=2,
             )
     return model
