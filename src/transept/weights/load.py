@@ -86,9 +86,7 @@ def create_model(
                 stacklevel=2,
             )
         others = [key.why for key in report.keys if key.reason is Reason.OTHER_CLASSES and "dropped" in key.actions]
-        if (
-            others and num_classes == _DEFAULT_CLASSES
-        ):  # any other number was asked for
+        if others and num_classes == _DEFAULT_CLASSES:  # any other number was asked for
             warnings.warn(
                 f"the classifier of {source} is {others[0]}, so that of {name} starts fresh; num_classes=N takes its N",
                 stacklevel=2,
