@@ -5,6 +5,7 @@ import lzma
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +246,31 @@ def test_damaged_files(name: str, damage: Callable[[Path], None], words: str, tm
     path.chmod(0o600)
     damage(path)
     with pytest.raises(transept.TranseptError, match=words):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("inside", "words"),
+    [
+        ("model.weights.h5", "is a whole Keras model; unzip it and give its model.weights.h5"),
+        ("cait/1/mp_rank_00_model_states.pt", "is a zipped folder of SwissArmyTransformer, .*; take the official"),
+        ("cait/saved_model.pb", "is a SavedModel of TensorFlow, a program and not weights; take the official"),
+    ],
+)
+def test_archives_of_other_code_bases(inside: str, words: str, tmp_path: Path):
+    path = tmp_path / "weights.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(inside, "something")
+    with pytest.raises(transept.TranseptError, match=words):
+        read_checkpoint(path)
+
+
+def test_a_tensor_in_several_parts(tmp_path: Path):
+    """As MindSpore writes what is larger than 512 MB."""
+    path = stored("mindcv_xcit.ckpt", tmp_path)
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(transept.TranseptError, match="comes in several parts, which is not read here"):
         read_checkpoint(path)
 
 

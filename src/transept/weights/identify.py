@@ -51,7 +51,7 @@ def identify(contents: Contents) -> Identity | None:
 
 def part_of(contents: Contents) -> str:
     """What a file is that holds a known part of a model alone: the rest of a sentence; "" for all others."""
-    if contents.tensors.keys() <= {"linear.weight", "linear.bias"}:
+    if contents.tensors and contents.tensors.keys() <= {"linear.weight", "linear.bias"}:
         return "is a classifier alone, as of DINO's evaluation; load its backbone first, then it with strict=False"
     return ""
 

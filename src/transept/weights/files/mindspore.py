@@ -45,6 +45,8 @@ def read_mindspore(source: mmap) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for _, (start, end) in _fields(source, 0, len(source)):
         name, place = _named(source, start, end)
+        if name in tensors:  # MindSpore cuts tensors of more than 512 MB
+            raise UnpicklingError(f"{name} comes in several parts, which is not read here")
         kind, shape, (first, last) = _described(source, *place)
         dtype = _DTYPES.get(kind)
         if dtype is None:

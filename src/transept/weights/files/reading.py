@@ -209,13 +209,12 @@ def _read_zip(path: Path, file: BufferedReader, source: mmap, wrapper: str | Non
             raise TranseptError(f"{str(path)!r} is a whole Keras model; unzip it and give its model.weights.h5")
         if any(name.endswith("mp_rank_00_model_states.pt") for name in names):
             raise TranseptError(
-                f"{str(path)!r} is a folder of SwissArmyTransformer, zipped; unpack it and give its "
-                "mp_rank_00_model_states.pt, whose names are none that are known here"
+                f"{str(path)!r} is a zipped folder of SwissArmyTransformer, whose names are none that are known here; "
+                "take the official weights"
             )
         if any(name.endswith("saved_model.pb") for name in names):
             raise TranseptError(
-                f"{str(path)!r} is a SavedModel of TensorFlow, a program and not weights; save its weights from "
-                "TensorFlow as arrays under our names"
+                f"{str(path)!r} is a SavedModel of TensorFlow, a program and not weights; take the official weights"
             )
         if not any(name.endswith("data.pkl") for name in names):
             raise TranseptError(f"{str(path)!r} is a zip archive, but not one of PyTorch; unpack it and look inside")
