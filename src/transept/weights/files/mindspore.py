@@ -29,7 +29,7 @@ _Part = tuple[int, int]
 def is_mindspore(source: mmap) -> bool:
     """Whether it begins as a value with a name, whose tensor has a type of MindSpore's."""
     try:
-        _, (start, end) = next(_fields(source, 0, len(source)))
+        start, end = next(_values(source))
         name, tensor = _named(source, start, end)
         return bool(name) and _described(source, *tensor)[0] in _DTYPES
     except (UnpicklingError, StopIteration):
@@ -43,7 +43,7 @@ def read_mindspore(source: mmap) -> dict[str, Tensor]:
         UnpicklingError: it is damaged.
     """
     tensors: dict[str, Tensor] = {}
-    for _, (start, end) in _fields(source, 0, len(source)):
+    for start, end in _values(source):
         name, place = _named(source, start, end)
         if name in tensors:  # MindSpore cuts tensors of more than 512 MB
             raise UnpicklingError(f"{name} comes in several parts, which is not read here")
@@ -57,6 +57,13 @@ def read_mindspore(source: mmap) -> dict[str, Tensor]:
         data = torch.frombuffer(bytearray(source[first:last]), dtype=dtype) if count else torch.empty(0, dtype=dtype)
         tensors[name] = data.reshape(shape)
     return tensors
+
+
+def _values(source: mmap) -> Iterator[_Part]:
+    for _, part in _fields(source, 0, len(source)):
+        if isinstance(part, int):
+            raise UnpicklingError("it holds a number where a tensor should be")
+        yield part
 
 
 def _named(source: mmap, start: int, end: int) -> tuple[str, _Part]:
