@@ -145,7 +145,7 @@ def draw_cait() -> None:
 
 def draw_crossvit() -> None:
     widths = "--model.options.embed_dims [32,64] --model.options.num_heads 4 --model.options.depth 1"
-    task = trained("crossvit_tiny_240", "--model.img_size", "60", widths=widths)
+    task = trained("crossvit_tiny_240", "--model.img_size", "60", "--schedule.epochs", "24", widths=widths)
     _, image = digit(task)
     *_, small, large = transept.attention_maps(task.model, image, "class")
     rows = [
@@ -156,16 +156,15 @@ def draw_crossvit() -> None:
 
 
 def draw_bixt() -> None:
-    task = trained(
-        "bixt_ti_l64_p16", "--model.img_size", "32", *"--model.options.depth 4 --model.options.num_latents 8".split()
-    )
+    few = "--model.options.depth 3 --model.options.num_latents 8 --schedule.epochs 8 --schedule.warmup_epochs 1"
+    task = trained("bixt_ti_l64_p16", "--model.img_size", "24", *few.split())
     _, image = digit(task)
     token = (image.shape[-1] // 2, image.shape[-2] // 2)
     gathered = transept.attention_maps(task.model, image, "latents-to-tokens")
     spread = transept.attention_maps(task.model, image, "tokens-to-latents", token=token)
     rows = [
         Row("Latents to tokens, last block", heads(gathered[-1])),
-        Row("A token through the latents, block 2", heads(spread[-1])),
+        Row(f"A token through the latents, block {len(spread) - 1}", heads(spread[-1])),
     ]
     draw_digit(task, rows, "bixt", mark=(0.5, 0.5))
 

@@ -68,7 +68,7 @@ def test_tables_fit_the_terminal(capsys, monkeypatch: pytest.MonkeyPatch, width:
 
 def test_models_count_their_files(capsys):
     text = shown(capsys, "models")
-    assert row(text, "xcit_small_12_p16_224")[-2:] == ["11", "files"]
+    assert row(text, "xcit_small_12_p16_224")[-2:] == ["24", "files"]
     assert row(text, "xcit_small_12_p16_224")[-5:-2] == ["82.0", "/", "83.3"]
     assert row(text, "crossformer_tiny")[-3:] == ["1", "by", "hand"]
     assert row(text, "cat_tiny")[-3:] == ["80.3", "2", "files"]  # the old file and the new score alike
@@ -83,7 +83,7 @@ def test_info_says_how_to_get_each_file(capsys):
     headings = [text.index(f"weights, {task}") for task in ("classification", "detection", "segmentation")]
     assert headings == sorted(headings)
     text = shown(capsys, "info", "xcit_nano_12_p16_384")
-    assert "MMPretrain, Apache-2.0, pressed into 384x384, bicubic" in text
+    assert "MMPretrain, PyTorch, Apache-2.0, pressed into 384x384, bicubic" in text
     text = shown(capsys, "info", "cabvit_h_l1")
     assert "no checkpoint of CabViT was ever published; files of FcaFormer" in " ".join(text.split())
 

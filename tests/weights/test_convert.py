@@ -237,7 +237,7 @@ def test_dialects_are_read_back_as_they_were_written(family: str):
     state = official(family)
     for dialect in converter_of(family).dialects:
         written = from_official(state, family, dialect.name)
-        assert set(written) != set(state)
+        assert set(written) != set(state) or any(written[key].shape != state[key].shape for key in state)
         back = to_official(written, family, dialect.name)
         lacking = {key for key in state if key.endswith("num_batches_tracked")} if dialect.lacks else set()
         assert set(back) == set(state) - lacking

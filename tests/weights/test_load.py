@@ -32,7 +32,8 @@ def model() -> torch.nn.Module:
 def test_names():
     assert transept.list_models("cait_xxs24*") == ["cait_xxs24_224", "cait_xxs24_384"]
     assert len(transept.list_models("xcit*")) == 28
-    tags = ["fb_dist_in1k", "passl_dist_in1k", "timm_fb_dist_in1k"]
+    ports = ["easycv_dist_in1k", "keras_dist_in1k", "paddlevit_dist_in1k", "ppim_dist_in1k", "sat_in1k"]
+    tags = sorted([*ports, "tfhub_dist_in1k", "fb_dist_in1k", "passl_dist_in1k", "timm_fb_dist_in1k"])
     assert transept.list_models("cait_s24_224", tag=True) == [f"cait_s24_224.{tag}" for tag in tags]
     teachers = [checkpoint for checkpoint in CHECKPOINTS if checkpoint.task == "teacher"]
     assert len(transept.list_models(tag=True)) == len(CHECKPOINTS) - len(teachers)

@@ -12,7 +12,7 @@ from transept.weights.convert import OFFICIAL, find_dialect, from_official
 from transept.weights.files.reading import Contents, read_checkpoint
 from transept.weights.files.writing import check_suffix, write_state_dict
 from transept.weights.fit import load_contents
-from transept.weights.identify import Identity, identify
+from transept.weights.identify import Identity, identify, part_of
 from transept.weights.load import create_model, find_file
 from transept.weights.report import LoadReport
 from transept.words import visible
@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a file, an URL, or NAME.TAG of published weights")
     parser.add_argument("target", metavar="DST", nargs="?", help="the new file: .safetensors, .pth or .pdparams")
     parser.add_argument("--identify", action="store_true", help="say which model SRC is of, and write nothing")
-    parser.add_argument("--to", default=OFFICIAL, help="whose names: official (ours, too), timm, PASSL, MMPretrain")
+    parser.add_argument(
+        "--to",
+        default=OFFICIAL,
+        help="whose names: official (ours, too), timm, PASSL, MMPretrain, PaddleViT, birder, ...",
+    )
     parser.add_argument("--model", help="the model that SRC is of (default: found from its names and shapes)")
     parser.add_argument("--wrapper", help="the entry of SRC to take, e.g. model_ema")
     parser.add_argument(
@@ -41,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
         _tell(args, contents, identity)
         return
     if identity is None and args.model is None:
-        raise TranseptError(f"{args.source!r} is of none of our families; give --model NAME if it should be")
+        what = part_of(contents) or "is of none of our families; give --model NAME if it should be"
+        raise TranseptError(f"{args.source!r} {what}")
     name, family = find_model(args.model or identity.model)  # pyright: ignore[reportOptionalMemberAccess]
     find_dialect(family.name, args.to)
     model = _model(name, identity, pyramid=args.backbone)
@@ -62,10 +67,10 @@ def _model(name: str, identity: Identity | None, *, pyramid: bool) -> Backbone:
 
 def _tell(args: argparse.Namespace, contents: Contents, identity: Identity | None) -> None:
     if identity is None:
-        raise TranseptError(
-            f"{args.source!r} holds {len(contents.tensors)} tensors of none of our families, "
-            f"e.g. {next(iter(contents.tensors), 'nothing')!r}"
-        )
+        what = f"holds {len(contents.tensors)} tensors of none of our families, "
+        what += f"e.g. {next(iter(contents.tensors), 'nothing')!r}"
+        raise TranseptError(f"{args.source!r} {part_of(contents) or what}")
+    form = find_dialect(identity.family, identity.dialect)
     facts: dict[str, Any] = {
         "source": args.source,
         "model": identity.model,
@@ -75,6 +80,7 @@ def _tell(args: argparse.Namespace, contents: Contents, identity: Identity | Non
         "agreement": round(identity.agreement, 4),
         "num_classes": identity.num_classes,
         "names": identity.dialect,
+        "differs": form.departs if form else "",
         "format": contents.format,
         "wrapper": contents.wrapper,
         "wrappers": list(contents.wrappers),

@@ -74,9 +74,11 @@ def _print_checkpoint(console: Console, checkpoint: Checkpoint) -> None:
         "squash": f"pressed into {size}",
         "fit": f"scaled to fit {size}",
     }[preprocessing.crop_mode]
-    facts = f"{checkpoint.origin}, {checkpoint.licence}, {size}, {preprocessing.interpolation}"
+    licence = checkpoint.licence or "licence not stated"
+    facts = f"{checkpoint.origin}, {checkpoint.format}, {licence}, {size}, {preprocessing.interpolation}"
     console.print(f"  [bold]{checkpoint.name}[/]  {scores}{source}", highlight=False, soft_wrap=True)
     options = ", ".join(f"{option}={value}" for option, value in checkpoint.options.items())
-    for line in (facts, options and f"built with {options}", checkpoint.note, *how_to_get(checkpoint)):
+    said = (facts, options and f"built with {options}", checkpoint.unreadable, checkpoint.note)
+    for line in (*said, *how_to_get(checkpoint)):
         if line:
             console.print(f"    {line}", highlight=False, soft_wrap=True)

@@ -157,7 +157,11 @@ def _list_weights(args: argparse.Namespace) -> None:
         return
     for task in dict.fromkeys(entry.task for entry in chosen):
         print_table(_weights_table(task, [entry for entry in chosen if entry.task == task]))
-    print("\nfetch: 'direct' by name; 'page' by hand from a share page, see 'transept info MODEL'")
+    print("\nfetch: 'direct' by name; 'page' by hand from a share page, 'not read' at all: see 'transept info MODEL'")
+
+
+def _fetch(entry: Checkpoint) -> str:
+    return "not read" if entry.unreadable else "direct" if entry.url else "page"
 
 
 def _weights_table(task: str, entries: list[Checkpoint]) -> Table:
@@ -172,5 +176,5 @@ def _weights_table(task: str, entries: list[Checkpoint]) -> Table:
         table.add_column(head, no_wrap=True)
     for entry in entries:
         scores = [percent(entry.scores[metric]) if metric in entry.scores else "-" for metric in metrics]
-        table.add_row(entry.name, *scores, entry.origin, "direct" if entry.url else "page", entry.licence)
+        table.add_row(entry.name, *scores, entry.origin, _fetch(entry), entry.licence or "-")
     return table

@@ -11,16 +11,19 @@ from torch import Tensor, nn
 class ConvPatchEmbed(nn.Module):
     """Strided 3x3 convolutions with BatchNorm, GELU between: `b 3 H W -> b c h w` with `h = ceil(H / patch_size)`.
 
-    XCiT's (its Section 3.3), and that of BiXT's convolutional models.
+    XCiT's (its Section 3.3), and that of BiXT's convolutional models. With more convolutions than the patches need, the
+    first ones keep the resolution.
     """
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+    def __init__(self, in_chans: int, dim: int, patch_size: int, depth: int | None = None) -> None:
         super().__init__()
-        stages = int(math.log2(patch_size))
-        widths = [in_chans, *(dim // 2**i for i in reversed(range(stages)))]
+        strided = int(math.log2(patch_size))
+        depth = depth or strided
+        widths = [in_chans, *(dim // 2**i for i in reversed(range(depth)))]
         layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            conv = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
+        for i, (width_in, width_out) in enumerate(pairwise(widths)):
+            stride = 1 if i < depth - strided else 2
+            conv = nn.Conv2d(width_in, width_out, kernel_size=3, stride=stride, padding=1, bias=False)
             layers += [nn.Sequential(conv, nn.BatchNorm2d(width_out)), nn.GELU()]
         self.proj = nn.Sequential(*layers[:-1])
 

@@ -60,6 +60,9 @@ class XCiTConfig(ModelConfig):
     """Initial value of LayerScale."""
     tokens_norm: bool
     """Class attention normalises all tokens, not only the class token (off in the nano models)."""
+    stem_depth: int | None = None
+    """Convolutions of the stem; by default as many as halve the image down to its patches. Of more, the first ones keep
+    the resolution: the stem of larger patches, as in robust models of 32 x 32 pictures."""
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.embed_dim % self.num_heads:
@@ -71,6 +74,13 @@ class XCiTConfig(ModelConfig):
                 f"embed_dim={self.embed_dim} must be a multiple of {self.patch_size // 2}"
                 f" for patch_size={self.patch_size}"
             )
+        if self.stem_depth is not None:
+            least = self.patch_size.bit_length() - 1
+            if self.stem_depth < least or self.embed_dim % 2 ** (self.stem_depth - 1):
+                raise ValueError(
+                    f"stem_depth={self.stem_depth} must be at least {least} for patch_size={self.patch_size}, and "
+                    f"embed_dim={self.embed_dim} a multiple of 2 ** (stem_depth - 1)"
+                )
 
 
 _TABLE_1: dict[str, dict[str, Any]] = {
@@ -286,7 +296,7 @@ class XCiTTrunk(ClassAttentionBackbone):
     def __init__(self, config: XCiTConfig, in_chans: int, drop_path_rate: float) -> None:
         super().__init__(config, in_chans=in_chans, embed_dim=config.embed_dim, stride=config.patch_size)
         dim = config.embed_dim
-        self.patch_embed = ConvPatchEmbed(in_chans, dim, config.patch_size)
+        self.patch_embed = ConvPatchEmbed(in_chans, dim, config.patch_size, config.stem_depth)
         self.pos_embeder = FourierPositionEncoding(dim)
         # The same rate in every block, not a growing one.
         self.blocks = nn.ModuleList(
@@ -356,6 +366,6 @@ FAMILY = Family(
     classifier=XCiT,
     pyramid=XCiTPyramid,
     in_timm=True,
-    values_in_timm={"patch_size": (8, 16)},
+    values_in_timm={"patch_size": (8, 16), "stem_depth": (None,)},
     first_conv="patch_embed.proj.0.0",
 )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from timm.data import Mixup
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from transept.checks import check_share
 from transept.data.classification.image_set import ImageSet
@@ -135,10 +135,17 @@ class Labelling(ABC):
 
 
 class SingleLabel(Labelling):
-    """A picture is of one class: softmax and cross-entropy."""
+    """A picture is of one class: softmax and cross-entropy.
+
+    Args:
+        binary: it is learnt by binary cross-entropy of each class instead; answers are by softmax as ever.
+    """
 
     score = "top1"
     is_multi = False
+
+    def __init__(self, *, binary: bool = False) -> None:
+        self.binary = binary
 
     def description(self) -> dict[str, Any]:
         return {}
@@ -146,6 +153,10 @@ class SingleLabel(Labelling):
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         """Of class numbers `b`, which are smoothed, or each class's share `b k`, taken as it is."""
         smoothing = 0.0 if labels.is_floating_point() else smoothing
+        if self.binary:
+            shares = labels if labels.is_floating_point() else one_hot(labels, logits.shape[-1])
+            targets = shares.to(logits.dtype) * (1 - smoothing) + smoothing / logits.shape[-1]
+            return binary_cross_entropy_with_logits(logits, targets, weights)
         return cross_entropy(logits, labels, weights, label_smoothing=smoothing)
 
     def balanced(self, counts: Tensor, pictures: int) -> Tensor:

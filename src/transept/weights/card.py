@@ -12,10 +12,11 @@ from transept.weights.catalogue.records import Checkpoint
 MARKER = "<!-- Written by transept. Remove this line to keep your own text when the model is saved again. -->"
 
 _ORIGIN = """
-The weights come from `{name}` ([file]({url})), possibly trained further since. That checkpoint's published score is
-**{top1} %** top-1 on the validation set of ImageNet-1k ({source}); it was measured for the checkpoint, not for this
-file. Its licence is {licence}.
+The weights come from `{name}` ([file]({url})), possibly trained further since. {score} Its licence is {licence}.
 """
+_SCORE = """That checkpoint's published score is
+**{top1} %** top-1 on the validation set of ImageNet-1k ({source}); it was measured for the checkpoint, not for this
+file."""
 _NO_ORIGIN = """
 No published checkpoint is recorded as the origin of these weights, and no score is claimed.
 """
@@ -113,8 +114,9 @@ model = timm.create_model({source!r}, pretrained=True).eval()
 def _origin(origin: Checkpoint | None) -> str:
     if origin is None:
         return _NO_ORIGIN
-    fields = {name: getattr(origin, name) for name in ("name", "url", "top1", "source", "licence")}
-    return _ORIGIN.format(**fields)
+    score = "" if origin.top1 is None else _SCORE.format(top1=origin.top1, source=origin.source)
+    url = origin.url or origin.pages[0].url
+    return _ORIGIN.format(name=origin.name, url=url, score=score, licence=origin.licence or "not stated")
 
 
 def _describe(preprocessing: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from transept.errors import TranseptError
 from transept.models.backbone import Backbone, Family
 from transept.models.registry import family_of
 from transept.weights.convert import OFFICIAL, converter_of, dialect_of
-from transept.weights.convert.rules import Entries, any_match, entries_of
+from transept.weights.convert.rules import Dialect, Entries, any_match, entries_of
 from transept.weights.convert.systems import BACKBONE, DINO_HEAD, PARTS, holds_backbone, method_of
 from transept.weights.files.reading import Contents
 from transept.weights.identify import identify
@@ -64,7 +64,7 @@ def load_contents(
     backbone = whole if isinstance(whole, Backbone) else model
     family = family_of(backbone)
     dropped: list[KeyReport] = []
-    dialect = OFFICIAL
+    dialect = None
     if family is not None and isinstance(backbone, Backbone):
         entries, dialect = _officially(entries, family.name, contents.format)
         if backbone is model:
@@ -74,7 +74,7 @@ def load_contents(
         if prefix and not inside:
             inside, others = others, {}
         inside, inner_dialect = _officially(inside, family.name, "")
-        dialect = inner_dialect if dialect == OFFICIAL else dialect
+        dialect = dialect or inner_dialect
         _check_types({**{prefix + name: entry for name, entry in inside.items()}, **others}, model, source)
         inside = _fit_backbone(inside, backbone, family, dropped, other_classes)
         others = _fit_classes(others, model, dropped, other_classes)
@@ -82,9 +82,9 @@ def load_contents(
     return _write(model, entries, dropped, contents, source, dialect, strict)
 
 
-def _officially(entries: Entries, family: str, file_format: str) -> tuple[Entries, str]:
+def _officially(entries: Entries, family: str, file_format: str) -> tuple[Entries, Dialect | None]:
     dialect = dialect_of(entries, family, file_format)
-    return (entries, OFFICIAL) if dialect is None else (dialect.read(entries), dialect.name)
+    return (entries, None) if dialect is None else (dialect.read(entries), dialect)
 
 
 def _split(entries: Entries, prefix: str) -> tuple[Entries, Entries]:
@@ -217,7 +217,7 @@ def _write(
     dropped: list[KeyReport],
     contents: Contents,
     source: str,
-    dialect: str,
+    dialect: Dialect | None,
     strict: bool,
 ) -> LoadReport:
     """Check the entries against the model, write them, and report."""
@@ -263,7 +263,8 @@ def _write(
         wrapper=contents.wrapper,
         wrappers=contents.wrappers,
         prefix=contents.prefix,
-        dialect=dialect,
+        dialect=dialect.name if dialect else OFFICIAL,
+        departs=dialect.departs if dialect else "",
         keys=tuple(keys),
         skipped=contents.skipped,
     )

@@ -49,6 +49,13 @@ def identify(contents: Contents) -> Identity | None:
     return best
 
 
+def part_of(contents: Contents) -> str:
+    """What a file is that holds a known part of a model alone: the rest of a sentence; "" for all others."""
+    if contents.tensors and contents.tensors.keys() <= {"linear.weight", "linear.bias"}:
+        return "is a classifier alone, as of DINO's evaluation; load its backbone first, then it with strict=False"
+    return ""
+
+
 def _within(family: Family, entries: Entries, file_format: str) -> Identity | None:
     method = method_of(entries)
     dialect = dialect_of(entries, family.name, file_format)

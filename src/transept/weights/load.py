@@ -20,6 +20,8 @@ from transept.weights.fit import load_contents
 from transept.weights.report import LoadReport, Reason
 from transept.weights.timm_entries import register_models
 
+_DEFAULT_CLASSES = 1000
+
 
 def list_models(pattern: str = "*", *, tag: bool = False) -> list[str]:
     """Sorted names of the registered models that match a shell pattern; with `tag`, of their weights (`name.tag`)."""
@@ -32,7 +34,7 @@ def create_model(
     pretrained: bool = False,
     weights: str | PathLike[str] | None = None,
     *,
-    num_classes: int = 1000,
+    num_classes: int = _DEFAULT_CLASSES,
     in_chans: int = 3,
     img_size: int | Sequence[int] | None = None,
     drop_path_rate: float = 0.0,
@@ -62,6 +64,7 @@ def create_model(
     name, _, tag = name.partition(".")
     if tag:
         options = {**find_checkpoint(f"{name}.{tag}").options, **options}
+        img_size = options.pop("img_size", None) if img_size is None else img_size
     model = registry.build_model(
         name,
         num_classes=num_classes,
@@ -80,6 +83,12 @@ def create_model(
         if any(key.fresh and key.reason is Reason.NO_CLASSIFIER for key in report.keys):
             warnings.warn(
                 f"{source} has no classifier, so that of {name} starts fresh; num_classes=0 gives its features",
+                stacklevel=2,
+            )
+        others = [key.why for key in report.keys if key.reason is Reason.OTHER_CLASSES and "dropped" in key.actions]
+        if others and num_classes == _DEFAULT_CLASSES:  # any other number was asked for
+            warnings.warn(
+                f"the classifier of {source} is {others[0]}, so that of {name} starts fresh; num_classes=N takes its N",
                 stacklevel=2,
             )
     return model
@@ -117,8 +126,9 @@ def load_weights(
     """Load a checkpoint into `model`: a path, an URL, or the `name.tag` of published weights.
 
     Takes the official files of each family, old and new, for classifiers, dense backbones and whole detectors or
-    segmenters; timm's, PASSL's and MMPretrain's; ours. Names and layouts are converted, and what depends on the image
-    size is resized. A classifier for another number of classes, and parts that a pyramid lacks or has in addition,
+    segmenters; those of other code bases (timm, PASSL, PaddleViT, MMPretrain, MindCV, birder, ...); ours. Names and
+    layouts are converted, and what depends on the image size is resized; a warning says where a code base computes
+    otherwise than ours. A classifier for another number of classes, and parts that a pyramid lacks or has in addition,
     keep the values they had. The report accounts for every name.
 
     Args:
@@ -133,6 +143,11 @@ def load_weights(
     source = str(source)
     path, published = find_file(source)
     report = load_contents(model, read_checkpoint(path, wrapper), source, strict)
+    if report.departs:
+        warnings.warn(
+            f"{source} has the names of {report.dialect}, whose outputs differ somewhat: {report.departs}",
+            stacklevel=2,
+        )
     if published:
         set_preprocessing(getattr(model, "backbone", model), published)
     return report
@@ -172,4 +187,4 @@ def _is_published(source: str) -> bool:
 register_models(create_model)
 
 _SCHEMES = ("http://", "https://")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams", ".tar", ".torch", ".h5")

@@ -60,7 +60,7 @@ class LoadReport:
     source: str
     model: str
     format: str
-    """The file's: safetensors, PyTorch, PaddlePaddle."""
+    """The file's: safetensors, PyTorch, PaddlePaddle, MindSpore, Keras."""
     wrapper: str = ""
     """The entry of the file that was taken, e.g. "model"; "" for the whole."""
     wrappers: tuple[str, ...] = ()
@@ -69,6 +69,8 @@ class LoadReport:
     """The beginning taken off every name, e.g. "module."."""
     dialect: str = "official"
     """Whose names the file has: official, timm, PASSL, MMPretrain, ..."""
+    departs: str = ""
+    """How the code base of these names computes otherwise than ours; "" where it does not."""
     keys: tuple[KeyReport, ...] = ()
     skipped: tuple[str, ...] = ()
     """The file's content beside tensors, which was not read."""
@@ -113,7 +115,8 @@ class LoadReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        facts = {name: getattr(self, name) for name in ("source", "model", "format", "wrapper", "prefix", "dialect")}
+        names = ("source", "model", "format", "wrapper", "prefix", "dialect", "departs")
+        facts = {name: getattr(self, name) for name in names}
         keys = [
             {"file": list(key.file), "model": key.model, "actions": list(key.actions), "why": key.why}
             for key in self.keys
@@ -138,6 +141,7 @@ class LoadReport:
         where += f" (of {visible(', '.join(self.wrappers))})" if len(self.wrappers) > 1 else ""
         where += f", prefix {self.prefix!r}" if self.prefix else ""
         lines = [f"{self.source} -> {self.model}: {where}, {self.dialect} names", f"{len(self.taken)} taken"]
+        lines += [f"{self.dialect} differs: {self.departs}"] if self.departs else []
         changed = {}
         for key in self.keys:
             if key.model and key.file:

@@ -1,5 +1,6 @@
 """The evaluation transform against the official evaluations, spelt out with torchvision's own steps."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ from PIL import Image
 from torchvision import transforms
 
 import transept
-from transept.data.classification.transforms import Preprocessing, eval_transform, preprocessing_of, transforms_for
+from transept.data.classification.transforms import (
+    Augmentation,
+    Preprocessing,
+    eval_transform,
+    preprocessing_of,
+    train_transform,
+    transforms_for,
+)
 from transept.errors import UsageError
 from transept.models.backbone import Backbone
 from transept.models.registry import build_model, find_model, list_models, skeletons
@@ -137,3 +145,24 @@ def test_models_that_cannot_say_are_refused():
     model.pretrained_cfg["crop_mode"] = "border"
     with pytest.raises(UsageError, match="XCiT wants crop_mode='border'; known: center, squash, fit"):
         transforms_for(model)
+
+
+def test_three_augment_is_grey_inverted_or_blurred():
+    """One of the three each time, each as often."""
+    augmentation = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, three_augment=True)
+    preprocessing = Preprocessing(img_size=(32, 32), mean=(0, 0, 0), std=(1, 1, 1))
+    image = picture(32, 32)
+    plain = transforms.functional.to_tensor(image)
+    inverted = torch.where(plain >= 128 / 255, 1 - plain, plain)
+    seen: Counter[str] = Counter()
+    torch.manual_seed(0)
+    transform = train_transform(preprocessing, augmentation)
+    for _ in range(300):
+        out = transform(image)
+        is_grey = torch.equal(out[0], out[1]) and torch.equal(out[1], out[2])
+        is_inverted = torch.allclose(out, inverted, atol=1e-6)
+        smoother = out.diff(dim=-1).abs().sum() <= plain.diff(dim=-1).abs().sum()  # by a tenth of a pixel: as it was
+        seen["grey" if is_grey else "inverted" if is_inverted else "blurred"] += 1
+        assert is_grey or is_inverted or smoother
+    assert set(seen) == {"grey", "inverted", "blurred"}
+    assert min(seen.values()) > 70

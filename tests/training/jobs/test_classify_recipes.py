@@ -21,13 +21,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from tests.helpers import assert_same, ctrl_c, rows
 from transept.cli.main import main
 from transept.data.classification.transforms import Augmentation, Preprocessing
-from transept.errors import TranseptError, TranseptWarning
+from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.tasks.classify import Classifier
+from transept.tasks.labelling import SingleLabel
 from transept.training.jobs.classification import ClassifyJob
 from transept.training.jobs.distillation import Teacher, distillation_loss
 from transept.training.loop.freezing import freeze
 from transept.training.loop.interruption import RunInterruptedError
-from transept.training.loop.module import TaskModule
+from transept.training.loop.module import TaskModule, make_optimizer
 from transept.training.loop.run import train
 from transept.training.options.classify import ClassifyOptions, DistillOptions, MixOptions
 from transept.training.options.model import ModelOptions
@@ -210,8 +211,79 @@ def rate(column: Column, step: float, total: int, warmup: int) -> float:
 
 
 def test_there_is_a_page_for_every_published_row():
-    assert {f"classify/{name}" for name in ROWS} == {name for name in recipe_names() if name.startswith("classify/")}
+    pages = {name for name in recipe_names() if name.startswith("classify/")}
+    assert {f"classify/{name}" for name in (*ROWS, *BIXT)} == pages
     assert len(ROWS) == 80
+
+
+# Epochs, warm-up, batch, learning rate, drop path, start, top-1 (bixt.md 5 and 7).
+BIXT = {
+    "bixt_ti_l64_p16": (800, 5, 1024, 2.5e-3, 0.0, None, "80.1"),
+    "bixt_ti_l64_p16_ft384": (30, 0, 512, 2.5e-5, 0.05, "bixt_ti_l64_p16.in1k", "81.85"),
+}
+
+
+@pytest.mark.parametrize("name", BIXT)
+def test_bixt_as_published(name: str):
+    epochs, warmup, batch, lr, drop_path, weights, top1 = BIXT[name]
+    assert page(name) == Recipe(
+        task="classify",
+        batch_size=batch,
+        workers=8,
+        precision="16-mixed",
+        model=ModelOptions(name=name, weights=weights, drop_path_rate=drop_path),
+        classify=ClassifyOptions(
+            loss="binary",
+            label_smoothing=0.0,
+            crop_pct=0.875,
+            augmentation=Augmentation(
+                crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.5, three_augment=True, color_jitter=0.3
+            ),
+            mix=MixOptions(mixup=0.8, cutmix=1.0, probability=1.0, switch=0.5, mode="batch"),
+        ),
+        optimizer=OptimizerOptions(
+            name="lambc", lr=lr, lr_batch=batch, betas=(0.9, 0.999), weight_decay=0.05, clip_grad=None
+        ),
+        schedule=ScheduleOptions(
+            epochs=epochs,
+            warmup_epochs=warmup,
+            warmup_lr=1e-6,
+            min_lr=1e-5,
+            decay="cosine",
+            cosine_from_start=True,
+        ),
+    )
+    text = (files("transept") / "recipes" / "classify" / f"{name}.yaml").read_text()
+    assert re.search(rf"Score +top-1 {top1} .*figure, not re-run by us", text)
+    assert f"# transept train classify/{name} --data FOLDER\n" in text
+    assert re.search(rf"\| `{name}` \|.*\| {top1} \|", DOCS.read_text(encoding="utf-8"))
+
+
+def test_bixt_trains(pictures: Path, tmp_path: Path):
+    """Its optimiser scales each step by itself, and keeps the norm of the gradient to 1 before."""
+    options = "--model.options.depth 2 --model.options.embed_dim 48 --model.options.num_latents 5"
+    recipe = page("bixt_ti_l64_p16", f"--data {pictures} {options} {SMALL}")
+    optimizer: Any = make_optimizer(recipe.optimizer, nn.Linear(2, 2))
+    assert (optimizer.defaults["max_grad_norm"], optimizer.defaults["trust_clip"]) == (1.0, True)
+    train(recipe, tmp_path / "run", progress=False)
+    assert all(0.2 < float(row["train_loss"]) < 2 for row in rows(tmp_path / "run"))  # chance is ln 2 = 0.7
+
+
+def test_binary_loss_by_hand(pictures: Path):
+    """The mean over pictures and classes, of shares as mixing leaves them, or of smoothed labels."""
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+    p = logits.sigmoid()
+    shares = torch.tensor([[0.3, 0.7, 0.0], [0.0, 0.0, 1.0]])
+    expected = -(shares * p.log() + (1 - shares) * (1 - p).log()).mean()
+    loss = SingleLabel(binary=True).loss
+    torch.testing.assert_close(loss(logits, shares, None, 0.1), expected)  # smoothed when it was mixed
+    smooth = nn.functional.one_hot(torch.tensor([1, 2]), 3) * 0.7 + 0.1
+    expected = -(smooth * p.log() + (1 - smooth) * (1 - p).log()).mean()
+    torch.testing.assert_close(loss(logits, torch.tensor([1, 2]), None, 0.3), expected)
+    job = ClassifyJob(page("bixt_ti_l64_p16", f"--data {pictures} {SMALL}"))
+    assert job.labelling.binary  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(UsageError, match="loss=binary, but multi_label=true has that loss anyway"):
+        ClassifyOptions(loss="binary", multi_label=True)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -124,7 +124,8 @@ FREE = set(
     classify.distill.weights classify.mix.mode compile cosine_from_start
     data ema.evaluate engine erasing_mode fast_decode grad_checkpointing keep_empty
     loggers model.weights multi_label no_weight_decay norm_eval norm_last_layer per_picture precision reduce_zero_label
-    sampler schedule.decay scale_bounds skip_bad_annotations skip_bad_images strategy sync_batchnorm task""".split()
+    sampler schedule.decay scale_bounds skip_bad_annotations skip_bad_images strategy sync_batchnorm task
+    classify.loss three_augment""".split()
 )
 PAGES = {"classify": "digits", "detect": "quick-det", "segment": "quick-seg", "pretrain": "quick-dino"}
 OPTIONS = option_types()

@@ -6,20 +6,16 @@ run sees what an uninterrupted one does.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
-from typing import Any
 
-import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from transept.checks import check_not_negative, check_positive, check_range, check_share, check_within, shown
 from transept.data.channels import without_color
-from transept.data.classification.transforms import Preprocessing, to_normalised
+from transept.data.classification.transforms import Preprocessing, random_blur, to_normalised
 from transept.errors import UsageError
 
-_RADII = (0.1, 2.0)
 _JITTERED, _GREY = 0.8, 0.2
 
 
@@ -75,7 +71,7 @@ def multicrop_transform(preprocessing: Preprocessing, crops: MultiCrop) -> Calla
             steps.append(v2.RandomApply([v2.ColorJitter(*crops.color_jitter)], _JITTERED))
             steps.append(v2.RandomGrayscale(_GREY))
         if blur:
-            steps.append(v2.RandomApply([v2.Lambda(_blur)], blur))
+            steps.append(v2.RandomApply([v2.Lambda(random_blur)], blur))
         if solarize:
             steps.append(v2.RandomSolarize(128, solarize))
         return v2.Compose([*steps, *to_normalised(preprocessing)])
@@ -88,10 +84,3 @@ def multicrop_transform(preprocessing: Preprocessing, crops: MultiCrop) -> Calla
         *[view(local_size, crops.local_scale, crops.blur[2])] * crops.local_crops,
     ]
     return lambda picture: [view(picture) for view in views]
-
-
-def _blur(picture: Any) -> Any:
-    radius = float(torch.empty(()).uniform_(*_RADII))
-    if isinstance(picture, Image.Image):
-        return picture.filter(ImageFilter.GaussianBlur(radius))
-    return v2.functional.gaussian_blur(picture, [2 * ceil(3 * radius) + 1] * 2, [radius])

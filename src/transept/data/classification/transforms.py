@@ -4,11 +4,11 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 from typing import Any, Literal
 
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from timm.data import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -44,6 +44,8 @@ class Augmentation:
     """Largest shift, as a share of the picture's side."""
     randaugment: str | None = None
     """RandAugment as timm writes it, e.g. rand-m9-mstd0.5-inc1: magnitude 9, its noise 0.5, worse with magnitude."""
+    three_augment: bool = False
+    """3-Augment (DeiT III): a picture turns grey, or has its bright values inverted, or is blurred, each as often."""
     color_jitter: float = 0.0
     """Strength of changes of brightness, contrast and saturation."""
     erasing: float = 0.0
@@ -210,7 +212,9 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
     """A random variation of the picture, then as `eval_transform`. Draws from torch, numpy and Python."""
     if len(preprocessing.mean) != 3:
-        augmentation = without_color(augmentation, len(preprocessing.mean), randaugment=None, color_jitter=0.0)
+        augmentation = without_color(
+            augmentation, len(preprocessing.mean), randaugment=None, three_augment=False, color_jitter=0.0
+        )
     steps: list[Callable[..., Any]] = []
     mode = v2.InterpolationMode(preprocessing.interpolation)
     if augmentation.rotation or augmentation.translation:
@@ -234,12 +238,22 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
             "interpolation": str_to_pil_interp(preprocessing.interpolation),
         }
         steps.append(rand_augment_transform(augmentation.randaugment, looks))
+    if augmentation.three_augment:
+        steps.append(v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.Lambda(random_blur)]))
     if augmentation.color_jitter:
         steps.append(v2.ColorJitter(*(augmentation.color_jitter,) * 3))
     steps += to_normalised(preprocessing)
     if augmentation.erasing:
         steps.append(RandomErasing(augmentation.erasing, mode=augmentation.erasing_mode, device="cpu"))
     return v2.Compose(steps)
+
+
+def random_blur(picture: Image.Image | Tensor) -> Image.Image | Tensor:
+    """Blurred by a Gauss of 0.1 to 2 pixels, as in self-supervised training and in DeiT III."""
+    radius = float(torch.empty(()).uniform_(0.1, 2.0))
+    if isinstance(picture, Image.Image):
+        return picture.filter(ImageFilter.GaussianBlur(radius))
+    return v2.functional.gaussian_blur(picture, [2 * ceil(3 * radius) + 1] * 2, [radius])
 
 
 def to_normalised(preprocessing: Preprocessing) -> list[Callable[..., Any]]:

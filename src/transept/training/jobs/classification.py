@@ -40,7 +40,7 @@ class ClassifyJob(Job):
             reading=recipe.reading,
         )
         self.skipped = self.splits.skipped
-        self.labelling: Labelling = SingleLabel()
+        self.labelling: Labelling = SingleLabel(binary=recipe.classify.loss == "binary")
         if recipe.classify.multi_label:
             self.labelling, self.score = MultiLabel(), Score("map", "mAP", "mean average precision")
             if not self.splits.measured_classes:

@@ -74,6 +74,9 @@ class ClassifyOptions:
     augmentation: Augmentation = field(default_factory=Augmentation)
     mix: MixOptions = field(default_factory=MixOptions)
     distill: DistillOptions = field(default_factory=DistillOptions)
+    loss: Literal["softmax", "binary"] = "softmax"
+    """softmax: cross-entropy. binary: the mean of the binary cross-entropies of all classes, mixed labels taken as
+    shares; answers are by softmax as ever."""
     label_smoothing: float = 0.1
     """Share of each label that is spread over all classes."""
     multi_label: bool = False
@@ -91,6 +94,8 @@ class ClassifyOptions:
     def __post_init__(self) -> None:
         check_within("[0, 1)", label_smoothing=self.label_smoothing)
         check_within("[0.01, 1]", crop_pct=self.crop_pct)
+        if self.multi_label and self.loss == "binary":
+            raise UsageError("loss=binary, but multi_label=true has that loss anyway; leave one of them out")
         if self.multi_label and self.distill.kind != "none":
             raise UsageError(f"multi_label=true, but distill.kind={self.distill.kind} teaches one class; leave one out")
 

@@ -6,99 +6,32 @@ preprocessing. Licences are those that the repositories state for themselves; no
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import UsageError
 from transept.models.crossformer import LARGE_GROUPS
-from transept.models.registry import find_model
-from transept.weights.catalogue import tables
-
-Task = Literal["classification", "self-supervised", "detection", "segmentation", "teacher"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Page:
-    """A page that only a person with a browser gets the file from."""
-
-    url: str
-    site: str
-    code: str = ""
-    """Access code that the site asks for."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint:
-    """One released file. `model.tag` is its full name, in timm's words where timm has it."""
-
-    model: str
-    """The registered model that it is for; for dense files without the image size, as they were published."""
-    tag: str
-    task: Task = "classification"
-    method: str = ""
-    """The dense model around the backbone, e.g. `mask_rcnn`."""
-    origin: Literal["official", "PASSL", "MMPretrain", "timm", "PaddleViT"] = "official"
-    url: str = ""
-    """Where it can be fetched from; empty where there are only pages."""
-    pages: tuple[Page, ...] = ()
-    file: str
-    """Its name in the cache."""
-    sha256: str = ""
-    """The first digits of its SHA-256, where the publisher stated them."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Published scores in percent, the main one first, by the names in `METRICS`."""
-    source: str = ""
-    """Who printed the scores."""
-    licence: str
-    preprocessing: Preprocessing
-    """The one that the scores were taken with."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the family's config that differ from the model's and are no part of the weights."""
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}.{self.tag}"
-
-    @property
-    def download(self) -> Literal["direct", "share page"]:
-        return "direct" if self.url else "share page"
-
-    @property
-    def top1(self) -> float | None:
-        """ImageNet-1k validation accuracy in percent."""
-        return self.scores.get("top1")
-
-    @property
-    def registered(self) -> str:
-        """The full name of its model; of a teacher, which is none of ours, its own."""
-        return self.model if self.task == "teacher" else _registered(self.model)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
-        plain = {"name": self.name, "download": self.download, "top1": self.top1} | dataclasses.asdict(self)
-        plain["preprocessing"] = self.preprocessing.as_dict()
-        plain["pages"] = list(plain["pages"])
-        return plain
-
+from transept.weights.catalogue import ports, tables
+from transept.weights.catalogue.checkpoint import FB, XCIT_RUNS, Checkpoint, Page, cropped, direct, whole
+from transept.weights.convert import crossvit
 
 METRICS = {
     "top1": "top-1",
     "top5": "top-5",
     "knn": "k-NN",
     "linear": "linear",
+    "autoattack": "AutoAttack",
+    "clean": "clean",
     "box_ap": "box AP",
     "mask_ap": "mask AP",
     "miou": "mIoU",
     "miou_ms": "mIoU ms",
 }
 """Score names as plain data, and in words. Classification on ImageNet-1k, detection on COCO, segmentation
-on ADE20K ("ms": several scales, and with CAT flipped)."""
+on ADE20K ("ms": several scales, and with CAT flipped). Robust models: accuracy under AutoAttack, and without attack."""
 
 
 def checkpoints_of(model: str) -> list[Checkpoint]:
@@ -128,30 +61,6 @@ def set_preprocessing(model: nn.Module, checkpoint: Checkpoint) -> None:
     )
 
 
-@cache
-def _registered(name: str) -> str:
-    return find_model(name)[0]
-
-
-_FB = "https://dl.fbaipublicfiles.com"
-_XCIT_RUNS = ((224, "", "in1k"), (224, "_dist", "dist_in1k"), (384, "_dist", "dist_in1k"))
-
-
-def _direct(url: str, **facts: Any) -> Checkpoint:
-    named: dict[str, Any] = {"file": url.rsplit("/", 1)[-1]} | facts
-    return Checkpoint(url=url, **named)
-
-
-def _whole(img_size: int) -> Preprocessing:
-    """Crop ratio 1.0: XCiT and CaiT."""
-    return Preprocessing(img_size=(img_size, img_size))
-
-
-def _cropped(img_size: int) -> Preprocessing:
-    """224 of 256, and as much of other sizes: CAT, CrossFormer, BiXT and the smaller CrossViT."""
-    return Preprocessing(img_size=(img_size, img_size), crop_pct=0.875)
-
-
 # The dense models' pictures keep their sides' ratio and fill 800 x 1333 or 512 x 2048.
 _COCO = Preprocessing(img_size=(800, 1333), crop_mode="fit", interpolation="bilinear")
 _ADE20K = Preprocessing(img_size=(512, 2048), crop_mode="fit", interpolation="bilinear")
@@ -164,20 +73,20 @@ _BGR = "channels, mean and std in the order blue, green, red"
 def _xcit() -> Iterator[Checkpoint]:
     official: dict[str, Any] = dict(source="official README", licence="Apache-2.0")
     for size, scores in tables.XCIT_TOP1.items():
-        for (img_size, suffix, tag), top1 in zip(_XCIT_RUNS, scores, strict=True):
+        for (img_size, suffix, tag), top1 in zip(XCIT_RUNS, scores, strict=True):
             name = f"xcit_{size}_{img_size}"
-            facts = official | dict(model=name, scores={"top1": top1}, preprocessing=_whole(img_size))
-            yield _direct(f"{_FB}/xcit/{name}{suffix}.pth", tag=f"fb_{tag}", **facts)
+            facts = official | dict(model=name, scores={"top1": top1}, preprocessing=whole(img_size))
+            yield direct(f"{FB}/xcit/{name}{suffix}.pth", tag=f"fb_{tag}", **facts)
             yield _timm(name, f"fb_{tag}", facts)
     for size, (file, knn, linear) in tables.XCIT_DINO.items():
-        yield _direct(
-            f"{_FB}/xcit/xcit_{file}_dino.pth",
+        yield direct(
+            f"{FB}/xcit/xcit_{file}_dino.pth",
             model=f"xcit_{size}_224",
             tag="fb_dino_in1k",
             task="self-supervised",
             method="dino",
             scores={"knn": knn, "linear": linear},
-            preprocessing=_whole(224),
+            preprocessing=whole(224),
             note="backbone without a classifier",
             **official,
         )
@@ -188,8 +97,8 @@ def _xcit() -> Iterator[Checkpoint]:
             ("ade", "sem_fpn", "semantic_fpn", "80k_ade20k", {"miou": fpn}),
             ("ade", "upernet", "upernet", "160k_ade20k", {"miou": upernet}),
         ):
-            yield _direct(
-                f"{_FB}/xcit/{folder}/{file}_xcit_{size}.pth",
+            yield direct(
+                f"{FB}/xcit/{folder}/{file}_xcit_{size}.pth",
                 model=f"xcit_{size}",
                 tag=f"{method}_{schedule}",
                 task="detection" if folder == "coco" else "segmentation",
@@ -200,11 +109,11 @@ def _xcit() -> Iterator[Checkpoint]:
                 **official,
             )
     for size, runs in tables.XCIT_MMPRETRAIN.items():
-        for (img_size, _, tag), (top1, top5, stamp) in zip(_XCIT_RUNS, runs, strict=True):
+        for (img_size, _, tag), (top1, top5, stamp) in zip(XCIT_RUNS, runs, strict=True):
             stem = f"xcit-{size.replace('_', '-')}_3rdparty{'-dist' if 'dist' in tag else ''}_in1k"
             # Its configs take 224 of 256, and press the whole picture into 384 x 384.
             pressed = Preprocessing(img_size=(img_size, img_size), crop_mode="squash")
-            yield _direct(
+            yield direct(
                 "https://download.openmmlab.com/mmclassification/v0/xcit/"
                 f"{stem}{'-384px' if img_size == 384 else ''}_{stamp}.pth",
                 model=f"xcit_{size}_{img_size}",
@@ -214,7 +123,7 @@ def _xcit() -> Iterator[Checkpoint]:
                 scores={"top1": top1, "top5": top5},
                 source="MMPretrain 1.2.0",
                 licence="Apache-2.0",
-                preprocessing=_cropped(img_size) if img_size == 224 else pressed,
+                preprocessing=cropped(img_size) if img_size == 224 else pressed,
                 note="converted from the official file, and scored with MMPretrain's own preprocessing",
             )
     for distilled, table in ("", tables.XCIT_PASSL), ("dist_", tables.XCIT_PASSL_DISTILLED):
@@ -224,7 +133,7 @@ def _xcit() -> Iterator[Checkpoint]:
                 model=f"xcit_{size}_224",
                 tag=f"passl_{distilled}in1k",
                 scores={"top1": top1, "top5": top5},
-                preprocessing=_whole(224),
+                preprocessing=whole(224),
                 note="PASSL's own distillation" if distilled else "",
             )
 
@@ -237,10 +146,10 @@ def _cait() -> Iterator[Checkpoint]:
             scores={"top1": top1},
             source=source,
             licence="Apache-2.0",
-            preprocessing=_whole(img_size),
+            preprocessing=whole(img_size),
             note="to be evaluated in float32, its README says" if size == "m48_448" else "",
         )
-        yield _direct(f"{_FB}/deit/{size.upper()}.pth", tag="fb_dist_in1k", **facts)
+        yield direct(f"{FB}/deit/{size.upper()}.pth", tag="fb_dist_in1k", **facts)
         yield _timm(f"cait_{size}", "fb_dist_in1k", facts)
         if size in tables.CAIT_PASSL:
             file, top1, top5 = tables.CAIT_PASSL[size]
@@ -249,20 +158,20 @@ def _cait() -> Iterator[Checkpoint]:
                 model=f"cait_{size}",
                 tag="passl_dist_in1k",
                 scores={"top1": top1, "top5": top5},
-                preprocessing=_whole(img_size),
+                preprocessing=whole(img_size),
             )
 
 
 def _timm(model: str, tag: str, facts: Mapping[str, Any]) -> Checkpoint:
     """The official weights under timm's names, on the Hugging Face hub."""
-    return _direct(
+    return direct(
         f"https://huggingface.co/timm/{model}.{tag}/resolve/main/model.safetensors",
         **{**facts, "tag": f"timm_{tag}", "origin": "timm", "file": f"{model}.{tag}.safetensors"},
     )
 
 
 def _passl(stem: str, **facts: Any) -> Checkpoint:
-    return _direct(
+    return direct(
         f"https://passl.bj.bcebos.com/vision_transformers/{stem}.pdparams",
         **({"origin": "PASSL", "source": "PASSL README", "licence": "Apache-2.0"} | facts),
     )
@@ -274,7 +183,7 @@ def _cat() -> Iterator[Checkpoint]:
     old = "older module names"
 
     def entry(file: str, **facts: Any) -> Checkpoint:
-        return _direct(
+        return direct(
             f"{release}/download/v1.0/{file}.pth",
             pages=(Page(url=f"{release}/tag/v1.0", site="GitHub release"),),
             licence="MIT",
@@ -285,7 +194,7 @@ def _cat() -> Iterator[Checkpoint]:
         facts: dict[str, Any] = dict(
             model=f"cat_{size}",
             scores={"top1": top1, "top5": top5},
-            preprocessing=_cropped(224),
+            preprocessing=cropped(224),
         )
         yield entry(f"cat_{size}_new", tag="in1k", source="official README", note=inferred, **facts)
         yield entry(f"cat_{size}", tag="v1_in1k", source="first official README", note=f"{old}; {inferred}", **facts)
@@ -326,7 +235,7 @@ def _crossformer() -> Iterator[Checkpoint]:
 
     for size, (top1, *share) in tables.CROSSFORMER.items():
         shared = "the README gives one share for large and huge" if size in ("pp_large", "pp_huge") else ""
-        yield entry(size, "in1k", *share, scores={"top1": top1}, preprocessing=_cropped(224), note=shared)
+        yield entry(size, "in1k", *share, scores={"top1": top1}, preprocessing=cropped(224), note=shared)
     for (size, tag), (scores, *share) in tables.CROSSFORMER_DENSE.items():
         data = "coco" if "coco" in tag else "ade20k"
         method = "semantic_fpn" if tag.startswith("fpn") else _method(tag)[0]
@@ -347,10 +256,10 @@ def _crossformer() -> Iterator[Checkpoint]:
 def _crossvit() -> Iterator[Checkpoint]:
     for size, (top1, *scored_by_timm) in tables.CROSSVIT.items():
         side = int(size[-3:])
-        preprocessing = _cropped(side) if side == 240 else _whole(side)
+        preprocessing = cropped(side) if side == 240 else whole(side)
         facts: dict[str, Any] = dict(model=f"crossvit_{size}", licence="Apache-2.0", preprocessing=preprocessing)
         official = size.replace("240", "224").replace("408", "384")  # after the picture of the large branch
-        yield _direct(
+        yield direct(
             f"https://github.com/IBM/CrossViT/releases/download/weights-0.1/crossvit_{official}.pth",
             tag="in1k",
             scores={"top1": top1},
@@ -371,7 +280,7 @@ def _crossvit() -> Iterator[Checkpoint]:
             file=f"crossvit_{size}.paddlevit_in1k.pdparams",
             scores={"top1": top1, "top5": top5},
             source="PaddleViT README",
-            note=f"scored with pictures of {official[-3:]}; its last norms of each fusion have eps 1e-5, ours 1e-6",
+            note=f"scored with pictures of {official[-3:]}; {crossvit.PADDLEVIT.departs}",
             **facts,
         )
 
@@ -386,16 +295,16 @@ def _bixt() -> Iterator[Checkpoint]:
             scores={"top1": top1, "top5": top5},
             source="official table of weights",
             licence="Apache-2.0",
-            preprocessing=_cropped(384 if size.endswith("384") else 224),
+            preprocessing=cropped(384 if size.endswith("384") else 224),
             note="a zip; what is in it is the file to load",
         )
 
 
 def _teachers() -> Iterator[Checkpoint]:
     # RegNetY-160 taught the distilled XCiT and CaiT, on the pictures that these were trained with.
-    facts: dict[str, Any] = dict(model="regnety_160", task="teacher", licence="Apache-2.0", preprocessing=_cropped(224))
+    facts: dict[str, Any] = dict(model="regnety_160", task="teacher", licence="Apache-2.0", preprocessing=cropped(224))
     note = "teacher of the distilled models; timm builds the network; no score printed, preprocessing by DeiT's default"
-    yield _direct(f"{_FB}/deit/regnety_160-a5fe301d.pth", tag="fb_in1k", sha256="a5fe301d", note=note, **facts)
+    yield direct(f"{FB}/deit/regnety_160-a5fe301d.pth", tag="fb_in1k", sha256="a5fe301d", note=note, **facts)
     yield _passl("xcit/regnety_160", tag="passl_in1k", **facts, source="", note=note)
 
 
@@ -420,6 +329,14 @@ def _in_order(entries: Iterator[Checkpoint]) -> list[Checkpoint]:
 
 CHECKPOINTS: tuple[Checkpoint, ...] = tuple(
     checkpoint
-    for family in (_xcit, _cait, _cat, _crossformer, _crossvit, _bixt, _teachers)
-    for checkpoint in _in_order(family())
+    for families in (
+        (_xcit, ports.xcit),
+        (_cait, ports.cait),
+        (_cat,),
+        (_crossformer, ports.crossformer),
+        (_crossvit, ports.crossvit),
+        (_bixt,),
+        (_teachers,),
+    )
+    for checkpoint in _in_order(entry for family in families for entry in family())
 )

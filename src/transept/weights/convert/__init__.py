@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transept.errors import unknown
-from transept.weights.convert import cabvit, cait, cat, crossvit, xcit
+from transept.weights.convert import cabvit, cait, cat, crossformer, crossvit, xcit
 from transept.weights.convert.rules import Dialect, Entries, StateDict, entries_of, tensors_of
 
 
@@ -23,6 +23,7 @@ class Converter:
 CONVERTERS = {
     "CAT": Converter(cat.DIALECTS, cat.fit),
     "CabViT": Converter(fit=cabvit.fit),
+    "CrossFormer": Converter(crossformer.DIALECTS),
     "XCiT": Converter(xcit.DIALECTS),
     "CaiT": Converter(cait.DIALECTS, cait.fit, same=("timm",)),
     "CrossViT": Converter(crossvit.DIALECTS, crossvit.fit),
@@ -39,10 +40,10 @@ def converter_of(family: str) -> Converter:
 
 def dialect_of(entries: Entries, family: str, file_format: str = "") -> Dialect | None:
     """The dialect in which a file of this family is written; None for the official names."""
-    for dialect in converter_of(family).dialects:
-        if dialect.fits(entries, file_format):
-            return dialect
-    return None
+    dialects = converter_of(family).dialects
+    by_name = (dialect for dialect in dialects if dialect.has_marks(entries))
+    by_format = (dialect for dialect in dialects if dialect.has_format(entries, file_format))
+    return next(by_name, None) or next(by_format, None)
 
 
 def to_official(state: StateDict, family: str, dialect: str) -> StateDict:

@@ -119,6 +119,70 @@ class TransposedLinears:
 
 
 @dataclass(frozen=True)
+class OutputsLast:
+    """Kernels of convolutions stored (rows, columns, in, out), as Keras does."""
+
+    def write(self, entries: Entries) -> Entries:
+        return self._permuted(entries, (2, 3, 1, 0))
+
+    def read(self, entries: Entries) -> Entries:
+        return self._permuted(entries, (3, 2, 0, 1))
+
+    @staticmethod
+    def _permuted(entries: Entries, order: tuple[int, ...]) -> Entries:
+        return {
+            name: entry.changed(entry.tensor.permute(order), "transposed")
+            if name.endswith(".weight") and entry.tensor.ndim == 4
+            else entry
+            for name, entry in entries.items()
+        }
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Blocks counted through officially, and anew in each stage by the other."""
+
+    official: str
+    """A name with `{}` for the block and `{*}` for the rest."""
+    other: str
+    """The same with `{}` for the stage, counted from 1, before that for the block."""
+    ends: tuple[float, ...]
+    """Where the stages end, as shares of the depth."""
+
+    def write(self, entries: Entries) -> Entries:
+        places = {name: values for name in entries if (values := match(self.official, name))}
+        depth = 1 + max((int(block) for block, _ in places.values()), default=0)
+        ends = [round(depth * end) for end in self.ends]
+        out: Entries = {}
+        for name, entry in entries.items():
+            if name in places:
+                block, rest = places[name]
+                stage = sum(int(block) >= end for end in ends)
+                first = ends[stage - 1] if stage else 0
+                name = fill(self.other, (str(stage + 1), str(int(block) - first), rest))
+            out[name] = entry
+        return out
+
+    def read(self, entries: Entries) -> Entries:
+        places = {name: values for name in entries if (values := match(self.other, name)) and _numbers(values[:2])}
+        sizes: dict[int, int] = {}
+        for stage, block, _ in places.values():
+            sizes[int(stage)] = max(sizes.get(int(stage), 0), int(block) + 1)
+        out: Entries = {}
+        for name, entry in entries.items():
+            if name in places:
+                stage, block, rest = places[name]
+                first = sum(size for other, size in sizes.items() if other < int(stage))
+                name = fill(self.official, (str(first + int(block)), rest))
+            out[name] = entry
+        return out
+
+
+def _numbers(values: Iterable[str]) -> bool:
+    return all(value.isdecimal() for value in values)
+
+
+@dataclass(frozen=True)
 class Dialect:
     """How a code base writes the checkpoints of a family."""
 
@@ -128,7 +192,9 @@ class Dialect:
     marks: tuple[str, ...] = ()
     """Names that only this dialect has, with `{}` and `{*}`."""
     format: str = ""
-    """A file format that only this dialect uses."""
+    """A file format whose files are of this dialect where no name says otherwise."""
+    departs: str = ""
+    """How the code base computes otherwise than ours, so that the same weights give somewhat other outputs."""
     lacks: Mapping[str, str] | None = None
     """Official names (with `{}`, `{*}`) that it does not store, and why that is harmless."""
 
@@ -144,13 +210,16 @@ class Dialect:
             entries = rule.read(entries)
         return entries
 
-    def fits(self, entries: Entries, file_format: str = "") -> bool:
-        """Whether a file with these names, or of this format, is written in this dialect.
+    def has_marks(self, entries: Entries) -> bool:
+        """Whether some of the names are those of this dialect alone."""
+        return any(any_match(self.marks, name) for name in entries)
+
+    def has_format(self, entries: Entries, file_format: str) -> bool:
+        """Whether a file of this format is written in this dialect, as long as its names do not say otherwise.
 
         A format that others use too does not say so of matrices that lie as PyTorch's do.
         """
-        by_format = bool(self.format) and file_format == self.format and not rows_are_outputs(entries)
-        return by_format or any(any_match(self.marks, name) for name in entries)
+        return bool(self.format) and file_format == self.format and not rows_are_outputs(entries)
 
 
 def rows_are_outputs(entries: Entries) -> bool:

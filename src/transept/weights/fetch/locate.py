@@ -12,8 +12,11 @@ def locate(checkpoint: Checkpoint) -> Path:
     """The file, fetched if it can be and is not there.
 
     Raises:
-        TranseptError: it cannot be fetched, or lies behind a share page and was not yet saved by hand.
+        TranseptError: it is of a kind that is not read here, cannot be fetched, or lies behind a share page and was not
+            yet saved by hand.
     """
+    if checkpoint.unreadable:
+        raise TranseptError(f"{checkpoint.name} {checkpoint.unreadable}")
     path = cached(checkpoint.file)
     if not checkpoint.url:
         if path.is_file():

@@ -1,4 +1,7 @@
-"""Checkpoint files to state dicts: safetensors, PyTorch old and new, PaddlePaddle. Nothing in a file is executed."""
+"""Checkpoint files to state dicts: safetensors, PyTorch old and new, PaddlePaddle, MindSpore, Keras.
+
+Nothing in a file is executed.
+"""
 
 import os
 import stat
@@ -19,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transept.errors import TranseptError, UsageError
+from transept.weights.files.keras import read_keras
+from transept.weights.files.mindspore import is_mindspore, read_mindspore
 from transept.weights.files.stored_tensors import StoredTensors, is_array, is_tensor, open_pickle, open_zip
 from transept.weights.files.unpickling import ActingGlobalError, Call, Global, OddKey, Span, plain
 
@@ -34,7 +39,7 @@ class Contents:
     tensors: StateDict
     """By name, without the wrapper and the prefix. They are views of the file, copied when written to."""
     format: str
-    """`safetensors`, `PyTorch`, `PyTorch (before 1.6)` or `PaddlePaddle`."""
+    """`safetensors`, `PyTorch`, `PyTorch (before 1.6)`, `PaddlePaddle`, `MindSpore` or `Keras`."""
     wrapper: str = ""
     """The entry of the file that held them, as `model` or `model_ema.state_dict`; empty where there is none."""
     prefix: str = ""
@@ -62,6 +67,8 @@ WRAPPERS = (  # in the order of preference: DINO's published features are the te
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "timm_model.", "_backbone.")
 """Prefixes of DataParallel, torch.compile, Lightning, the dense toolboxes and transformers' two wrappers of timm's
 models; taken off where all names have them."""
+_VISSL = ("classy_state_dict", "base_model", "model", "trunk")
+"""Where VISSL keeps the backbone, beside the heads of training."""
 _COUNTERS = ("n_averaged",)
 """Beside the weights in the state dict of torch's AveragedModel."""
 _TWINS = ("Student", "Teacher")  # PASSL's distillation keeps two networks in one state dict
@@ -84,7 +91,7 @@ def read_checkpoint(path: Path, wrapper: str | None = None) -> Contents:
         wrapper: take this entry of the file instead, as `model_ema`, or PASSL's `Teacher`.
 
     Raises:
-        UsageError: the file has no such `wrapper`.
+        UsageError: the file has no such `wrapper`, or is one of Keras and h5py is not installed.
         TranseptError: the file is missing, truncated, of another kind, holds no weights, or names a function that could
             act on the machine.
     """
@@ -132,7 +139,6 @@ def check_is_file(path: Path) -> None:
 _FOREIGN = (  # what is often saved or renamed to a weights file by mistake: first bytes, and what to say
     (b"version https://git-lfs", "is a git-lfs pointer, not the weights themselves; run 'git lfs pull' beside it"),
     (b"<", "is a web page, not weights; the link leads to a page about the file: fetch the file itself"),
-    (b"\x89HDF", "is an HDF5 file, as of Keras; transept has no weights in that format"),
     (b"\x1f\x8b", "is a gzip archive; unpack it and give the file inside"),
     (b"BZh", "is a bzip2 archive; unpack it and give the file inside"),
     (b"\xfd7zXZ", "is an xz archive; unpack it and give the file inside"),
@@ -149,6 +155,8 @@ def _read(path: Path, file: BufferedReader, source: mmap, wrapper: str | None) -
         return _read_safetensors(path, wrapper)
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return _read_zip(path, file, source, wrapper)
+    if head.startswith(b"\x89HDF"):
+        return _choose(path, "Keras", read_keras(path), None, wrapper)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for first, what in _FOREIGN:
         if start.startswith(first):
@@ -157,6 +165,8 @@ def _read(path: Path, file: BufferedReader, source: mmap, wrapper: str | None) -
         raise TranseptError(f"{str(path)!r} is a tar archive; unpack it and give the file inside")
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] == b"\x12"):
         raise TranseptError(f"{str(path)!r} is an ONNX model; give the checkpoint it was exported from")
+    if head[:1] == b"\n" and is_mindspore(source):
+        return _choose(path, "MindSpore", read_mindspore(source), None, wrapper)
     if path.suffix == ".safetensors" and head[:1] != b"\x80":  # damaged: let safetensors say how
         return _read_safetensors(path, wrapper)
     try:
@@ -165,7 +175,8 @@ def _read(path: Path, file: BufferedReader, source: mmap, wrapper: str | None) -
         if head[:1] == b"\x80" and head[1:2] <= b"\x05":
             raise
         raise TranseptError(
-            f"{str(path)!r} is no weights file; expected safetensors, PyTorch (.pth) or PaddlePaddle (.pdparams)"
+            f"{str(path)!r} is no weights file; expected safetensors, PyTorch (.pth), PaddlePaddle "
+            "(.pdparams), MindSpore (.ckpt) or Keras (.weights.h5)"
         ) from None
     return _choose(path, "PyTorch (before 1.6)" if legacy else PICKLE, content, tensors, wrapper)
 
@@ -194,6 +205,17 @@ def _read_zip(path: Path, file: BufferedReader, source: mmap, wrapper: str | Non
             )
         if names and all(name.endswith(".npy") for name in names):
             raise TranseptError(f"{str(path)!r} is a numpy archive (.npz); save its arrays as a .safetensors file")
+        if "model.weights.h5" in names:
+            raise TranseptError(f"{str(path)!r} is a whole Keras model; unzip it and give its model.weights.h5")
+        if any(name.endswith("mp_rank_00_model_states.pt") for name in names):
+            raise TranseptError(
+                f"{str(path)!r} is a zipped folder of SwissArmyTransformer, whose names are none that are known here; "
+                "take the official weights"
+            )
+        if any(name.endswith("saved_model.pb") for name in names):
+            raise TranseptError(
+                f"{str(path)!r} is a SavedModel of TensorFlow, a program and not weights; take the official weights"
+            )
         if not any(name.endswith("data.pkl") for name in names):
             raise TranseptError(f"{str(path)!r} is a zip archive, but not one of PyTorch; unpack it and look inside")
         content, tensors = open_zip(source, file, archive)
@@ -250,6 +272,11 @@ def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:
     """All state dicts of a file by the entry that holds them, the preferred one first; "" where the file is one."""
     top = _mapping(content)
     dicts: dict[str, dict[Any, Any]] = {}
+    trunk = top
+    for name in _VISSL:
+        trunk = _mapping(trunk.get(name))
+    if _holds_weights(trunk):
+        dicts[".".join(_VISSL)] = trunk
     for name in WRAPPERS:
         inner = _mapping(top.get(name))
         if _holds_weights(inner):
