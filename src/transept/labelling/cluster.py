@@ -5,7 +5,7 @@ so the rows are the same; a process that dies is started anew by Ray, with the s
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transept.errors import TranseptError, UsageError
@@ -57,9 +57,14 @@ def write_shards_on_ray(
             **share,
         )
         for row in written.iter_rows():
+            if row["error"]:
+                raise TranseptError(row["error"])
             done(int(row["pictures"]))
     except RayError as error:
-        raise _said(error) from error
+        reason = " ".join(str(error).split())
+        raise TranseptError(
+            f"Ray could not write all shards ({reason:.160}); --resume goes on with the rest"
+        ) from error
     finally:
         if ours:
             ray.shutdown()
@@ -75,12 +80,16 @@ class _Writer:
         self._workers = workers
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        shards = [int(shard) for shard in batch["shard"]]
-        write_shards(self._job, shards, workers=self._workers)
-        return {"pictures": [len(self._job.plan.numbers(shard)) for shard in shards]}
+        (shard,) = map(int, batch["shard"])
+        error = ""
+        try:
+            write_shards(self._job, [shard], workers=self._workers)
+        except TranseptError as own:  # Ray would wrap it in pages of its own
+            error = str(own)
+        return {"pictures": [len(self._job.plan.numbers(shard))], "error": [error]}
 
 
-def _share(resources: dict[str, float], processes: int, *, gpu: bool) -> dict[str, Any]:
+def _share(resources: Mapping[str, float], processes: int, *, gpu: bool) -> dict[str, Any]:
     """What each of the processes takes, so that all of them have room; Ray gives as many threads as processors."""
     kind, name = ("GPU", "num_gpus") if gpu else ("CPU", "num_cpus")
     have = int(resources.get(kind, 0))
@@ -89,14 +98,3 @@ def _share(resources: dict[str, float], processes: int, *, gpu: bool) -> dict[st
             f"--processes {processes}, and the Ray cluster has {have} {kind}s; give at most {max(have, 1)}"
         )
     return {name: have // processes if kind == "CPU" else 1}
-
-
-def _said(error: BaseException) -> TranseptError:
-    """The error of a process that wrote, which Ray wraps, as it would have been here."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, TranseptError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    reason = " ".join(str(error).split())
-    return TranseptError(f"Ray could not write all shards ({reason:.200}); --resume goes on with the rest")

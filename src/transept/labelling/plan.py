@@ -14,6 +14,8 @@ from transept.files import read_text, remove_unfinished, write_atomically
 PLAN = "_plan.json"
 LABEL_MAPS = "_labels"
 """Readers of a folder of Parquet files pass over names that begin with `_`."""
+DIGESTS = {"model": "another model", "names": "other pictures"}
+"""What is asked and kept as a digest, which tells a person nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,6 @@ def _read(file: Path) -> Any:
 def _check(kept: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     for name in wanted:
         if kept.get(name) != wanted[name]:
-            before, now = (shown(each.get(name)) for each in (kept, wanted))
-            raise UsageError(
-                f"{str(folder)!r} was begun with {name}={before:.60}, and now it is {now:.60}; give the same as then, "
-                "or another folder"
-            )
+            before, now = (f"{shown(each.get(name)):.60}" for each in (kept, wanted))
+            other = DIGESTS.get(name) or f"{name}={before}, and now it is {now}"
+            raise UsageError(f"{str(folder)!r} was begun with {other}; give the same as then, or another folder")
