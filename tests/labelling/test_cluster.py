@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.helpers import fails
@@ -30,6 +29,7 @@ def cluster() -> Iterator[Any]:
 
 def _kill_a_writer() -> None:
     """One of the processes below this one that hold a model."""
+    psutil = pytest.importorskip("psutil")
     writers = [each for each in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(each.cmdline())]
     assert writers
     writers[0].kill()

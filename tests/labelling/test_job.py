@@ -77,7 +77,13 @@ def test_a_segmenters_rows_and_label_maps(tmp_path: Path):
         stored = np.asarray(Image.open(tmp_path / "out" / row["labels"]))
         assert np.array_equal(stored, answer.labels.numpy())
         assert dict(zip(row["class"], row["share"], strict=True)) == {i.label: i.score for i in task.items(answer)}
-    assert not (tmp_path / "out" / "_labels" / "00001" / f"{BAD:08d}.png").exists()
+    maps = tmp_path / "out" / "_labels"
+    before = {file: file.read_bytes() for file in maps.rglob("*.png")}
+    assert len(before) == 8
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    (maps / "00001" / ".00000006-abcdefgh.png").write_bytes(b"half")
+    label(task, tmp_path / "in", tmp_path / "out", task.inference(), resume=True)
+    assert {file: file.read_bytes() for file in maps.rglob("*") if file.is_file()} == before
 
 
 def test_a_detectors_rows_and_masks(tmp_path: Path):

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ _WAITING = 4
 """Batches' worth of inputs that may wait for others of their shape."""
 
 
-class Chunk(NamedTuple):
-    """Some pictures of one shard, read."""
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some pictures of one shard, read. It is no tuple, for beside a GPU torch makes lists of all that is in one."""
 
     numbers: range
     sizes: dict[int, tuple[int, int]]
