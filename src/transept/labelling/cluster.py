@@ -6,10 +6,11 @@ so the rows are the same; a process that dies is started anew by Ray, with the s
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transept.errors import TranseptError, UsageError
-from transept.labelling.job import Job, write_shards
+from transept.labelling.job import Job, ShardWriter
 
 
 def write_shards_on_ray(
@@ -46,12 +47,14 @@ def write_shards_on_ray(
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        share = _share(ray.cluster_resources(), processes, gpu=next(job.task.parameters()).is_cuda)
+        device = next(job.task.parameters()).device.type
+        share = _share(ray.cluster_resources(), processes, gpu=device == "cuda")
+        sent = ray.put(replace(job, task=job.task.cpu()))
         ray.data.DataContext.get_current().enable_progress_bars = False
         numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
         written = numbers.map_batches(
             _Writer,
-            fn_constructor_args=(ray.put(job), workers),
+            fn_constructor_args=(sent, device, workers),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=processes),
             **share,
@@ -73,20 +76,21 @@ def write_shards_on_ray(
 class _Writer:
     """Holds the model, and writes the shards that it is handed."""
 
-    def __init__(self, job: Any, workers: int) -> None:
+    def __init__(self, job: Any, device: str, workers: int) -> None:
         import ray  # as above
 
-        self._job: Job = ray.get(job)
-        self._workers = workers
+        sent: Job = ray.get(job)
+        self._plan = sent.plan
+        self._writer = ShardWriter(replace(sent, task=sent.task.to(device)), workers=workers)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         (shard,) = map(int, batch["shard"])
         error = ""
         try:
-            write_shards(self._job, [shard], workers=self._workers)
+            self._writer.write([shard])
         except TranseptError as own:  # Ray would wrap it in pages of its own
             error = str(own)
-        return {"pictures": [len(self._job.plan.numbers(shard))], "error": [error]}
+        return {"pictures": [len(self._plan.numbers(shard))], "error": [error]}
 
 
 def _share(resources: Mapping[str, float], processes: int, *, gpu: bool) -> dict[str, Any]:

@@ -117,22 +117,27 @@ def write_shards(
     Raises:
         TranseptError: a shard cannot be written, or a process was killed.
     """
-    if not shards:
-        return
-    writer = _ShardWriter(job, in_form(job.task, job.form, job.dtype), done)
-    plan, inputs = job.plan, Inputs(job.pictures, job.task.reading, job.task.input_of())
-    size = job.task.pictures_at_once(job.inference)
-    chunks = inputs.chunks([plan.numbers(shard) for shard in shards], size, workers=workers)
-    for shard, some in groupby(chunks, lambda chunk: chunk.numbers[0] // plan.rows):
-        writer.write(shard, some)
+    if shards:
+        ShardWriter(job, workers=workers, done=done).write(shards)
 
 
-class _ShardWriter:
-    def __init__(self, job: Job, task: Task, done: Callable[[int], None]) -> None:
-        self._job, self._task, self._done = job, task, done
-        self._batch_size = task.pictures_at_once(job.inference)
+class ShardWriter:
+    """Holds the model in its form, and writes the shards that it is told."""
 
-    def write(self, shard: int, chunks: Iterable[Chunk]) -> None:
+    def __init__(self, job: Job, *, workers: int, done: Callable[[int], None] = lambda pictures: None) -> None:
+        self._job, self._workers, self._done = job, workers, done
+        self._task = in_form(job.task, job.form, job.dtype)
+        self._batch_size = job.task.pictures_at_once(job.inference)
+
+    def write(self, shards: Sequence[int]) -> None:
+        """See `write_shards`."""
+        plan, task = self._job.plan, self._job.task
+        inputs = Inputs(self._job.pictures, task.reading, task.input_of())
+        chunks = inputs.chunks([plan.numbers(shard) for shard in shards], self._batch_size, workers=self._workers)
+        for shard, some in groupby(chunks, lambda chunk: chunk.numbers[0] // plan.rows):
+            self._write(shard, some)
+
+    def _write(self, shard: int, chunks: Iterable[Chunk]) -> None:
         rows: dict[int, tuple[Any, ...]] = {}
         sizes: dict[int, tuple[int, int]] = {}
         batches = Batches(self._batch_size)

@@ -150,7 +150,7 @@ class _Meter:
         )
 
     def __enter__(self) -> "_Meter":
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
         self._first: tuple[float, int] | None = None
         self._row = self._bar.add_task("", total=self._total, rate="-", left="-:--")
         self._bar.start()
