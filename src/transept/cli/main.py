@@ -24,6 +24,7 @@ VERBS = {
     "train": "train a model by a recipe",
     "eval": "measure a trained model: accuracy, or mIoU",
     "predict": "label pictures and videos, or each of their pixels",
+    "features": "write what a model sees in many pictures, a vector of each",
     "explain": "draw where a classifier looks in a picture",
     "convert": "convert a checkpoint, or say what it is",
     "export": "write a trained model as ONNX and for torch.export, and check both",

@@ -3,7 +3,8 @@
 A classifier draws one sheet of all pictures. A segmenter writes three files for each: NAME.overlay.png with a legend,
 NAME.labels.png whose pixel values are the class numbers, and NAME.shares.json. A detector writes NAME.objects.png for
 each, results.json with all objects in COCO's result format, and images.json, which names its pictures and categories.
-With --out TABLE.csv or TABLE.parquet all of them write a table and draw nothing. A video, the address of a stream or a
+With --out TABLE.csv or TABLE.parquet all of them write a table and draw nothing; with --out parquet:FOLDER, for many
+pictures, rows go there as they come, and --resume goes on after a stop. A video, the address of a stream or a
 camera (/dev/video0), given alone, becomes a video with the answers drawn on its frames (default predictions.mp4), or a
 table with the frame and its seconds. Ctrl-C keeps what was done.
 """
@@ -14,10 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transept.cli.shared.forms import add_form, formed
+from transept.cli.shared.forms import add_form, check_form, formed
+from transept.cli.shared.labelling import add_labelling, check_labelling, label, names_shards, refuse_labelling
 from transept.cli.shared.reading import add_reading, names_reading, set_reading
 from transept.cli.shared.tables import print_json, print_table, table_for_people
-from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of
+from transept.cli.shared.tasks import add_options, inference_of, load_task, options_of, was_given
 from transept.cli.shared.video import predict_video
 from transept.data.images import BadImageError, Skipped, as_shown, plain_skipped
 from transept.data.inputs import Input, find_inputs, read_input
@@ -36,19 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         nargs="+",
         help="picture files, folders of pictures, or patterns; @LIST: the files in a list, a path in each line; -: a "
-        "picture's bytes on standard input (@-: a list); or one video, stream or camera",
+        "picture's bytes on standard input (@-: a list); or one video, stream or camera; with --out parquet:FOLDER "
+        "also wds:PATTERN, WebDataset shards, and hf:NAME, a Hugging Face set",
     )
     parser.add_argument("--top", type=int, default=_TOP, help="how many classes to show (default %(default)s)")
     parser.add_argument(
         "--out",
         type=Path,
         help="a classifier's sheet (default predictions.png), else a folder (default predictions); or a table, .csv or "
-        ".parquet; of a video a video (default predictions.mp4), or a table",
+        ".parquet, or parquet:FOLDER for many pictures; of a video a video (default predictions.mp4), or a table",
     )
     parser.add_argument("--no-sheet", action="store_true", help="draw no sheet (classifiers)")
     parser.add_argument(
         "--every", type=int, metavar="N", help="of a video every Nth frame alone; those between show its answer"
     )
+    add_labelling(parser)
     add_reading(parser)
     add_form(parser)
     add_options(parser, but=("top",))
@@ -59,6 +63,10 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--top {args.top} must be at least 1")
     if args.every is not None and args.every < 1:
         raise UsageError(f"--every {args.every} must be at least 1")
+    if names_shards(args.out):
+        _label(args)
+        return
+    refuse_labelling(args)
     video = len(args.images) == 1 and is_video(args.images[0])
     if args.every is not None and not video:
         raise UsageError("--every is for videos, each given alone")
@@ -68,15 +76,32 @@ def run(args: argparse.Namespace) -> None:
     task = load_task(args.model)
     set_reading(args, task, inputs)
     task = formed(args, task)
-    options = {**task.shown_defaults, **options_of(args, task, but=("top",))}
     if args.no_sheet and task.is_dense:
         raise UsageError(f"--no-sheet is for classifiers, and {args.model!r} is a {task.kind}")
-    inference = inference_of(task, options | ({"top": args.top} if "top" in task.options else {}))
-    inference = task.compact(inference)
+    inference = _inference(args, task)
     if video:
         predict_video(args, task, inference)
     else:
         _predict_pictures(args, task, inference, inputs)
+
+
+def _inference(args: argparse.Namespace, task: Task) -> Any:
+    options = {**task.shown_defaults, **options_of(args, task, but=("top",))}
+    return task.compact(inference_of(task, options | ({"top": args.top} if "top" in task.options else {})))
+
+
+def _label(args: argparse.Namespace) -> None:
+    """Many pictures: rows in shards."""
+    for name in ("every", "no_sheet"):
+        if was_given(args, name):
+            raise UsageError(f"--{name.replace('_', '-')} has no sense with --out {args.out}; leave it out")
+    check_labelling(args)
+    check_form(args)
+    task = load_task(args.model)
+    set_reading(args, task)
+    inference = _inference(args, task)
+    task.columns(inference)  # raises where the model knows no classes
+    label(args, task, inference)
 
 
 def _predict_pictures(args: argparse.Namespace, task: Task, inference: Any, inputs: list[Input]) -> None:

@@ -12,11 +12,14 @@ from transept.data.images import EXTENSIONS, BadImageError, Picture, find_images
 from transept.data.video import ENDINGS as VIDEO_ENDINGS
 from transept.data.video import is_address
 from transept.errors import TranseptError, UsageError
-from transept.files import read_bytes
+from transept.files import open_regular, read_bytes
+from transept.words import listed
 
 STDIN = "-"
 LISTED = "@"
 """Before the name of a list."""
+_PATH = "path"
+"""The column of a list in Parquet, as of the tables that `predict` writes."""
 _LISTS = (".txt", ".lst", ".list")
 """Endings of files that are rather lists of pictures than pictures."""
 
@@ -41,8 +44,9 @@ def find_inputs(sources: Iterable[str | PathLike[str]]) -> list[Input]:
 
     Args:
         sources: as `find_images`. Words, not paths, may also be `-`, the bytes of one file on standard input, or
-            `@LIST`, a text file with a path in each line (`@-`: on standard input). Paths lead from the list's folder;
-            where there is no such file, from the current one. Empty lines are passed over; none is a comment.
+            `@LIST`, a text file with a path in each line (`@-`: on standard input), or a Parquet file with a column
+            `path`. Paths lead from the list's folder; where there is no such file, from the current one. Empty lines
+            are passed over; none is a comment.
 
     Raises:
         UsageError: an address, or standard input named for two things.
@@ -110,6 +114,12 @@ def _inputs_of(source: str | PathLike[str]) -> Iterable[Input]:
 
 def _listed(name: str) -> Iterator[Path]:
     folder = Path() if name == STDIN else Path(name).parent
+    for line in _listed_in_table(Path(name)) if Path(name).suffix.lower() == ".parquet" else _listed_in_text(name):
+        beside = folder / line
+        yield beside if beside.exists() else Path(line)
+
+
+def _listed_in_text(name: str) -> list[str]:
     try:
         content = sys.stdin.buffer.read() if name == STDIN else read_bytes(Path(name))
         lines = content.decode("utf-8-sig").splitlines()
@@ -126,6 +136,23 @@ def _listed(name: str) -> Iterator[Path]:
     paths = [line for line in lines if line.strip()]
     if not paths:
         raise TranseptError(f"the list {name!r} names no pictures; write a path in each line")
-    for line in paths:
-        beside = folder / line
-        yield beside if beside.exists() else Path(line)
+    return paths
+
+
+def _listed_in_table(file: Path) -> list[str]:
+    try:
+        import pyarrow  # an extra
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the list {str(file)!r} needs the package 'pyarrow': pip install 'transept[data]'") from error
+    try:
+        with open_regular(file) as content:
+            table = pyarrow.parquet.read_table(content)
+        paths = table[_PATH].cast(pyarrow.string()).drop_null().to_pylist() if _PATH in table.column_names else None
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise TranseptError(f"the list {str(file)!r} is no Parquet file that can be read ({reason})") from error
+    if not paths:
+        have = f"the column {_PATH!r} without paths" if paths == [] else f"the columns {listed(table.column_names, 6)}"
+        raise TranseptError(f"the list {str(file)!r} has {have}; give it a column {_PATH!r} of paths")
+    return paths

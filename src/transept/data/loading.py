@@ -105,7 +105,7 @@ class EpochSampler(Sampler[Draw]):
             number, place = number + 1, 0
 
 
-class _Samples(Dataset[Any]):
+class Samples(Dataset[Any]):
     """Fetched by the batch, so that an error leaves a worker process as a value: torch would turn it into text."""
 
     def __getitems__(self, keys: Sequence[int | Draw]) -> list[Any] | TranseptError:
@@ -136,7 +136,7 @@ def _collated(samples: list[Any] | TranseptError, collate: Callable[[list[Any]],
     return samples if isinstance(samples, TranseptError) else collate(samples)
 
 
-class TransformedSet(_Samples):
+class TransformedSet(Samples):
     """Pictures through a transform; takes plain indices, or `Draw`s that fix its randomness."""
 
     def __init__(self, images: ImageSet, transform: Callable[[Any], Tensor], *, fast_decode: bool = False) -> None:
@@ -190,7 +190,7 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
-class JointlyTransformedSet(_Samples):
+class JointlyTransformedSet(Samples):
     """Pictures with masks or boxes, transformed together; takes plain indices or `Draw`s as `TransformedSet` does."""
 
     def __init__(self, samples: Sequence[tuple[Any, ...]], transform: Callable[..., Any]) -> None:
@@ -322,17 +322,28 @@ def make_loader(
     `batch_size` is of one process; `rank` and `world_size` are those of evaluation: see `evaluation_batches`.
     `collate` makes a batch of samples whose sizes differ.
     """
-    options: dict[str, Any] = dict(
+    options: dict[str, Any] = dict(workers=workers, collate=collate or default_collate)
+    if sampler is None:
+        batches = evaluation_batches(len(dataset), batch_size, rank=rank, world_size=world_size)
+        return batch_loader(dataset, batch_sampler=batches, **options)
+    if isinstance(sampler, AspectRatioBatchSampler):
+        return batch_loader(dataset, batch_sampler=sampler, **options)
+    drop_last = len(sampler) >= batch_size
+    return batch_loader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)
+
+
+def batch_loader(samples: Samples, *, workers: int, collate: Callable[[list[Any]], Any], **batches: Any) -> DataLoader:
+    """torch's loader with batches as its arguments say, from so many processes.
+
+    Raises on iteration:
+        TranseptError: a sample's own, or a process was killed.
+    """
+    return _Loader(
+        samples,
         num_workers=workers,
-        collate_fn=partial(_collated, collate=collate or default_collate),
+        collate_fn=partial(_collated, collate=collate),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_ctrl_c if workers else None,
+        **batches,
     )
-    if sampler is None:
-        batches = evaluation_batches(len(dataset), batch_size, rank=rank, world_size=world_size)
-        return _Loader(dataset, batch_sampler=batches, **options)
-    if isinstance(sampler, AspectRatioBatchSampler):
-        return _Loader(dataset, batch_sampler=sampler, **options)
-    drop_last = len(sampler) >= batch_size
-    return _Loader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)

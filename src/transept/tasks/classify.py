@@ -39,9 +39,9 @@ from transept.tasks.task import (
     ModelTask,
     Option,
     Picture,
+    Prepare,
     Results,
     Table,
-    as_picture,
     check_classes,
     evaluating,
 )
@@ -61,6 +61,7 @@ class Classifier(ModelTask):
         "threshold": Option(help="several labels: the least probability of each, in 0..1", type=float),
         "batch_size": Option(help="pictures at once", type=int),
     }
+    has_one_row = True
     explains = True
     has_int8 = True
 
@@ -137,15 +138,22 @@ class Classifier(ModelTask):
 
     def _ranked(self, pictures: Sequence[Picture], batch_size: int) -> list[Classification]:
         """All classes of each picture, the most probable first."""
-        transform = eval_transform(self.preprocessing)
-        device = next(self.parameters()).device
+        transform, predictions = self.input_of(), []
+        for start in range(0, len(pictures), batch_size):
+            predictions += self._rank(torch.stack([transform(each) for each in pictures[start : start + batch_size]]))
+        return predictions
+
+    def _rank(self, inputs: Tensor) -> list[Classification]:
         with evaluating(self):
-            predictions = []
-            for start in range(0, len(pictures), batch_size):
-                images = [transform(as_picture(each, self.in_chans)) for each in pictures[start : start + batch_size]]
-                batch = self.decode(self(torch.stack(images).to(device)), len(self.classes))
-                predictions += [Classification(labels, scores) for labels, scores in zip(*batch, strict=True)]
-            return predictions
+            batch = self.decode(self(inputs.to(next(self.parameters()).device)), len(self.classes))
+        return [Classification(labels, scores) for labels, scores in zip(*batch, strict=True)]
+
+    def input_of(self) -> Callable[[Picture], Tensor]:
+        return Prepare(self.preprocessing, self.in_chans)
+
+    @torch.inference_mode()
+    def answers(self, inputs: Tensor, inference: ClassificationInference) -> list[Classification]:
+        return [self.labelling.said(best, inference) for best in self._rank(inputs)]
 
     def items(self, prediction: Classification) -> list[Item]:
         labels, scores = prediction.labels.tolist(), prediction.scores.tolist()

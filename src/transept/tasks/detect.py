@@ -22,6 +22,7 @@ from transept.heads.roi import BoxHead, MaskHead
 from transept.heads.rpn import RPNOutputs
 from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
+from transept.tasks.coco_results import to_coco_results
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.detect_methods import METHODS, SingleStage, check_parts
@@ -207,6 +208,17 @@ class Detector(DenseTask):
     def records(self, prediction: Detections) -> list[tuple[Any, ...]]:
         """A row for each object."""
         return [(item.label, item.score, *(item.box or ())) for item in self.items(prediction)]
+
+    def picture_columns(self, inference: DetectionInference) -> dict[str, Any]:
+        """With masks `mask`, too: COCO's run lengths as text, of the picture's height and width."""
+        return super().picture_columns(inference) | ({"mask": list[str]} if self.has_masks else {})
+
+    def picture_record(self, prediction: Detections, inference: DetectionInference, size: Size) -> tuple[Any, ...]:
+        record = super().picture_record(prediction, inference, size)
+        if not self.has_masks:
+            return record
+        results = to_coco_results([prediction], [0], range(len(self.classes)), [size])
+        return (*record, [result["segmentation"]["counts"] for result in results])
 
     def compact(self, inference: DetectionInference) -> DetectionInference:
         """Masks stay grids over their boxes."""

@@ -73,17 +73,32 @@ def trained_file(path: Path) -> Path:
 
 
 def load_features(source: str | PathLike[str]) -> FeatureExtractor:
-    """The backbone of a classifier or of a pretraining run, without any head.
+    """The backbone of a classifier of one label or of a pretraining run, without any head.
 
     Raises:
         TranseptError: the source is no such model, or cannot be read.
     """
     task = load(source)
-    if task.is_dense:
-        raise TranseptError(f"{str(source)!r} is a {task.kind}; --knn and --linear are for classifiers")
     if isinstance(task, Classifier) and task.labelling.is_multi:
         raise TranseptError(
             f"{str(source)!r} gives a picture any number of labels; --knn and --linear are for classifiers of one"
+        )
+    return _features_of(task, source)
+
+
+def load_backbone(source: str | PathLike[str]) -> FeatureExtractor:
+    """The backbone of any classifier or of a pretraining run, without any head.
+
+    Raises:
+        TranseptError: the source is no such model, or cannot be read.
+    """
+    return _features_of(load(source), source)
+
+
+def _features_of(task: Task, source: str | PathLike[str]) -> FeatureExtractor:
+    if task.is_dense:
+        raise TranseptError(
+            f"{str(source)!r} is a {task.kind}, whose backbone gives maps; give a classifier or a pretrained model"
         )
     features = FeatureExtractor(task.backbone, task.preprocessing).eval()
     features.run = task.run

@@ -10,13 +10,14 @@ are averaged.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -24,14 +25,14 @@ from torch import Tensor, nn
 from transept.checks import check_not_negative, check_positive, check_share
 from transept.data.channels import fit_channels
 from transept.data.classification.sets import Splits, load_splits
-from transept.data.classification.transforms import Preprocessing, eval_transform, preprocessing_of
+from transept.data.classification.transforms import Preprocessing, preprocessing_of
 from transept.data.reading import PLAIN, Reading
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import Exported
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
 from transept.tasks.saving import rebuild, tuples
-from transept.tasks.task import Evaluation, Halves, Item, ModelTask, Option, Picture, Results, as_picture, evaluating
+from transept.tasks.task import Evaluation, Halves, Item, ModelTask, Option, Picture, Prepare, Results, evaluating
 from transept.weights.catalogue.records import Checkpoint
 from transept.weights.load import create_model
 
@@ -53,7 +54,10 @@ class FeatureExtractor(ModelTask):
     checkpoints = "self-supervised"
     creator = "create_model(name, num_classes=0, "
     options: ClassVar[Mapping[str, Option]] = {"batch_size": Option(help="pictures at once", type=int)}
+    has_one_row = True
     explains = True
+    level: int | None = None
+    """The features are the mean over the places of this level's map, and not what a classifier would read."""
 
     def __init__(self, model: Backbone, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -62,8 +66,30 @@ class FeatureExtractor(ModelTask):
         self.preprocessing = fit_channels(preprocessing, self.in_chans)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images `b 3 H W` to what a classifier would read, `b c`."""
+        """Normalised images `b 3 H W` to what a classifier would read, or the mean of a level's map: `b c`."""
+        if self.level is not None:
+            (level,) = self.model.forward_intermediates(images, [self.level], stop_early=True, intermediates_only=True)  # pyright: ignore[reportAssignmentType]
+            return level.mean(dim=(2, 3))
         return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+
+    def read_from(self, *, level: int | None = None, pool: str | None = None) -> None:
+        """From now on features are of a level (from the end where negative), or pooled in another way.
+
+        Raises:
+            UsageError: the model has no such level or way.
+        """
+        levels, pools = self.model.num_levels, [each for each in self.model.global_pools if each]
+        if level is not None and pool is not None:
+            raise UsageError(f"pool={pool!r} is of the last layer, and level={level} of another; give one of them")
+        if level is not None and not -levels <= level < levels:
+            raise UsageError(
+                f"level={level}: the model has {levels} levels; give 0 to {levels - 1}, or -1 for the last"
+            )
+        if pool is not None and pool not in pools:
+            raise UsageError(f"pool={pool!r}: the model knows {' and '.join(map(repr, pools))}")
+        self.level = level
+        if pool is not None:
+            self.model.global_pool = cast(Any, pool)
 
     def inference(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, batch_size: int | None = None
@@ -76,18 +102,30 @@ class FeatureExtractor(ModelTask):
     @torch.inference_mode()
     def predict(self, pictures: Sequence[Picture], inference: int | None = None) -> list[Tensor]:
         """RGB pictures of any sizes to the features `c` of each."""
-        transform, device = eval_transform(self.preprocessing), next(self.parameters()).device
-        size = inference or 32
+        transform, size = self.input_of(), inference or 32
+        starts = range(0, len(pictures), size)
+        batches = (torch.stack([transform(each) for each in pictures[i : i + size]]) for i in starts)
+        return [features for batch in batches for features in self.answers(batch, size)]
+
+    def pictures_at_once(self, inference: int) -> int:
+        return inference
+
+    def input_of(self) -> Callable[[Picture], Tensor]:
+        return Prepare(self.preprocessing, self.in_chans)
+
+    @torch.inference_mode()
+    def answers(self, inputs: Tensor, inference: int) -> list[Tensor]:
         with evaluating(self):
-            starts = range(0, len(pictures), size)
-            batches = [
-                torch.stack([transform(as_picture(each, self.in_chans)) for each in pictures[i : i + size]])
-                for i in starts
-            ]
-            return [features for batch in batches for features in self(batch.to(device))]
+            return list(self(inputs.to(next(self.parameters()).device)))
 
     def columns(self, inference: int) -> dict[str, type]:
         raise self._no_classes()
+
+    def picture_columns(self, inference: int) -> dict[str, Any]:
+        return {"features": np.ndarray}
+
+    def picture_record(self, prediction: Tensor, inference: int, size: tuple[int, int]) -> tuple[Any, ...]:
+        return (prediction.float().cpu().numpy(),)
 
     def items(self, prediction: Tensor) -> list[Item]:
         raise self._no_classes()
@@ -129,8 +167,8 @@ class FeatureExtractor(ModelTask):
     @staticmethod
     def _no_classes() -> TranseptError:
         return TranseptError(
-            "the model was pretrained without classes; measure its features with 'transept eval --knn' or '--linear', "
-            "or train a classifier from it with --model.weights"
+            "the model was pretrained without classes; write its features with 'transept features', measure them with "
+            "'transept eval --knn' or '--linear', or train a classifier from it with --model.weights"
         )
 
 

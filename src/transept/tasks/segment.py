@@ -21,7 +21,7 @@ from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
 from transept.data.segmentation.transforms import SegmentationPreprocessing, TestScale
 from transept.draw.frames import tinted_frame
-from transept.draw.overlay import draw_overlay, shares
+from transept.draw.overlay import draw_overlay, label_image, shares
 from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
 from transept.export.onnx import DEFAULT_FORMATS, Exported
@@ -119,6 +119,7 @@ class Segmenter(DenseTask):
     kind = "segmenter"
     checkpoints = "segmentation"
     creator = "create_segmenter(method, backbone=name, "
+    has_label_map = True
     options: ClassVar[Mapping[str, Option]] = {
         **VIEW_OPTIONS,
         "crop": Option(help="sliding windows instead of the whole", type=int, number=2, metavar=("H", "W")),
@@ -360,6 +361,9 @@ class Segmenter(DenseTask):
     def columns(self, inference: SegmentationInference) -> dict[str, type]:
         """A row for each class that occurs."""
         return {"class": str, "share": float}
+
+    def label_map(self, prediction: Segmentation) -> Image.Image:
+        return label_image(prediction.labels.cpu().numpy(), self.palette)
 
     def draw(self, picture: Image.Image, prediction: Segmentation, path: Path) -> None:
         draw_overlay(picture, prediction.labels.cpu().numpy(), self.classes, self.palette, path)

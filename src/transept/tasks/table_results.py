@@ -1,10 +1,11 @@
 """The answers of `predict` in one table, as CSV or Parquet."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from transept.errors import TranseptError, UsageError
@@ -48,7 +49,7 @@ class TableResults(Results):
 
 
 class _CSV:
-    def __init__(self, path: Path, types: dict[str, type]) -> None:
+    def __init__(self, path: Path, types: Mapping[str, Any]) -> None:
         self.path = path
         self._header: list[Sequence[Any]] = [tuple(types)]
 
@@ -66,7 +67,7 @@ class _CSV:
 
 
 class _Parquet:
-    def __init__(self, path: Path, types: dict[str, type]) -> None:
+    def __init__(self, path: Path, types: Mapping[str, Any]) -> None:
         try:
             import pyarrow  # an extra
         except ModuleNotFoundError as error:
@@ -75,7 +76,9 @@ class _Parquet:
                 ".csv"
             ) from error
         self.path = path
-        kinds = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
+        plain = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
+        kinds: dict[Any, Any] = {**plain, np.ndarray: pyarrow.list_(pyarrow.float32())}
+        kinds |= {list[kind]: pyarrow.list_(stored) for kind, stored in plain.items()}
         self._schema = pyarrow.schema([(name, kinds[kind]) for name, kind in types.items()])
         self._rows: list[Sequence[Any]] = []
 
@@ -92,8 +95,10 @@ class _Parquet:
         write_atomically(self.path, lambda file: pyarrow.parquet.write_table(table, file))
 
 
-def table_writer(path: Path, types: dict[str, type]) -> _CSV | _Parquet:
+def table_writer(path: Path, types: Mapping[str, Any]) -> _CSV | _Parquet:
     """What writes rows of columns of these names and types, by the ending of the path: `add` some, then `finish`.
+
+    Types are `str`, `float` and `int`; of Parquet also lists of them, and `np.ndarray` for vectors of float32.
 
     Raises:
         UsageError: a package that is not installed.

@@ -10,16 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
 from transept.checks import shown
+from transept.data.classification.transforms import Preprocessing, eval_transform
 from transept.data.images import DARK, Picture, Skipped, as_array, as_bytes, is_unstated, plain_skipped, read_image
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.splits import Choice
@@ -185,6 +187,10 @@ class Task(nn.Module, ABC):
     """Values of `options` that stand in for those not given where people look at the answers."""
     data_options: ClassVar[frozenset[str]] = frozenset()
     """Fields of `DataOptions` that only this kind of data has, and `eval` lets one set."""
+    has_one_row: ClassVar[bool] = False
+    """`records` gives one row of each picture."""
+    has_label_map: ClassVar[bool] = False
+    """`label_map` gives a picture."""
     is_dense: ClassVar[bool] = False
     """Its answers have places in the picture, and `draw` shows them there."""
     explains: ClassVar[bool] = False
@@ -238,15 +244,8 @@ class Task(nn.Module, ABC):
             BadImageError: as `read_image`.
         """
         picture = read_image(source, name=name, reading=self.reading)
-        may_be = self._warns_of_dark and not self.reading.pixel_range and _is_dark(picture)
-        if may_be and is_unstated(source, name=name, reading=self.reading):
-            self._warns_of_dark = False
-            warnings.warn(
-                f"{str(name or source)!r} has 16 bits and uses less than an eighth of them, so that it looks black; "
-                "where it has fewer bits, say so with pixel_range, e.g. pixel_range=[0, 4095]",
-                TranseptWarning,
-                stacklevel=2,
-            )
+        if self._warns_of_dark:
+            self._warns_of_dark = not warned_of_dark(picture, source, name=name, reading=self.reading)
         return picture
 
     @property
@@ -333,6 +332,31 @@ class Task(nn.Module, ABC):
     def records(self, prediction: Any) -> list[tuple[Any, ...]]:
         """A prediction as rows of a table."""
         return [(item.label, item.score) for item in self.items(prediction)]
+
+    # Answers at scale (`transept.labelling`): other processes make the inputs, and each picture has one row
+
+    def input_of(self) -> Callable[[Picture], Tensor]:
+        """What makes a picture one of the inputs of `answers`, in another process; by itself its bytes `c H W`."""
+        return partial(as_bytes, channels=self.in_chans)
+
+    def answers(self, inputs: Tensor, inference: Any) -> list[Any]:
+        """As `predict`, of inputs of one shape: `b c H W`."""
+        return self.predict(list(inputs), inference)
+
+    def picture_columns(self, inference: Any) -> dict[str, Any]:
+        """Those of `columns`; where a picture has several rows, a list of each."""
+        columns = self.columns(inference)
+        return columns if self.has_one_row else {name: list[kind] for name, kind in columns.items()}
+
+    def picture_record(self, prediction: Any, inference: Any, size: tuple[int, int]) -> tuple[Any, ...]:
+        """A prediction as one row of `picture_columns`; `size` is the picture's height and width."""
+        rows = self.records(prediction)
+        if self.has_one_row:
+            return rows[0]
+        return tuple(list(column) for column in zip(*rows, strict=True)) or ([],) * len(self.columns(inference))
+
+    def label_map(self, prediction: Any) -> Image.Image | None:
+        """A picture whose pixels are class numbers, of tasks that `has_label_map`."""
 
     def compact(self, inference: Any) -> Any:
         """The same inference, with answers in the form that takes `results` and `draw` the least memory."""
@@ -482,8 +506,18 @@ class ModelTask(Task):
         return self.model
 
 
-def _is_dark(picture: Picture) -> bool:
-    return bool(as_array(picture).max(initial=0) < 256 * DARK)
+def warned_of_dark(picture: Picture, source: str | Path | BinaryIO, *, name: str | Path, reading: Reading) -> bool:
+    """Warns of a picture that will look black because nobody says how many of its 16 bits are used; whether it did."""
+    dark = not reading.pixel_range and as_array(picture).max(initial=0) < 256 * DARK
+    if not dark or not is_unstated(source, name=name, reading=reading):
+        return False
+    warnings.warn(
+        f"{str(name or source)!r} has 16 bits and uses less than an eighth of them, so that it looks black; "
+        "where it has fewer bits, say so with pixel_range, e.g. pixel_range=[0, 4095]",
+        TranseptWarning,
+        stacklevel=3,
+    )
+    return True
 
 
 _Task = TypeVar("_Task", bound=Task)
@@ -532,6 +566,17 @@ def as_picture(picture: Picture, channels: int = 3) -> Any:
     if channels != 3:
         return tv_tensors.Image(as_bytes(picture, channels))
     return picture if isinstance(picture, Image.Image) else v2.to_pil_image(as_bytes(picture))
+
+
+class Prepare:
+    """A picture of any size to the input of a model whose images are all of one: `c H W`."""
+
+    def __init__(self, preprocessing: Preprocessing, channels: int) -> None:
+        self._transform = eval_transform(preprocessing)
+        self._channels = channels
+
+    def __call__(self, picture: Picture) -> Tensor:
+        return self._transform(as_picture(picture, self._channels))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,12 @@ from transept.tasks.task import Task
 T = TypeVar("T", bound=Task)
 
 
+def check_form(args: argparse.Namespace) -> None:
+    """Raises `UsageError` where `--dtype` is given and the form has its own."""
+    if args.dtype is not None and args.form not in ("auto", "fused", "compiled"):
+        raise UsageError(f"--dtype is for --form fused and compiled, and {args.form!r} has its own; leave it out")
+
+
 def add_form(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--form",
@@ -34,6 +40,5 @@ def formed(args: argparse.Namespace, task: T, *, dtype: Precision = "auto") -> T
         UsageError: an unknown form, or `--dtype` where the form has its own.
         TranseptError: the package is not this task's, or not for this machine.
     """
-    if args.dtype is not None and args.form not in ("auto", "fused", "compiled"):
-        raise UsageError(f"--dtype is for --form fused and compiled, and {args.form!r} has its own; leave it out")
+    check_form(args)
     return in_form(task, args.form, args.dtype or dtype, lambda sentence: print(f"form: {sentence}", file=sys.stderr))

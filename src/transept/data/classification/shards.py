@@ -19,7 +19,7 @@ from functools import partial
 from glob import glob
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -35,6 +35,10 @@ SHARDS = "wds:"
 CLASSES = "classes.txt"
 """Beside the shards: the name of each class number, one a line."""
 _MOST_CLASSES = 1_000_000
+_COMMA = r",(?![^{}]*\})"
+"""Not those inside braces."""
+Labels = Literal["one", "many", "none"]
+"""Of each picture; of none they are not looked at."""
 
 
 class ShardSet(ImageSet):
@@ -103,7 +107,7 @@ def find_shards(pattern: str, *, multi_label: bool = False) -> tuple[list[str], 
     if folder.is_dir():
         shards = _by_split(folder)
     else:
-        patterns = re.split(r",(?![^{}]*\})", pattern)  # not the commas inside braces
+        patterns = re.split(_COMMA, pattern)
         if len(patterns) > len(NAMES):
             raise UsageError(
                 f"{SHARDS}{pattern} has {len(patterns)} patterns; give those of training, validation and test shards"
@@ -111,6 +115,20 @@ def find_shards(pattern: str, *, multi_label: bool = False) -> tuple[list[str], 
         names = list(NAMES) if len(patterns) > 1 else [""]
         shards = {name: _expand(each) for name, each in zip(names, patterns, strict=False)}
     return [name for name in shards if name], partial(_read_shards, shards, multi_label)
+
+
+def shard_pictures(pattern: str) -> ShardSet:
+    """The pictures of shards, of all of them where it is a folder; whatever classes they have is not read.
+
+    Raises:
+        TranseptError: as `find_shards`.
+        UsageError: as `find_shards`.
+    """
+    folder = Path(pattern).expanduser()
+    patterns = [str(folder / "*.tar")] if folder.is_dir() else re.split(_COMMA, pattern)
+    shards = [shard for each in patterns for shard in _expand(each)]
+    with ThreadPoolExecutor() as pool:
+        return ShardSet(shards, list(pool.map(partial(_samples, labels="none"), shards)))
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
@@ -128,7 +146,8 @@ def _read_shards(
     shards: dict[str, list[Path]], multi_label: bool, names: list[str]
 ) -> tuple[list[str], list[ImageSet]]:
     with ThreadPoolExecutor() as pool:
-        samples = [list(pool.map(partial(_samples, multi_label=multi_label), shards[name])) for name in names]
+        labels = "many" if multi_label else "one"
+        samples = [list(pool.map(partial(_samples, labels=labels), shards[name])) for name in names]
     file = next(iter(shards.values()))[0].parent / CLASSES
     if multi_label:
         return _read_many_labels(file, [shards[name] for name in names], samples)
@@ -182,26 +201,27 @@ def _expand(pattern: str) -> list[Path]:
     return shards
 
 
-def _samples(shard: Path, *, multi_label: bool) -> Samples:
-    key = f"shard {shard.resolve()} of {shard.stat().st_size} bytes" + (", many labels" if multi_label else "")
+def _samples(shard: Path, *, labels: Labels) -> Samples:
+    kind = "" if labels == "one" else f", {labels} labels"
+    key = f"shard {shard.resolve()} of {shard.stat().st_size} bytes{kind}"
     modified = modification(shard)
     known = recall(key)
     if known is not None and modified is not None and known["modified"] == modified:
         return Samples(**known["samples"])
-    samples = _scan(shard, multi_label=multi_label)
+    samples = _scan(shard, labels=labels)
     if modified is not None:
         remember(key, {"modified": modified, "samples": vars(samples)})
     return samples
 
 
-def _scan(shard: Path, *, multi_label: bool) -> Samples:
+def _scan(shard: Path, *, labels: Labels) -> Samples:
     from webdataset.tariterators import base_plus_ext  # an extra
 
     samples, size = Samples(), shard.stat().st_size
     current, picture, label = None, None, None
 
     def finish() -> None:
-        if current is None or (picture is None and label is None):
+        if current is None or (picture is None and (label is None or labels == "none")):
             return  # metadata of the shard, or nothing yet
         if picture is None or label is None:
             lacking = "picture" if picture is None else "class (.cls, or 'label' in .json)"
@@ -225,7 +245,7 @@ def _scan(shard: Path, *, multi_label: bool) -> Samples:
                     )
                 if key != current:
                     finish()
-                    current, picture, label = key, None, None
+                    current, picture, label = key, None, 0 if labels == "none" else None
                 if member.offset_data + member.size > size:
                     raise TranseptError(f"{str(shard)!r} is cut off; fetch it again")
                 ending = "." + endings.lower().rpartition(".")[2]
@@ -234,13 +254,14 @@ def _scan(shard: Path, *, multi_label: bool) -> Samples:
                         raise TranseptError(f"the sample {key!r} of {str(shard)!r} has two pictures; it needs one")
                     picture = member
                 elif ending == ".cls" or (ending == ".json" and label is None):
-                    number = _label(tar, member, ending, multi_label=multi_label)
+                    number = 0 if labels == "none" else _label(tar, member, ending, multi_label=labels == "many")
                     label = label if number is None else number
             finish()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise TranseptError(f"{str(shard)!r} is no uncompressed tar file, or is damaged ({error})") from error
     if not samples.names:
-        raise TranseptError(f"{str(shard)!r} has no samples; a sample is a picture and a .cls file of the same name")
+        wanted = "a picture" if labels == "none" else "a picture and a .cls file of the same name"
+        raise TranseptError(f"{str(shard)!r} has no samples; a sample is {wanted}")
     return samples
 
 

@@ -35,6 +35,20 @@ class HubSet(ImageSet):
         return BytesIO(found) if isinstance(found, bytes) else found
 
 
+def hub_pictures(data: str) -> list[HubSet]:
+    """The pictures of all splits; whatever classes they have is not read.
+
+    Raises:
+        TranseptError: as `load_hub`, or there is not exactly one column of pictures.
+        UsageError: `datasets` is not installed.
+    """
+    loaded, name = load_hub(data), data.removeprefix(HUB)
+    return [
+        HubSet(rows, _picture_column(rows.features, name), [0] * len(rows), f"{name}/{split}")
+        for split, rows in loaded.items()
+    ]
+
+
 def hub_splits(data: str) -> tuple[list[str], Read]:
     """The names of its splits, and what reads some of them: their classes and rows.
 
