@@ -5,10 +5,11 @@ so the rows are the same; a process that dies is started anew by Ray, with the s
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from transept.cluster import connected
 from transept.errors import TranseptError, UsageError
 from transept.labelling.job import Job, ShardWriter
 
@@ -37,40 +38,40 @@ def write_shards_on_ray(
     if not shards:
         return
     try:
-        import ray  # an extra
-        import ray.data
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError  # an extra
     except ModuleNotFoundError as error:
         raise UsageError("--engine ray needs the package 'ray': pip install 'transept[cluster]'") from error
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        device = next(job.task.parameters()).device.type
-        share = _share(ray.cluster_resources(), processes, gpu=device == "cuda")
-        sent = ray.put(replace(job, task=job.task.cpu()))
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        written = numbers.map_batches(
-            _Writer,
-            fn_constructor_args=(sent, device, workers),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=processes),
-            **share,
-        )
-        for row in written.iter_rows():
-            if row["error"]:
-                raise TranseptError(row["error"])
-            done(int(row["pictures"]))
+        with connected():
+            for row in _written(job, shards, processes, workers):
+                if row["error"]:
+                    raise TranseptError(row["error"])
+                done(int(row["pictures"]))
     except RayError as error:
         reason = " ".join(str(error).split())
         raise TranseptError(
             f"Ray could not write all shards ({reason:.160}); --resume goes on with the rest"
         ) from error
-    finally:
-        if ours:
-            ray.shutdown()
+
+
+def _written(job: Job, shards: Sequence[int], processes: int, workers: int) -> Iterator[dict[str, Any]]:
+    """The answer of `_Writer` to each shard, as they come."""
+    import ray.data  # as above
+
+    device = next(job.task.parameters()).device.type
+    share = _share(ray.cluster_resources(), processes, gpu=device == "cuda")
+    sent = ray.put(replace(job, task=job.task.cpu()))
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    written = numbers.map_batches(
+        _Writer,
+        fn_constructor_args=(sent, device, workers),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=processes),
+        **share,
+    )
+    yield from written.iter_rows()
 
 
 class _Writer:

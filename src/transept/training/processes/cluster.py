@@ -10,14 +10,15 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Callable
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from transept.cluster import connected
 from transept.errors import TranseptError, UsageError, say, warnings_as_sentences
 from transept.tasks.run_folder import LOCK
 from transept.training.processes.exchange import Exchange, Message
@@ -58,7 +59,7 @@ def run_on_ray(work: Callable[..., Any], arguments: tuple[Any, ...], *, workers:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with (
-        _connected() as alone,
+        connected() as alone,
         passed_on([]) as signals,  # instead of Ray's own answer to SIGTERM
         tempfile.TemporaryDirectory() as rays_own,
     ):
@@ -84,30 +85,6 @@ def run_on_ray(work: Callable[..., Any], arguments: tuple[Any, ...], *, workers:
             return _follow(fit, exchange, signals, folder), bool(signals)
         finally:
             ray.kill(exchange)  # processes that are left stop when they notice
-
-
-@contextmanager
-def _connected() -> Iterator[bool]:
-    """The cluster that RAY_ADDRESS names, or without it Ray on this machine for as long; whether it is the latter.
-
-    By itself Ray might join what another program has started for its own use, and would end with it.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield False
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    try:
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise TranseptError(f"Ray does not start (RAY_ADDRESS={address}: {reason})") from error
-    try:
-        yield address == "local"
-    finally:
-        ray.shutdown()
 
 
 def _resources(workers: int | None, alone: bool) -> dict[str, Any]:
