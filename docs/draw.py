@@ -145,7 +145,7 @@ def draw_cait() -> None:
 
 def draw_crossvit() -> None:
     widths = "--model.options.embed_dims [32,64] --model.options.num_heads 4 --model.options.depth 1"
-    task = trained("crossvit_tiny_240", "--model.img_size", "60", "--schedule.epochs", "24", widths=widths)
+    task = trained("crossvit_tiny_240", "--model.img_size", "60", widths=widths)
     _, image = digit(task)
     *_, small, large = transept.attention_maps(task.model, image, "class")
     rows = [
