@@ -38,7 +38,7 @@ def write_shards_on_ray(
     if not shards:
         return
     try:
-        from ray.exceptions import RayError  # an extra
+        import ray.exceptions  # an extra
     except ModuleNotFoundError as error:
         raise UsageError("--engine ray needs the package 'ray': pip install 'transept[cluster]'") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -48,7 +48,7 @@ def write_shards_on_ray(
                 if row["error"]:
                     raise TranseptError(row["error"])
                 done(int(row["pictures"]))
-    except RayError as error:
+    except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())
         raise TranseptError(
             f"Ray could not write all shards ({reason:.160}); --resume goes on with the rest"
