@@ -27,8 +27,10 @@ LOOKS = {
 }
 
 
-def draw(axes: Axes, batch: int, speeds: dict[str, Speed]) -> None:
+def draw(axes: Axes, batch: int, speeds: dict[str, Speed]) -> list[tuple[float, float, str]]:
+    """A mark for each model, and a line from its eager form; returns what is to be named, the most wanted first."""
     best = 0.0
+    named: list[tuple[float, float, str]] = []
     points = [
         (speed.images_per_second["fast"][batch], score, name)
         for name, speed in speeds.items()
@@ -40,27 +42,43 @@ def draw(axes: Axes, batch: int, speeds: dict[str, Speed]) -> None:
         slow = speeds[name].images_per_second["eager"].get(batch)
         if slow:
             axes.plot([slow, rate], [score, score], color=color, linewidth=1, alpha=0.35, zorder=1)
-        axes.plot(rate, score, mark, color=color, markersize=7 if timm else 6, markeredgecolor="white", zorder=2)
-        if timm or score > best:  # nothing is both faster and better
-            short = name.removesuffix("_224").replace("_patch16", "").replace("_patch4_window7", "")
-            axes.annotate(
-                short, (rate, score), (5, 3), textcoords="offset points", fontsize=9, color=color if timm else "#222222"
-            )
+        axes.plot(rate, score, mark, color=color, markersize=8 if timm else 6, markeredgecolor="white", zorder=2)
+        if timm:
+            named.insert(0, (rate, score, name))
+        elif score > best:  # nothing is both faster and better
+            named.append((rate, score, name))
         best = max(best, score)
     axes.set_xscale("log")
+    axes.set_xlim(min(points)[0] / 2.2, max(points)[0] * 4)
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low < tick < high])
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.set_xlabel(f"images per second, batch {batch}")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.16)
+    return named
+
+
+def name_them(axes: Axes, named: list[tuple[float, float, str]], speeds: dict[str, Speed]) -> None:
+    """Names beside the marks, but for those that would lie on others'."""
+    taken: list[tuple[float, float, float]] = []
+    for rate, score, name in named:
+        short = name.removesuffix("_224").replace("_patch16", "").replace("_patch4_window7", "")
+        x, y = axes.transData.transform((rate, score))
+        end = x + 11 * len(short)
+        if any(abs(y - other) < 19 and x < last and end > first for first, last, other in taken):
+            continue
+        taken.append((x, end, y))
+        color = LOOKS["timm"][0] if speeds[name].source == "timm" else "#111111"
+        axes.annotate(short, (rate, score), (6, -3), textcoords="offset points", fontsize=9, color=color)
 
 
 def main() -> None:
     speeds, machine = kept_speeds(), speeds_machine()
-    figure = Figure(figsize=(12, 7), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12, 8), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, batch in zip(panels, (1, 8), strict=True):
-        draw(axes, batch, speeds)
+    named = [draw(axes, batch, speeds) for axes, batch in zip(panels, (1, 8), strict=True)]
     panels[0].set_ylabel("published top-1 on ImageNet-1k (%)")
     for family, (color, mark) in LOOKS.items():
         panels[1].plot([], [], mark, color=color, label=family)
@@ -73,6 +91,9 @@ def main() -> None:
         x=0.01,
         ha="left",
     )
+    figure.draw_without_rendering()  # now marks have their places
+    for axes, points in zip(panels, named, strict=True):
+        name_them(axes, points, speeds)
     write_atomically(FILE, figure.savefig)
 
 

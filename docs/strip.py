@@ -1,7 +1,7 @@
-"""Draws what the first pages show, from trained runs: `uv run python docs/strip.py DIGITS BCCD SCENES`.
+"""Draws what the first pages show, from trained runs: `uv run python docs/strip.py DIGITS BCCD NUCLEI`.
 
 The runs are those of `transept train digits`, `train quick-det --data BCCD` (blood cells, MIT, Shenggan/BCCD_Dataset)
-and `train quick-seg --data digits-scenes`. Written are docs/images/strip.png, the cards of the first page in
+and `train quick-seg --data NUCLEI` (CC0, BBBC038). Written are docs/images/strip.png, the cards of the first page in
 docs/images/cards, and the pictures of docs/gallery.md in docs/images/gallery.
 """
 
@@ -51,7 +51,7 @@ def shown(file: Path, name: str, width: int = 1100) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("digits", "bccd", "scenes"):
+    for name in ("digits", "bccd", "nuclei"):
         parser.add_argument(name, type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def main() -> None:
         call("explain", args.digits, samples[8], "--out", out / "why.png")
         call("eval", args.digits, "--report", out / "digits")
         found = {}
-        for name, score in (("bccd", 0.4), ("scenes", None)):
+        for name, score in (("bccd", 0.4), ("nuclei", None)):
             run = getattr(args, name)
             pictures = sorted((run / "samples").iterdir())
             options = [] if score is None else ["--score", score]
@@ -72,7 +72,7 @@ def main() -> None:
         panels = [
             whole(out / "labels.png", PANEL),
             fitted(found["bccd"][0], PANEL, (0, 0.5)),
-            fitted(found["scenes"][0], PANEL, (0, 0.5)),
+            fitted(found["nuclei"][0], PANEL, (0, 0.5)),
             fitted(out / "why.png", PANEL, (0, 0)),
         ]
         strip = Image.new("RGB", (len(panels) * (PANEL[0] + 12) - 12, PANEL[1]), "white")
@@ -82,7 +82,7 @@ def main() -> None:
         cards = {
             "classify": whole(out / "labels.png", CARD),
             "detect": fitted(found["bccd"][0], CARD, (0, 0.5)),
-            "segment": fitted(found["scenes"][0], CARD, (0, 0.5)),
+            "segment": fitted(found["nuclei"][0], CARD, (0, 0.5)),
             "explain": fitted(out / "why.png", CARD, (0, 0)),
             "evaluate": whole(out / "digits" / "confusion.png", CARD),
         }
@@ -92,7 +92,7 @@ def main() -> None:
             kept(card, IMAGES / "cards" / f"{name}.png")
         shown(out / "labels.png", "digits")
         shown(out / "digits" / "confident.png", "digits-wrong")
-        for name in ("bccd", "scenes"):
+        for name in ("bccd", "nuclei"):
             shown(found[name][0], name)
             shown(out / f"{name}-report" / "worst.png", f"{name}-wrong")
             print(name, json.loads((out / f"{name}-report" / "report.json").read_text()).keys())
