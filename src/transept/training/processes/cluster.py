@@ -4,6 +4,7 @@ They go on from the run folder's own states, so that Ray keeps none, and this co
 """
 
 import io
+import logging
 import math
 import os
 import sys
@@ -52,7 +53,8 @@ def run_on_ray(work: Callable[..., Any], arguments: tuple[Any, ...], *, workers:
         LostProcessError: processes died again and again.
         TranseptError: the error of the first that failed otherwise, or Ray does not start.
     """
-    import ray  # an extra, as in all functions here
+    import ray  # an extra
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -82,6 +84,8 @@ def run_on_ray(work: Callable[..., Any], arguments: tuple[Any, ...], *, workers:
         fit.start()
         try:
             return _follow(fit, exchange, signals, folder), bool(signals)
+        except RayError as error:
+            raise TranseptError(f"Ray ended the run ({_reason(error)}); {kept(folder)}") from error
         finally:
             ray.kill(exchange)  # processes that are left stop when they notice
 
@@ -92,7 +96,7 @@ def _connected() -> Iterator[bool]:
 
     By itself Ray might join what another program has started for its own use, and would end with it.
     """
-    import ray
+    import ray  # an extra
 
     if ray.is_initialized():
         yield False
@@ -100,7 +104,7 @@ def _connected() -> Iterator[bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS") or "local"
     try:
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise TranseptError(f"Ray does not start (RAY_ADDRESS={address}: {reason})") from error
@@ -116,7 +120,7 @@ def _resources(workers: int | None, alone: bool) -> dict[str, Any]:
     Raises:
         UsageError: this machine has fewer. A cluster's may become more.
     """
-    import ray
+    import ray  # an extra
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus, cores = (int(sum(machine.get(kind, 0) for machine in machines)) for kind in ("GPU", "CPU"))
@@ -151,7 +155,7 @@ class _Fit(threading.Thread):
 
 def _follow(fit: _Fit, exchange: Any, signals: list[int], folder: Path) -> Any:
     """Shows what the first process says, until it has a result or one fails."""
-    import ray
+    import ray  # an extra
     from ray.train import WorkerGroupError
 
     result, starts = None, 0
@@ -193,7 +197,7 @@ def _reason(error: Exception) -> str:
 
 
 def _work(config: dict[str, Any]) -> None:
-    import ray
+    import ray  # an extra
     from ray.exceptions import RayError
     from ray.train import get_context
 
@@ -250,13 +254,13 @@ class _Lines(io.TextIOBase):
 
 def ray_environment() -> ClusterEnvironment:
     """The environment in which Lightning finds the other processes, as many on each machine as Ray put there."""
-    from ray.train.lightning import RayLightningEnvironment
+    from ray.train.lightning import RayLightningEnvironment  # an extra
 
     return RayLightningEnvironment()
 
 
 def ray_ddp() -> type[DDPStrategy]:
     """Each process holds the model, on the device that Ray gave it."""
-    from ray.train.lightning import RayDDPStrategy
+    from ray.train.lightning import RayDDPStrategy  # an extra
 
     return RayDDPStrategy
