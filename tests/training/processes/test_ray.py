@@ -149,3 +149,17 @@ def test_ctrl_c_saves_and_one_process_goes_on_without_ray(tmp_path: Path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
+
+
+@pytest.mark.slow
+def test_an_error_of_the_run_is_its_sentence_and_not_tried_again(tmp_path: Path):
+    pytest.importorskip("ray")
+    (tmp_path / "data").mkdir()
+    data = ["--data", str(tmp_path / "data"), "--hardware.workers", "1"]
+    process = command("transept", "train", "quick", "--out", str(tmp_path / "run"), *RAY[:2], *data)
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 1, errors
+    (line,) = errors.splitlines()
+    assert line.startswith("transept: ")
+    assert str(tmp_path / "data") in line
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name != ".lock"]

@@ -53,7 +53,8 @@ def run_on_ray(work: Callable[..., Any], arguments: tuple[Any, ...], *, workers:
         LostProcessError: processes died again and again.
         TranseptError: the error of the first that failed otherwise, or Ray does not start.
     """
-    import ray  # an extra, as in all functions here
+    import ray  # an extra
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -83,6 +84,8 @@ def run_on_ray(work: Callable[..., Any], arguments: tuple[Any, ...], *, workers:
         fit.start()
         try:
             return _follow(fit, exchange, signals, folder), bool(signals)
+        except RayError as error:
+            raise TranseptError(f"Ray ended the run ({_reason(error)}); {kept(folder)}") from error
         finally:
             ray.kill(exchange)  # processes that are left stop when they notice
 
@@ -93,7 +96,7 @@ def _resources(workers: int | None, alone: bool) -> dict[str, Any]:
     Raises:
         UsageError: this machine has fewer. A cluster's may become more.
     """
-    import ray
+    import ray  # an extra
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus, cores = (int(sum(machine.get(kind, 0) for machine in machines)) for kind in ("GPU", "CPU"))
@@ -128,7 +131,7 @@ class _Fit(threading.Thread):
 
 def _follow(fit: _Fit, exchange: Any, signals: list[int], folder: Path) -> Any:
     """Shows what the first process says, until it has a result or one fails."""
-    import ray
+    import ray  # an extra
     from ray.train import WorkerGroupError
 
     result, starts = None, 0
@@ -170,7 +173,7 @@ def _reason(error: Exception) -> str:
 
 
 def _work(config: dict[str, Any]) -> None:
-    import ray
+    import ray  # an extra
     from ray.exceptions import RayError
     from ray.train import get_context
 
@@ -227,13 +230,13 @@ class _Lines(io.TextIOBase):
 
 def ray_environment() -> ClusterEnvironment:
     """The environment in which Lightning finds the other processes, as many on each machine as Ray put there."""
-    from ray.train.lightning import RayLightningEnvironment
+    from ray.train.lightning import RayLightningEnvironment  # an extra
 
     return RayLightningEnvironment()
 
 
 def ray_ddp() -> type[DDPStrategy]:
     """Each process holds the model, on the device that Ray gave it."""
-    from ray.train.lightning import RayDDPStrategy
+    from ray.train.lightning import RayDDPStrategy  # an extra
 
     return RayDDPStrategy

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from transept.errors import UsageError
 from transept.training.options.recipe import Recipe
 from transept.training.processes.cluster import ray_ddp, ray_environment
-from transept.training.processes.world import World, environment_of
+from transept.training.processes.world import World, environment_of_started
 
 
 def make_strategy(recipe: Recipe, world: World, *, unused_parameters: bool) -> Strategy | str:
@@ -30,7 +30,7 @@ def make_strategy(recipe: Recipe, world: World, *, unused_parameters: bool) -> S
     if world.size == 1:
         return "auto"
     ray = recipe.hardware.engine == "ray"
-    environment = ray_environment() if ray else environment_of(world)
+    environment = ray_environment() if ray else environment_of_started()
     if recipe.hardware.strategy == "fsdp":
         strategy = ShardedStrategy(world.size)
         strategy.cluster_environment = environment

@@ -1,7 +1,7 @@
 """The processes that train one model together: who they are, how they are started, what they tell each other.
 
 `torchrun`, `srun` and Ray start the processes themselves and say so in the environment. Where a recipe asks for
-several and nothing started them, `launch` does, on this machine.
+several and nothing started them, `launch` does, on this machine, or `cluster.run_on_ray`.
 """
 
 import multiprocessing
@@ -61,7 +61,7 @@ def current_world() -> World:
     return World()
 
 
-def environment_of(world: World) -> ClusterEnvironment:
+def environment_of_started() -> ClusterEnvironment:
     """The environment in which Lightning finds the other processes of `torchrun`, `srun` or `launch`."""
     # Lightning would save and requeue in its own way; ours is in docs/training.md.
     return TorchElasticEnvironment() if "WORLD_SIZE" in os.environ else SLURMEnvironment(auto_requeue=False)
