@@ -217,7 +217,7 @@ def test_eval_finds_the_score_of_the_run(whole_run: Path, capsys: pytest.Capture
 
 def test_eval_refuses_what_makes_no_sense(whole_run: Path, capsys: pytest.CaptureFixture[str]):
     for options, message in (
-        ([], "was pretrained without classes; measure its features with 'transept eval --knn'"),
+        ([], "was pretrained without classes; write its features with 'transept features', measure them with"),
         (["--k", "3"], "--k counts the neighbours of --knn; give that, too"),
         (["--knn", "--k", "0"], "--k 0 must be at least 1"),
         (["--knn", "--flip"], "--flip is for detectors and segmenters"),

@@ -433,6 +433,5 @@ def test_the_command_line(ade20k: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_as_many_scenes_as_are_asked_for():
-    page = read_recipe("quick-seg") | {"scenes": [6, 3]}
-    splits = SegmentJob(parse_recipe(page)).splits
+    splits = SegmentJob(parse_recipe(read_recipe("quick-seg"), ["--scenes", "[6,3]"])).splits
     assert (len(splits.train), len(splits.val)) == (6, 3)
