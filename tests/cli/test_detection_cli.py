@@ -251,6 +251,7 @@ def test_coco_classes(shared_data: Path):
     assert [category["name"] for category in categories] == list(COCO_CLASSES)
 
 
+@pytest.mark.slow  # the whole detector; test_segment_cli.py has a smaller one
 def test_published_detector_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -48,7 +48,8 @@ def test_an_export_that_takes_too_long_leaves_nothing(tmp_path: Path, capsys: py
         assert f"--timeout {wrong} must be greater than 0" in fails(capsys, [*words, f"--timeout={wrong}"], 2)
 
 
-@pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
 @torch.no_grad()
 def test_a_classifier_of_any_size(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -23,9 +23,9 @@ SMALLEST = (*KINDS, "cabvit_p_l0", "xcit_nano_12_p16_384", "xcit_tiny_12_p8_384"
 QUICK = [pytest.param(n, marks=[] if n in SMALLEST else [pytest.mark.slow]) for n in SHAPES]
 
 
-LIKE_OTHERS = ("crossformer_tiny", "bixt_ti_cnv_l64_d13_p8", "crossvit_9_dagger_240")
-"""CrossFormer++ has all layers of CrossFormer, and more; BiXT's stem is XCiT's; the graph of CrossViT, three times both
-branches, takes long, and tests/export makes one."""
+LIKE_OTHERS = ("crossformer_tiny", "cabvit_p_l0_cross", "bixt_ti_cnv_l64_d13_p8", "crossvit_9_dagger_240")
+"""CrossFormer++ has all layers of CrossFormer, and more, as CabViT of CabViT-P; BiXT's stem is XCiT's; the graph of
+CrossViT, three times both branches, takes long, and tests/export makes one."""
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(SHAPES)))

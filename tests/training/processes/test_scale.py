@@ -95,6 +95,7 @@ def test_dense_tasks_in_two_processes(
     assert same == pytest.approx({key: alone[key] for key in same}, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_a_sharded_run_which_one_process_finishes(whole_run: Path, tmp_path: Path):
     folder = tmp_path / "run"
     killer = kill_one_when((folder / "metrics.csv").exists)
