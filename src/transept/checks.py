@@ -1,6 +1,6 @@
 """Ranges of options, which frozen dataclasses ask of their own fields: the sentence begins with `name=value`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from transept.errors import UsageError, advice
@@ -31,7 +31,7 @@ def check_positive(most: float = 1e9, /, **values: float | Sequence[float] | Non
     for name, value in values.items():
         if not all(number > 0 for number in _numbers(value)):
             raise UsageError(f"{name}={shown(value)} must be greater than 0")
-    _check_most(most, values)
+    check_most(most, **values)
 
 
 def check_not_negative(most: float = 1e9, /, **values: float | Sequence[float] | None) -> None:
@@ -39,10 +39,11 @@ def check_not_negative(most: float = 1e9, /, **values: float | Sequence[float] |
     for name, value in values.items():
         if not all(number >= 0 for number in _numbers(value)):
             raise UsageError(f"{name}={shown(value)} must not be negative")
-    _check_most(most, values)
+    check_most(most, **values)
 
 
-def _check_most(most: float, values: Mapping[str, float | Sequence[float] | None]) -> None:
+def check_most(most: float = 1e9, /, **values: float | Sequence[float] | None) -> None:
+    """Each number is `most` at most."""
     for name, value in values.items():
         if any(number > most for number in _numbers(value)):
             raise UsageError(f"{name}={shown(value)} is more than {most:,g}")

@@ -233,3 +233,9 @@ def test_a_missing_part_of_a_package_is_no_package(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "rich.table", None)
     assert main(["models"]) == 2
     assert capsys.readouterr().err == "transept: 'rich' is installed, but lacks rich.table: pip install -U rich\n"
+
+
+def test_more_pictures_at_once_than_there_are(run: Path, capsys: pytest.CaptureFixture[str]):
+    many = "1" + 30 * "0"
+    said = fails(capsys, ["predict", str(run), str(run / "samples"), "--batch-size", many], 2)
+    assert said == f"transept: --batch-size={many} is more than 1e+09"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from transept.checks import check_most
 from transept.errors import TranseptError, UsageError
 from transept.tasks.data_options import DataOptions
 from transept.tasks.load import load, named_checkpoint, names_model
@@ -89,6 +90,9 @@ def refuse(name: str, kinds: Collection[type[Task]], instead: str) -> None:
 def inference_of(task: Task, options: dict[str, Any]) -> Any:
     """The task's `...Inference`; what is wrong with an option is said of it as it is written on the command line."""
     try:
+        for name, value in options.items():
+            if type(value) is int:
+                check_most(**{name: value})  # Python counts further than what it is given to
         return task.inference(**options)
     except UsageError as error:
         name, _, rest = str(error).partition("=")
