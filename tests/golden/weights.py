@@ -2,16 +2,9 @@
 
 import numpy as np
 
-from transept.doctor.weights import image_for, state_dict_for, tensor_for
+from transept.doctor.weights import image_for, sample, state_dict_for, tensor_for
 
 __all__ = ["image_for", "sample", "state_dict_for", "summary", "tensor_for"]
-
-
-def sample(array, count: int = 64) -> list:
-    """`count` evenly spaced values of the flattened array, as plain floats."""
-    flat = np.asarray(array, dtype=np.float64).ravel()
-    picks = np.linspace(0, flat.size - 1, min(count, flat.size)).round().astype(int)
-    return [float(f"{flat[i]:.8g}") for i in picks]
 
 
 def summary(array) -> dict:

@@ -1,7 +1,6 @@
 """Versions, extras, the processor, disk, and whether a model computes here what its official code computed."""
 
 import json
-import os
 import platform
 import shutil
 import sys
@@ -17,10 +16,10 @@ import torch
 from packaging.requirements import Requirement
 
 from transept.bench.timing import processor
-from transept.doctor.weights import image_for, state_dict_for
+from transept.doctor.weights import image_for, sample, state_dict_for
 from transept.inference.compile import best_precision, compiler_problem, in_precision
 from transept.inference.fuse import fuse
-from transept.inference.processor import instructions
+from transept.inference.processor import available_cores, instructions
 from transept.models.registry import machine_memory
 from transept.tasks.forms import seconds_before_forms
 from transept.weights.load import create_model
@@ -71,13 +70,12 @@ def _package(requirement: Requirement) -> Package:
 
 def machine() -> dict[str, Any]:
     """What computes: the processor and its instruction sets, cores, bytes of memory, GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": sys.version.split()[0],
         "processor": processor(),
         "instructions": sorted(instructions()),
-        "cores": cores,
+        "cores": available_cores(),
         "memory": machine_memory(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
@@ -123,9 +121,8 @@ def self_test() -> dict[str, Any]:
     differences = {}
     with torch.inference_mode():
         for name in LIMITS:
-            logits = made[name](images).double().numpy().ravel()
-            picks = np.linspace(0, logits.size - 1, len(recorded["logits"]["sample"])).round().astype(int)
-            off = np.abs(logits[picks] - np.array(recorded["logits"]["sample"])).max()
+            logits = np.array(sample(made[name](images).numpy()))
+            off = np.abs(logits - np.array(recorded["logits"]["sample"])).max()
             differences[name] = float(off / recorded["logits"]["std"])
     return {
         "model": recorded["model"],

@@ -38,3 +38,10 @@ def state_dict_for(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]
 def image_for(seed: int, shape: Sequence[int]) -> np.ndarray:
     """A float32 batch `b 3 H W` of normalised "images"."""
     return np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32)
+
+
+def sample(array: np.ndarray, count: int = 64) -> list[float]:
+    """`count` evenly spaced values of the flattened array, as plain floats."""
+    flat = np.asarray(array, dtype=np.float64).ravel()
+    picks = np.linspace(0, flat.size - 1, min(count, flat.size)).round().astype(int)
+    return [float(f"{flat[i]:.8g}") for i in picks]

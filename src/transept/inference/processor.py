@@ -1,5 +1,6 @@
 """What this processor computes fast, and what a form compiled for it needs."""
 
+import os
 import platform
 from collections.abc import Iterable
 from functools import cache
@@ -27,6 +28,11 @@ def fast_bfloat16() -> str | None:
 def missing(needed: Iterable[str]) -> list[str]:
     """The instruction sets that this processor lacks."""
     return sorted(set(needed) - instructions())
+
+
+def available_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def architecture() -> str:

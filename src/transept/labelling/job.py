@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from transept.errors import TranseptError
 from transept.files import write_atomically
 from transept.inference.compile import Precision, best_precision
 from transept.inference.package import weights_digest
 from transept.labelling.inputs import Batches, Chunk, Inputs
 from transept.labelling.pictures import Pictures
-from transept.labelling.plan import Plan, begin, kept_rows
+from transept.labelling.plan import Plan, begin, kept_rows, make_folder
 from transept.tasks.forms import in_form
 from transept.tasks.table_results import table_writer
 from transept.tasks.task import Task
@@ -174,10 +173,7 @@ class ShardWriter:
         """Write it; gives its path from the folder of the shards."""
         image, folder = self._task.label_map(answer), self._job.plan.label_maps(shard)
         assert image is not None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TranseptError(f"cannot make {str(folder)!r}: {error.strerror or error}") from error
+        make_folder(folder)
         write_atomically(folder / f"{number:08d}.png", image.save)
         return (folder / f"{number:08d}.png").relative_to(self._job.plan.folder).as_posix()
 

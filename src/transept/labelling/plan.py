@@ -69,16 +69,25 @@ def begin(plan: Plan, *, resume: bool) -> list[int]:
     elif _is_taken(plan.folder):
         raise UsageError(f"{str(plan.folder)!r} is there, and no folder of rows; give a new folder")
     else:
-        try:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TranseptError(f"cannot make {str(plan.folder)!r}: {error.strerror or error}") from error
+        make_folder(plan.folder)
         write_atomically(file, lambda path: path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8"))
     missing = plan.missing()
     remove_unfinished(plan.folder, [PLAN, *(plan.file(shard).name for shard in missing)])
     for shard in missing:
         shutil.rmtree(plan.label_maps(shard), ignore_errors=True)
     return missing
+
+
+def make_folder(folder: Path) -> None:
+    """Where there is none.
+
+    Raises:
+        TranseptError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TranseptError(f"cannot make {str(folder)!r}: {error.strerror or error}") from error
 
 
 def kept_rows(folder: Path) -> int | None:

@@ -1,6 +1,5 @@
 """What stands where on the page: a tab for one picture, one for several, and one for the run's own figures."""
 
-import csv
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from transept.explain.attention import attention_kinds
 from transept.explain.explanation import title_of
 from transept.serve.answers import OVERVIEW, Answer, Answerer
 from transept.serve.parts import drawing_of, in_words, plain, refuse_addresses, results_of, shown, uploaded
+from transept.tasks.table_results import table_writer
 from transept.words import visible
 
 CLEANING, KEPT = 600, 3600
@@ -185,12 +185,13 @@ def _history(picture: gr.Image, asked: Any, folder: Path) -> None:
 
 def _several_pictures(answerer: Answerer, folder: Path) -> None:
     """Files on the left; a table of what the model says of each, which can be taken away as CSV."""
+    heads = _heads(answerer)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             files = gr.File(label="Pictures", file_count="multiple", height=240, elem_id="files")
             refuse_addresses(files)
         with gr.Column(scale=3, min_width=360):
-            table = gr.Dataframe(headers=_heads(answerer), interactive=False, max_height=420, elem_id="table")
+            table = gr.Dataframe(headers=heads, interactive=False, max_height=420, elem_id="table")
             download = gr.DownloadButton("Download the table", interactive=False, elem_id="download")
 
     def label(sent: Any) -> Iterator[tuple[Any, Any]]:
@@ -200,13 +201,13 @@ def _several_pictures(answerer: Answerer, folder: Path) -> None:
         rows: list[list[Any]] = []
         for path in paths:
             try:
-                rows += _rows(path, answerer.answer(path))
+                found = _rows(path, answerer.answer(path))
             except BadImageError as error:
-                rows.append([visible(path.name), f"not read: {visible(error.reason)}"])
-            rows = [row + [""] * (len(_heads(answerer)) - len(row)) for row in rows]
+                found = [[visible(path.name), f"not read: {visible(error.reason)}"]]
+            rows += [row + [""] * (len(heads) - len(row)) for row in found]
             yield rows, gr.DownloadButton(interactive=False)
         if rows:
-            file = _written(_heads(answerer), rows, folder)
+            file = _written(heads, rows, folder)
             yield rows, gr.DownloadButton(value=str(file), interactive=True)
         else:
             yield None, gr.DownloadButton(interactive=False)
@@ -219,8 +220,9 @@ def _several_pictures(answerer: Answerer, folder: Path) -> None:
 def _written(heads: Sequence[str], rows: Sequence[Sequence[Any]], folder: Path) -> Path:
     """`labels.csv` in a folder of its own below the page's."""
     file = Path(tempfile.mkdtemp(dir=folder)) / "labels.csv"
-    with file.open("w", newline="", encoding="utf-8") as to:
-        csv.writer(to).writerows([heads, *rows])
+    table = table_writer(file, dict.fromkeys(heads, str))
+    table.add(rows)
+    table.finish()
     return file
 
 

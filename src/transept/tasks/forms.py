@@ -95,9 +95,8 @@ def _worthwhile(task: Task, dtype: Precision) -> list[_Step]:
     if next(task.parameters()).device.type != "cpu":
         return []
     precision, _ = best_precision(dtype, next(task.parameters()).device)
-    return [
-        _Step(after, make) for after, make in zip(seconds_before_forms(precision), (_fused, _compiled), strict=True)
-    ]
+    fusing, compiling = seconds_before_forms(precision)
+    return [_Step(fusing, _fused), _Step(compiling, _compiled)]
 
 
 def seconds_before_forms(dtype: Dtype) -> tuple[float, float]:

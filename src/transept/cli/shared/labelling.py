@@ -1,7 +1,6 @@
 """`--out parquet:FOLDER` of the verbs: rows of many pictures in shards, by this machine or by Ray."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transept.checks import check_not_negative, check_positive
 from transept.cli.shared.tables import print_json
 from transept.errors import StoppedError, UsageError, say
+from transept.inference.processor import available_cores
 from transept.labelling.job import ROWS, ROWS_OF_DENSE, plan_job, write_shards, written
 from transept.labelling.pictures import find_pictures
 from transept.tasks.task import Task
@@ -128,8 +128,7 @@ def label(args: argparse.Namespace, task: Task, inference: Any, about: Mapping[s
 
 def _cores() -> int:
     """Processes that wait for the model cost nothing, and those that read must not be too few."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 8)
+    return min(available_cores(), 8)
 
 
 class _Meter:

@@ -90,9 +90,8 @@ def refuse(name: str, kinds: Collection[type[Task]], instead: str) -> None:
 def inference_of(task: Task, options: dict[str, Any]) -> Any:
     """The task's `...Inference`; what is wrong with an option is said of it as it is written on the command line."""
     try:
-        for name, value in options.items():
-            if type(value) is int:
-                check_most(**{name: value})  # Python counts further than what it is given to
+        # Python counts further than what it is given to.
+        check_most(**{name: value for name, value in options.items() if type(value) is int})
         return task.inference(**options)
     except UsageError as error:
         name, _, rest = str(error).partition("=")
