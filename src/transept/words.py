@@ -72,3 +72,12 @@ def percent(share: float | None) -> str:
 def plain_number(value: float) -> float | None:
     """None for NaN, which JSON lacks."""
     return None if math.isnan(value) else value
+
+
+def clock(seconds: float | None) -> str:
+    """`1:02:03`, `2:03`, or `-:--` where it is not known."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -17,6 +17,7 @@ from transept.inference.processor import available_cores
 from transept.labelling.job import ROWS, ROWS_OF_DENSE, plan_job, write_shards, written
 from transept.labelling.pictures import find_pictures
 from transept.tasks.task import Task
+from transept.words import clock
 
 SHARDS_OUT = "parquet:"
 _ENGINES = ("local", "ray")
@@ -151,7 +152,7 @@ class _Meter:
     def __enter__(self) -> "_Meter":
         self._said = time.monotonic()
         self._first: tuple[float, int] | None = None
-        self._row = self._bar.add_task("", total=self._total, rate="-", left="-:--")
+        self._row = self._bar.add_task("", total=self._total, rate="-", left=clock(None))
         self._bar.start()
         return self
 
@@ -168,7 +169,7 @@ class _Meter:
             return
         self._said = now
         rate = f"{self.rate:.1f}" if self.rate else "-"
-        left = _clock((self._total - self._done) / self.rate) if self.rate else "-:--"
+        left = clock((self._total - self._done) / self.rate if self.rate else None)
         if self._bar.disable:
             print(f"{self._done:,} of {self._total:,} pictures, {rate} a second, {left} left", file=sys.stderr)
         else:
@@ -180,9 +181,3 @@ class _Meter:
         if self._first is None or self._done == self._first[1]:
             return None
         return round((self._done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9), 3)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

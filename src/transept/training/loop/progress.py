@@ -11,6 +11,7 @@ from rich.text import Text
 
 from transept.training.jobs.job import Score
 from transept.training.loop.module import TaskModule
+from transept.words import clock
 
 _REFRESH_SECONDS = 0.2
 
@@ -58,9 +59,7 @@ class ProgressBar(Callback):
         if self.live:
             self.bar.update(self.task, completed=trainer.global_step, **self._fields(trainer))
         else:
-            left = _minutes(
-                (trainer.estimated_stepping_batches - trainer.global_step) / self._steps_per_second(trainer)
-            )
+            left = clock((trainer.estimated_stepping_batches - trainer.global_step) / self._steps_per_second(trainer))
             self.console.print(
                 f"epoch {row['epoch']:.0f}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
                 f"{self.score.title} {self.text}  {row['images_per_second']:.0f} images/s  {left} left",
@@ -95,12 +94,4 @@ class ProgressBar(Callback):
 
 class _TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{_minutes(task.time_remaining)} left", style="cyan")
-
-
-def _minutes(seconds: float | None) -> str:
-    if seconds is None:
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        return Text(f"{clock(task.time_remaining)} left", style="cyan")
