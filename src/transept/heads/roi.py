@@ -27,6 +27,7 @@ from transept.heads.dense import best_detections
 from transept.heads.instances import Detections, Size, Target, resize_factors, size_tensor
 from transept.heads.rpn import distance
 from transept.layers.conv import ConvNormAct
+from transept.layers.linear import Linear
 from transept.ops.boxes import Std, clip_boxes, decode_deltas, encode_deltas
 from transept.ops.masks import crop_masks
 from transept.ops.matching import MaxIoU, RandomSampler
@@ -113,7 +114,7 @@ class BoxHead(nn.Module):
         self.features = RoIFeatures(size=size)
         self.shared_convs = nn.Sequential(*(ConvNormAct(in_channels, in_channels) for _ in range(num_convs)))
         widths = [in_channels * size**2] + [hidden] * num_fcs
-        fcs = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        fcs = [Linear(a, b) for a, b in pairwise(widths)]
         self.shared_fcs = nn.ModuleList(fcs)
         self.fc_cls = nn.Linear(widths[-1], num_classes + 1)
         self.fc_reg = nn.Linear(widths[-1], 4 if class_agnostic else 4 * num_classes)

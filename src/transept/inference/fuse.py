@@ -19,6 +19,7 @@ from transept.inference.fused import (
     Pointwise,
 )
 from transept.inference.packed import GeluConv2d, pack
+from transept.layers.linear import Linear
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp
@@ -52,6 +53,7 @@ REPLACED: dict[type[nn.Module], Callable[..., nn.Module]] = {
     cat.CrossPatchSelfAttention: FusedCrossPatch,
     QueryKeyValue: FusedQueryKeyValue,
     nn.Linear: pack,
+    Linear: pack,
 }
 
 ACTIVATED: dict[type[nn.Module], tuple[str, str]] = {
@@ -106,7 +108,7 @@ def fuse(model: M) -> M:
                 if isinstance(conv, nn.Conv2d):  # not fused before
                     module.set_submodule(name, Pointwise(conv))
             layer, act = ACTIVATED.get(type(module), ("", ""))
-            if type(getattr(module, layer, None)) is nn.Linear and type(getattr(module, act)) is nn.GELU:
+            if type(getattr(module, layer, None)) is Linear and type(getattr(module, act)) is nn.GELU:
                 setattr(module, layer, pack(getattr(module, layer), activate=True))
                 setattr(module, act, nn.Identity())
         for module in list(fused.modules()):

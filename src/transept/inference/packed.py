@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu
 
 from transept.inference.processor import fast_bfloat16
+from transept.layers.linear import linear
 
 _WORTH_PACKING = 20_000_000
 """Multiply-accumulates, about half a millisecond: in less, the choice costs as much as it can save."""

@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transept.layers.linear import Linear
 from transept.layers.residual import scaled_linear
 from transept.ops.attention import attend
 
@@ -13,8 +14,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, dim * 3)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b n c"], scale: Float[Tensor, " c"] | None = None) -> Float[Tensor, "b n c"]:
         q, k, v = self.qkv(x).chunk(3, dim=-1)

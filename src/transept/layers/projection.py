@@ -1,11 +1,12 @@
 """The joint projection of queries, keys and values, where not all tokens ask."""
 
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
+
+from transept.layers.linear import Linear, linear
 
 
-class QueryKeyValue(nn.Linear):
+class QueryKeyValue(Linear):
     """One weight `3c c`, as in the released files, whose rows for queries and those for keys and values serve apart."""
 
     def __init__(self, dim: int) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu
+
+from transept.layers.linear import Linear, product
 
 
 def add_branch(
@@ -41,7 +43,7 @@ def scaled_linear(
     if scale is None:
         return layer(x)
     # Not for adapters and quantised layers; a compiler decides itself what to keep.
-    if torch.compiler.is_compiling() or type(layer) is not nn.Linear or layer.bias is None:
+    if torch.compiler.is_compiling() or type(layer) is not Linear or layer.bias is None:
         return scale * layer(x)
     return _ScaledLinear.apply(x, layer.weight, layer.bias, scale, False)
 
@@ -51,13 +53,13 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_features: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_features)
+        self.fc1 = Linear(dim, hidden_features)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_features, dim)
+        self.fc2 = Linear(hidden_features, dim)
 
     def forward(self, x: Float[Tensor, "*n c"], scale: Float[Tensor, " c"] | None = None) -> Float[Tensor, "*n c"]:
         x = self.fc1(x)
-        plain = type(self.fc2) is nn.Linear and type(self.act) is nn.GELU
+        plain = type(self.fc2) is Linear and type(self.act) is nn.GELU
         if plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _ScaledLinear.apply(x, self.fc2.weight, self.fc2.bias, scale, True)
         return scaled_linear(self.fc2, self.act(x), scale)
@@ -72,7 +74,7 @@ class _ScaledLinear(torch.autograd.Function):
     def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, activate: bool) -> Tensor:
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale
-        return linear(gelu(x) if activate else x, weight, bias)
+        return product(gelu(x) if activate else x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -84,12 +86,12 @@ class _ScaledLinear(torch.autograd.Function):
         (grad,) = grads
         x, weight, bias, scale = ctx.saved_tensors
         scaled = (weight if scale is None else weight * scale[:, None]).to(grad.dtype)
-        grad_x = grad @ scaled
+        grad_x = product(grad, scaled.t())
         if ctx.activate:
             grad_x = torch.ops.aten.gelu_backward(grad_x, x)
             x = gelu(x)
         flat = grad.flatten(0, -2)
-        grad_weight = flat.t() @ x.flatten(0, -2).to(grad.dtype)
+        grad_weight = product(flat.t(), x.flatten(0, -2).to(grad.dtype).t())
         grad_bias = flat.sum(dim=0)
         if scale is None:
             return grad_x, grad_weight, grad_bias, None, None

@@ -34,10 +34,10 @@ import torch
 from jaxtyping import Float
 from timm.layers import DropPath, lecun_normal_, trunc_normal_
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from transept.layers.attention import SelfAttention
 from transept.layers.checkpointing import run_block
+from transept.layers.linear import Linear, linear
 from transept.layers.patch_embedding import ConvPatchEmbed
 from transept.layers.position_encoding import FourierPositionEncoding
 from transept.layers.residual import Mlp, add_branch, scaled_linear
@@ -196,16 +196,16 @@ class BiDirectionalCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.sides = sides
-        self.rv_patches = nn.Linear(dim, 2 * dim)
+        self.rv_patches = Linear(dim, 2 * dim)
         if sides != "tokens":
             self.latents_read = LatentsReadTokens()
-            self.proj_lat = nn.Linear(dim, dim)
+            self.proj_lat = Linear(dim, dim)
         if sides == "latents":
-            self.r_latents = nn.Linear(dim, dim)
+            self.r_latents = Linear(dim, dim)
         else:
-            self.rv_latents = nn.Linear(dim, 2 * dim)
+            self.rv_latents = Linear(dim, 2 * dim)
             self.tokens_read = TokensReadLatents()
-            self.proj_pat = nn.Linear(dim, dim)
+            self.proj_pat = Linear(dim, dim)
 
     def forward(
         self, latents: Tensor, tokens: Tensor, scale_lat: Tensor | None = None, scale_pat: Tensor | None = None

@@ -14,6 +14,7 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
+from transept.layers.linear import Linear
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp, add_branch
@@ -94,7 +95,7 @@ class CrossAttentionAmongBlocks(KeepsBias):
         self.norm1 = nn.LayerNorm(dim)
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, h * w)) if offset_bias else None
         self.qkv = QueryKeyValue(dim)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         if index > 0:
             h, w = self.digest_grid = shrink(grid, digest_stride)
             self.s_token_bias = nn.Parameter(torch.zeros(1, num_heads, 1, index * h * w))

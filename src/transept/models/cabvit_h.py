@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from transept.layers.checkpointing import run_block
+from transept.layers.linear import Linear
 from transept.layers.position_bias import KeepsBias
 from transept.models.attention import Grid
 from transept.models.backbone import Backbone, ModelConfig, pyramid_levels
@@ -96,9 +97,9 @@ class ConvNeXtBlock(nn.Module):
         self.gamma: Tensor | None = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.pwconv1 = Linear(dim, 4 * dim)
         self.act = nn.GELU()
-        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.pwconv2 = Linear(4 * dim, dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # b c h w -> b c h w, channels last in memory

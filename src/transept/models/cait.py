@@ -24,6 +24,7 @@ from timm.layers import DropPath, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from transept.layers.checkpointing import run_block
+from transept.layers.linear import Linear
 from transept.layers.residual import Mlp, add_branch, scaled_linear
 from transept.models.attention import (
     AttentionWeights,
@@ -100,10 +101,10 @@ class TalkingHeadsAttention(nn.Module, ShowsAttention):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, dim * 3)
+        self.qkv = Linear(dim, dim * 3)
         self.proj_l = nn.Linear(num_heads, num_heads)
         self.proj_w = nn.Linear(num_heads, num_heads)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
         qkv = stack_heads(self.qkv(x), self.num_heads)
@@ -214,10 +215,10 @@ class ClassAttention(nn.Module, ShowsAttention):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.k = Linear(dim, dim)
+        self.v = Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b (1+n) c -> b 1 c
         out = attend(self.q(x[:, :1]), self.k(x), self.v(x), self.num_heads)

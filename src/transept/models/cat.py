@@ -35,9 +35,10 @@ import torch
 from timm.layers import DropPath, trunc_normal_
 from timm.models import FeatureInfo
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
+from transept.layers.linear import Linear, linear
 from transept.layers.position_bias import KeepsBias
 from transept.layers.residual import Mlp
 from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, token_weights, whole_map
@@ -146,8 +147,8 @@ class InnerPatchSelfAttention(KeepsBias, ShowsAttention):
         self.register_buffer(
             "relative_position_index", relative_position_index((patch_size, patch_size)), persistent=False
         )
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def init_non_persistent_buffers(self) -> None:
         """What no file holds, for a model that was built on the meta device; timm and transformers call it."""
@@ -205,8 +206,8 @@ class CrossPatchSelfAttention(nn.Module, ShowsAttention):
     def __init__(self, patch_size: int, *, qkv_bias: bool) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.qkv = nn.Linear(patch_size**2, 3 * patch_size**2, bias=qkv_bias)
-        self.proj = nn.Linear(patch_size**2, patch_size**2)
+        self.qkv = Linear(patch_size**2, 3 * patch_size**2, bias=qkv_bias)
+        self.proj = Linear(patch_size**2, patch_size**2)
 
     def forward(self, x: Tensor) -> Tensor:  # b h w c -> b h w c
         h, w = x.shape[1:3]
@@ -268,7 +269,7 @@ class PatchProjection(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=1e-5)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.reduction(self.norm(space_to_depth(pad_to_multiple(x, 2))))

@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
+from transept.layers.linear import Linear
 from transept.layers.position_bias import DynamicPositionBias
 from transept.layers.residual import Mlp
 from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, token_weights
@@ -231,8 +232,8 @@ class GroupAttention(nn.Module, ShowsAttention):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, dim * 3)
+        self.proj = Linear(dim, dim)
         self.pos = DynamicPositionBias(dim, num_heads)
 
     def grouping(self, size: tuple[int, int], group_size: int, interval: int, config: CrossFormerConfig) -> Grouping:

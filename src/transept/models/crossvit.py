@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from transept.layers.checkpointing import run_block
+from transept.layers.linear import Linear
 from transept.layers.pyramid import scale_modules
 from transept.layers.residual import Mlp
 from transept.models.attention import (
@@ -186,10 +187,10 @@ class CrossAttention(nn.Module, ShowsAttention):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.wq = nn.Linear(dim, dim)
-        self.wk = nn.Linear(dim, dim)
-        self.wv = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.wq = Linear(dim, dim)
+        self.wk = Linear(dim, dim)
+        self.wv = Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b 1 c
         return self.proj(attend(self.wq(x[:, :1]), self.wk(x), self.wv(x), self.num_heads))

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, gelu
 
 from transept.layers.checkpointing import run_block
+from transept.layers.linear import Linear
 from transept.layers.patch_embedding import ConvPatchEmbed
 from transept.layers.position_encoding import FourierPositionEncoding
 from transept.layers.projection import QueryKeyValue
@@ -112,8 +113,8 @@ class CrossCovarianceAttention(nn.Module, ShowsAttention):
         super().__init__()
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
-        self.qkv = nn.Linear(dim, dim * 3)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, dim * 3)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:  # b n c -> b n c
         attention, v = self.attention(x)
@@ -252,7 +253,7 @@ class ClassAttention(nn.Module, ShowsAttention):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = QueryKeyValue(dim)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # b (1+n) c -> b 1 c
         return self.proj(attend(self.qkv.query(x[:, :1]), *self.qkv.key_value(x), self.num_heads))
