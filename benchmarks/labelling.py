@@ -6,7 +6,8 @@ JPEGs of 640 x 480 are made from scikit-learn's two photographs: crops, mirrored
 random weights, which cost as much as others. Each measurement is a process of its own, with as many threads as torch
 takes by itself, and they take turns, `--rounds` times:
 
-- `model`: the model alone, in the form that labelling chooses, on batches of pictures that are prepared already;
+- `model`: the model alone, in the form that labelling chooses, on batches of pictures that are prepared already, with
+  the allocator that keeps what is freed, as in `transept`'s commands;
 - `timm`, `timm fused`: a plain loop over timm's loader (two processes) with the same model, as it is and in that form;
 - `predict`: `transept predict --out TABLE.parquet`, which reads pictures in the process of the model;
 - `labelling`: `transept predict --out parquet:FOLDER`.
@@ -84,6 +85,7 @@ def measure_alone(file: str, folder: str, kind: str, workers: int) -> dict[str, 
     from timm.data import create_dataset, create_loader
 
     import transept
+    from transept.allocator import keep_freed_memory
     from transept.tasks.forms import in_form
 
     task: Any = transept.load(file)
@@ -96,6 +98,7 @@ def measure_alone(file: str, folder: str, kind: str, workers: int) -> dict[str, 
         task(images).softmax(dim=1).topk(3)
 
     if kind == "model":
+        keep_freed_memory()
         made = task.input_of()
         batches = [torch.stack([made(Image.open(path)) for path in paths[i : i + BATCH]]) for i in (0, BATCH)]
         return {"rate": rate_of((batches[i % 2] for i in range(len(paths) // BATCH)), answer)}

@@ -16,9 +16,10 @@ import transept
 from tests.helpers import SMALL
 from tests.labelling.small import BAD, classifier, label, rows, segmenter, write_pictures
 from tests.toy_task import Photometer
-from transept.data.classification.transforms import Preprocessing
+from transept.data.classification.transforms import Preprocessing, eval_transform
 from transept.data.detection.masks import mask_api
 from transept.data.detection.transforms import DetectionPreprocessing
+from transept.data.images import sample_picture
 from transept.errors import TranseptError, UsageError
 from transept.labelling.inputs import Batches
 from transept.labelling.job import plan_job, written
@@ -270,3 +271,18 @@ def test_a_detector_without_masks_has_no_column_of_them():
     assert isinstance(detector, Detector)
     assert "mask" not in detector.picture_columns(detector.inference())
     assert detector.picture_columns(detector.inference())["label"] == list[str]
+
+
+@pytest.mark.parametrize("form", ["eager", "fused"])
+def test_pictures_are_resized_exactly_where_float32_shows_it(tmp_path: Path, form: str):
+    task, folder = classifier(), tmp_path / "in"
+    folder.mkdir()
+    sample_picture().save(folder / "a.png")
+    dtype = "bfloat16" if form == "fused" else "auto"
+    job, _ = plan_job(task, find_pictures([str(folder)]), tmp_path / "out", task.inference(), form=form, dtype=dtype)
+    made = task.input_of(exact=job.is_exact)(sample_picture())
+    exact = eval_transform(task.preprocessing)(sample_picture())
+    assert made.equal(exact) == (form == "eager")
+    steps = (made - exact).abs() * torch.tensor(task.preprocessing.std)[:, None, None] * 255
+    assert steps.max() < 1.01
+    assert (steps > 0.5).float().mean() < 0.01

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from transept import __version__
+from transept.allocator import keep_freed_memory
 from transept.errors import TranseptError, UsageError, rank_of_environment, say, unknown, warnings_as_sentences
 from transept.words import fitted
 
@@ -130,6 +131,7 @@ def _run(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
+    keep_freed_memory()
     with warnings_as_sentences(quiet=rank_of_environment() > 0):
         module = import_module(f"transept.cli.{verb}")
         parser = Parser(prog=f"transept {verb}", description=module.__doc__, epilog=CODES, allow_abbrev=False)

@@ -38,6 +38,11 @@ class Job:
     dtype: Precision
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the model computes in float32, which shows differences that bfloat16 hides."""
+        return self.form not in ("fused", "compiled") or self.dtype == "float32"
+
+    @property
     def columns(self) -> dict[str, Any]:
         """Names and types of the rows: path and size, the task's own, and what is wrong with a picture."""
         maps = {_LABELS: str} if self.task.has_label_map else {}
@@ -131,7 +136,7 @@ class ShardWriter:
     def write(self, shards: Sequence[int]) -> None:
         """See `write_shards`."""
         plan, task = self._job.plan, self._job.task
-        inputs = Inputs(self._job.pictures, task.reading, task.input_of())
+        inputs = Inputs(self._job.pictures, task.reading, task.input_of(exact=self._job.is_exact))
         chunks = inputs.chunks([plan.numbers(shard) for shard in shards], self._batch_size, workers=self._workers)
         for shard, some in groupby(chunks, lambda chunk: chunk.numbers[0] // plan.rows):
             self._write(shard, some)

@@ -148,8 +148,8 @@ class Classifier(ModelTask):
             batch = self.decode(self(inputs.to(next(self.parameters()).device)), len(self.classes))
         return [Classification(labels, scores) for labels, scores in zip(*batch, strict=True)]
 
-    def input_of(self) -> Callable[[Picture], Tensor]:
-        return Prepare(self.preprocessing, self.in_chans)
+    def input_of(self, *, exact: bool = True) -> Callable[[Picture], Tensor]:
+        return Prepare(self.preprocessing, self.in_chans, exact=exact)
 
     @torch.inference_mode()
     def answers(self, inputs: Tensor, inference: ClassificationInference) -> list[Classification]:

@@ -110,8 +110,8 @@ class FeatureExtractor(ModelTask):
     def pictures_at_once(self, inference: int) -> int:
         return inference
 
-    def input_of(self) -> Callable[[Picture], Tensor]:
-        return Prepare(self.preprocessing, self.in_chans)
+    def input_of(self, *, exact: bool = True) -> Callable[[Picture], Tensor]:
+        return Prepare(self.preprocessing, self.in_chans, exact=exact)
 
     @torch.inference_mode()
     def answers(self, inputs: Tensor, inference: int) -> list[Tensor]:

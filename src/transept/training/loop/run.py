@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from transept.allocator import keep_freed_memory
 from transept.checks import shown
 from transept.errors import TranseptError, TranseptWarning, UsageError, rank_of_environment, say, warn
 from transept.files import reserve, write_atomically
@@ -194,6 +195,7 @@ def _prepare(recipe: Recipe, world: World, *, load: bool) -> tuple[Job, Any]:
 
 def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool) -> Result:
     """In this process."""
+    keep_freed_memory()
     state, file = read_state(folder) if resume else (None, None)
     if state is not None:  # before data is read: the model may not even be one that the state fits
         check_same_recipe(recipe, state)
