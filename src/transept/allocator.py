@@ -5,7 +5,7 @@ import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """`mallopt`'s names, of glibc's malloc.h."""
-_KEPT_BLOCK = 256 << 20
+_KEPT_BLOCK = 128 << 20
 """Activations of some dozens of images. Larger ones, of a picture of many megapixels, go back when they are freed."""
 _KEPT_FREE = (1 << 31) - 1
 """The most that an int can say: all that a training step frees."""
@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
 
     By itself it returns each block of 32 MiB or more to the system, and what is free at the end of its memory, and the
     next forward pass waits for the same pages to be mapped and zeroed again: at batch 32 or 64 that is a third of the
-    time of a model on the CPU, and a tenth of a training step. The most memory that the process holds stays the same;
-    what it holds between two batches is as much as within them.
+    time of a model on the CPU, and a tenth of a training step. The most memory that the process holds may grow by a
+    tenth, because a freed block is not always of the size that is asked for next, and it is held between batches, too.
 
     Nothing is changed on other systems, or where the environment sets this allocator up (`GLIBC_TUNABLES`,
     `MALLOC_TRIM_THRESHOLD_`, ...). With another allocator in its place (jemalloc, tcmalloc) it has no effect.
