@@ -60,10 +60,14 @@ READER := weights
 SECONDS := 1800
 fuzz: $(UV)  ## mutates files for READER (weights, images, annotations, coco, recipes, labels) for so many SECONDS
 	$(RUN) --with atheris python -m fuzz.seeds fuzz/corpus
-	$(RUN) --with atheris python -m fuzz.readers $(READER) -max_total_time=$(SECONDS) -timeout=10 fuzz/corpus/$(READER)
+	$(RUN) --with atheris python -m fuzz.readers $(READER) -max_total_time=$(SECONDS) -timeout=600 \
+		-artifact_prefix=fuzz/ fuzz/corpus/$(READER)
 
-audit: $(UV)  ## known vulnerabilities of the installed packages
-	$(RUN) pip-audit --skip-editable
+# Strictly and from a list: in the environment itself pip-audit passes over what its service does not know, torch's
+# +cu builds among it, and over everything where the service cannot be reached, and calls that no vulnerability.
+audit: $(UV)  ## known vulnerabilities of what is installed; needs the network, and fails where a package has no answer
+	$(UV) export --quiet --all-extras --no-emit-project --output-file .uv/installed.txt
+	$(RUN) pip-audit --strict --disable-pip --requirement .uv/installed.txt
 
 # An environment of its own, for many systems let nobody install into theirs (PEP 668).
 .uv/bin/uv:

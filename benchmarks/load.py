@@ -1,8 +1,10 @@
-"""The page and `predict` under load: `python benchmarks/load.py page`, `latency` or `predict`.
+"""The page and `predict` under load: `python benchmarks/load.py page`, `latency`, `idle` or `predict`.
 
 page: 50 clients upload a picture, each another, and ask about it, again and again for ten minutes, while others upload
 a byte a second: memory each minute, answers, and the files left once the server has ended.
 latency: the page and a bare `gradio.Interface` of timm's same model, in turns, under the same clients.
+idle: clients that wait between uploads for as long as a pool of connections keeps one, some five seconds, on the page
+and on the bare one: how many uploads a connection closed meanwhile has broken.
 predict: 2,000 and 20,000 pictures, one in a hundred of which is bad in one of ten ways: which are named, and memory.
 
 The model is XCiT-N12/16 with random weights. Clients work on the same machine. Written to results/load.json.
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -236,6 +239,39 @@ def latency(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     return about
 
 
+async def upload_and_wait(port: int, seconds: float) -> Counter[str]:
+    """What a hundred clients saw. httpx keeps an idle connection for five seconds."""
+    seen: Counter[str] = Counter()
+    data, end = picture(0), time.perf_counter() + seconds
+
+    async def customer() -> None:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/gradio_api/", timeout=600) as client:
+            while time.perf_counter() < end:
+                try:
+                    answer = await client.post("upload", files={"files": ("picture.jpg", data)})
+                    seen[str(answer.status_code)] += 1
+                except httpx.HTTPError as error:
+                    seen[type(error).__name__] += 1
+                await asyncio.sleep(random.uniform(4.98, 5.02))
+
+    await asyncio.gather(*(customer() for _ in range(100)))
+    return seen
+
+
+def idle(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    file = classifier(root / "model.safetensors")
+    about: dict[str, Any] = {"clients": 100, "seconds_each": options.seconds}
+    for name, words in {
+        "transept": ["-m", "transept", "serve", str(file), "--form", "eager"],
+        "bare": [__file__, "bare"],
+    }.items():
+        port = find_free_network_port()
+        with server([*words, "--port", str(port)], port, root):
+            about[name] = dict(asyncio.run(upload_and_wait(port, options.seconds)))
+        print(name, about[name], flush=True)
+    return about
+
+
 def damaged(number: int, whole: bytes) -> bytes:
     """A file that is no picture, in one of ten ways."""
     png = io.BytesIO()
@@ -313,11 +349,11 @@ def predict(options: argparse.Namespace, root: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["page", "latency", "predict", "bare"])
+    parser.add_argument("part", choices=["page", "latency", "idle", "predict", "bare"])
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--crawlers", type=int, default=20, help="clients that upload a byte a second")
     parser.add_argument("--minutes", type=int, default=10)
-    parser.add_argument("--seconds", type=int, default=40, help="of each kind in `latency`")
+    parser.add_argument("--seconds", type=int, default=40, help="of each kind in `latency` and `idle`")
     parser.add_argument("--counts", type=int, nargs="+", default=[2_000, 20_000])
     parser.add_argument("--table", action="store_true", help="of `predict`: a table in place of a sheet")
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -327,7 +363,7 @@ def main() -> None:
         serve_bare(options.port)
         return
     with tempfile.TemporaryDirectory() as root:
-        found = {"page": page, "latency": latency, "predict": predict}[options.part](options, Path(root))
+        found = {"page": page, "latency": latency, "idle": idle, "predict": predict}[options.part](options, Path(root))
     name = f"{options.part}{'-table' if options.table else ''}"
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     versions = {each: version(each) for each in ("torch", "gradio", "timm", "transept")}

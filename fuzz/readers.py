@@ -1,11 +1,13 @@
 """Coverage-guided fuzzing of every reader of files, with atheris: `make fuzz READER=weights SECONDS=1800`.
 
-Right is a value or a `TranseptError`; any other exception, a hang of ten seconds or two gigabytes of memory is a find,
-and libFuzzer writes the input beside the corpus. Not part of the tests: it ends when its time does. Seeds are written
-by `fuzz/seeds.py`. Video is left out: FFmpeg, not we, reads it.
+Right is a value or a `TranseptError`; any other exception, ten seconds of processor time or two gigabytes of memory are
+a find, and libFuzzer writes the input beside the corpus. Its own `-timeout`, by the clock, is for hangs that no signal
+ends. Not part of the tests: it ends when its time does. Seeds are written by `fuzz/seeds.py`. Video is left out:
+FFmpeg, not we, reads it.
 """
 
 import io
+import signal
 import sys
 import tempfile
 import warnings
@@ -26,6 +28,8 @@ with atheris.instrument_imports(include=["transept"]):
 
 PLACES = ("a.txt", "data.yaml", "a.xml", "annotations.xml", "a.json")
 """Where formats of annotations look; the first byte of an input chooses."""
+LONGEST = 10.0
+"""Seconds of this process, for one input; by the clock a machine at other work would be a find."""
 TABLES = ("classes.txt", "palette.txt", "class_dict.csv", "labelmap.txt", "objectInfo150.txt")
 
 
@@ -80,9 +84,18 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
 }
 
 
+class TooLong(BaseException):
+    """No Exception, which a reader might take for damage of the file and answer with a sentence."""
+
+
+def _too_long(number: int, frame: object) -> None:
+    raise TooLong(f"more than {LONGEST:g} seconds of processor time")
+
+
 def main() -> None:
     reader = READERS[sys.argv.pop(1)]
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGPROF, _too_long)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if reader in (annotations, coco):
@@ -91,11 +104,14 @@ def main() -> None:
             Image.new("RGB", (60, 40)).save(folder / "a.png")
 
         def test_one_input(data: bytes) -> None:
+            signal.setitimer(signal.ITIMER_PROF, LONGEST)
             try:
                 reader(folder, data)
             except TranseptError as error:
                 if "\n" in str(error):
                     raise RuntimeError(f"a sentence of several lines: {error}") from error
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
 
         atheris.Setup(sys.argv, test_one_input)
         atheris.Fuzz()

@@ -136,6 +136,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises where a name is too long
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder is there; no name is an error, as for `is_file`."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def check_regular(path: Path) -> None:
     """A pipe would wait for ever, a device never end: what is opened is looked at before.
 

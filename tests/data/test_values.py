@@ -149,6 +149,23 @@ def test_more_bands_than_any_sensor_has(tmp_path: Path):
         read_values(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize(("tag", "first"), [(277, 65535), (256, 60_000)])
+def test_a_tag_that_is_there_twice(tmp_path: Path, tag: int, first: int):
+    """GDAL takes the first, and would read 65,535 bands for minutes; the bounds are those of the last."""
+    tags = [(256, 3), (257, 2), (258, 32), (259, 1), (262, 1), (273, 8), (277, 2), (278, 2), (279, 48), (339, 2)]
+    tags.insert(0, (tag, first))
+    tags.sort(key=lambda each: each[0])
+    entries = b"".join(struct.pack("<HHII", code, 4, 1, value) for code, value in tags)
+    pixels = np.arange(12, dtype="<i4").tobytes()
+    once = entries.replace(struct.pack("<HHII", tag, 4, 1, first), b"")
+    for entered, name in ((entries, "twice.tif"), (once, "a.tif")):
+        head = struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + struct.pack("<H", len(entered) // 12)
+        (tmp_path / name).write_bytes(head + entered + bytes(4))
+    assert np.array_equal(read_values(tmp_path / "a.tif").array, np.arange(12).reshape(2, 3, 2))
+    with pytest.raises(BadImageError, match="is damaged: its tags state both 3 x 2 pixels of 2 bands and"):
+        read_values(tmp_path / "twice.tif")
+
+
 def test_dicom_cut_anywhere(tmp_path: Path):
     whole = save_dicom(tmp_path / "a.dcm", np.zeros((8, 8), np.uint16)).read_bytes()
     for length in range(133, len(whole) - 1, 7):

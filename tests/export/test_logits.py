@@ -1,6 +1,10 @@
 """Exported classifiers and segmenters give the model's logits for any number of pictures."""
 
 import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from transept.export.logits import export_logits
 from transept.export.onnx import METADATA, Run, onnx_runner, pt2_runner
 from transept.tasks.classify import Classifier
 from transept.tasks.segment import METHODS, create_segmenter
+from transept.weights.load import create_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -46,6 +51,42 @@ def test_an_export_that_takes_too_long_leaves_nothing(tmp_path: Path, capsys: py
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tmp_path / "best.safetensors"]
     for wrong in ("0", "-1", "nan", "inf"):
         assert f"--timeout {wrong} must be greater than 0" in fails(capsys, [*words, f"--timeout={wrong}"], 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the processor time of another process")
+def test_a_long_export_is_never_silent_for_long(tmp_path: Path):
+    """A sign of life every ten seconds, also while compiled code is at work: in its processor time, which stands still
+    where other work takes the machine.
+    """
+    model = create_model("cait_xxs24_224", num_classes=10)
+    Classifier(model, [str(i) for i in range(10)], Preprocessing(img_size=(224, 224))).save(tmp_path / "a.safetensors")
+    words = ["export", str(tmp_path / "a.safetensors"), "--out", str(tmp_path / "out"), "--dynamic-size"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transept", *words, "--format", "onnx", "package"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    signs, others = [processor_seconds(process.pid)], []
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "transept: still writing and checking model.onnx, model.package.pt2, for " in line:
+            signs.append(processor_seconds(process.pid))
+        else:
+            others.append(line)
+    assert process.wait() == 0, others
+    gaps = [after - before for before, after in pairwise(signs)]
+    print("processor seconds between signs of life:", [round(gap, 1) for gap in gaps])
+    assert len(gaps) >= 2
+    assert max(gaps[1:]) < 12
+    assert gaps[0] < 30  # imports and the model come before
+
+
+def processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.slow

@@ -169,6 +169,23 @@ def test_visitors_who_leave_in_the_middle_of_an_upload(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+def test_idle_connections_stay_open_longer_than_clients_keep_them(task: Classifier, monkeypatch: pytest.MonkeyPatch):
+    """So that no question meets a connection that closes at the same moment; httpx keeps one for five seconds."""
+    from transept.serve import page
+
+    assert page._KEEP_ALIVE > 60
+    monkeypatch.setattr(page, "_KEEP_ALIVE", 0.5)
+    with (
+        page.serving(task, "x") as url,
+        closing(socket.create_connection(("127.0.0.1", httpx.URL(url).port), timeout=3)) as visitor,
+    ):
+        visitor.sendall(b"GET /gradio_api/startup-events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        start = time.monotonic()
+        while visitor.recv(65536):
+            continue
+        assert time.monotonic() - start >= 0.5
+
+
 def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not holds():

@@ -12,7 +12,7 @@ from transept.data.images import EXTENSIONS, BadImageError, Picture, find_images
 from transept.data.video import ENDINGS as VIDEO_ENDINGS
 from transept.data.video import is_address
 from transept.errors import TranseptError, UsageError
-from transept.files import open_regular, read_bytes
+from transept.files import is_file, is_there, open_regular, read_bytes
 from transept.words import listed
 
 STDIN = "-"
@@ -86,7 +86,7 @@ def read_input(image: Input, read: Callable[..., Picture]) -> Picture:
     try:
         return read(image.source, name=image.path)
     except BadImageError as error:
-        hint = "" if image.content is not None or not image.path.is_file() else _hint(image.path)
+        hint = "" if image.content is not None or not is_file(image.path) else _hint(image.path)
         raise BadImageError(error.path, f"{error.reason}; {hint}" if hint else error.reason) from error
 
 
@@ -116,7 +116,7 @@ def _listed(name: str) -> Iterator[Path]:
     folder = Path() if name == STDIN else Path(name).parent
     for line in _listed_in_table(Path(name)) if Path(name).suffix.lower() == ".parquet" else _listed_in_text(name):
         beside = folder / line
-        yield beside if beside.exists() else Path(line)
+        yield beside if is_there(beside) else Path(line)
 
 
 def _listed_in_text(name: str) -> list[str]:

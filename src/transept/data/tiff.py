@@ -242,10 +242,26 @@ def _with_gdal(source: str | Path | BinaryIO, file: BinaryIO, page: Page, box: B
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         if isinstance(source, str | Path):
             with rasterio.open(f"GTIFF_DIR:{page.number + 1}:{source}", driver="GTiff") as dataset:
-                return dataset.read(window=window).transpose(1, 2, 0)
+                return _bands(dataset, page, window)
         file.seek(0)
         with (
             rasterio.MemoryFile(file.read()) as memory,
             rasterio.open(f"GTIFF_DIR:{page.number + 1}:{memory.name}", driver="GTiff") as dataset,
         ):
-            return dataset.read(window=window).transpose(1, 2, 0)
+            return _bands(dataset, page, window)
+
+
+def _bands(dataset: Any, page: Page, window: Any) -> np.ndarray:
+    """Where a tag is there twice, GDAL takes the first and Pillow the last, by which the bounds were checked."""
+    size = (dataset.width, dataset.height)
+    if size != page.size or dataset.count > max(page.samples, _RGBA):
+        raise ValuesError(
+            "is damaged: its tags state both {} x {} pixels of {} bands and {} x {} of {}".format(
+                *page.size, page.samples, *size, dataset.count
+            )
+        )
+    return dataset.read(window=window).transpose(1, 2, 0)
+
+
+_RGBA = 4
+"""Bands as which GDAL gives colours that it has to convert."""

@@ -24,6 +24,9 @@ _WAITING = 64
 _SESSIONS = 128
 """Visitors whose components gradio remembers, some 40 kB each; every call of a program is one. By its own 10,000 the
 process would grow for hours, and this page needs none of it."""
+_KEEP_ALIVE = 75
+"""Seconds for which an idle connection stays open. By uvicorn's own five it is closed just when httpx, and so gradio's
+client, uses it for the last time: where the two cross, a question is lost. Longer than proxies keep theirs (60)."""
 _EXAMPLES = "examples"
 
 
@@ -90,6 +93,8 @@ def serving(
             )
         except (OSError, ValueError) as error:
             raise _no_address(host, port, " ".join(str(error).split())) from error
+        # gradio has no option for it; each connection reads it when it is made.
+        page.server.config.timeout_keep_alive = _KEEP_ALIVE
         try:
             yield url
         finally:

@@ -52,6 +52,27 @@ def test_two_boxes_and_an_empty_picture(tmp_path: Path, name: str, pictures: lis
     assert len(splits.val[0][1]["labels"]) == 0
 
 
+@pytest.mark.filterwarnings("ignore::transept.errors.TranseptWarning")
+@pytest.mark.parametrize(
+    ("name", "file", "said", "found"),
+    [
+        ("yolo", "data.yaml", "val.txt", "images/val/b.jpg"),  # where it lies without being told
+        ("yolo", "val.txt", "images/val/b.jpg", "x" * 300),
+        ("cvat", "val.xml", "b.jpg", "x" * 300),
+    ],
+)
+def test_a_name_longer_than_names_may_be_is_that_of_a_missing_file(
+    tmp_path: Path, name: str, file: str, said: str, found: str
+):
+    root = copied(tmp_path, name, "images/train/a.jpg", "images/val/b.jpg", "a.jpg")
+    text = (root / file).read_text()
+    assert said in text
+    (root / file).write_text(text.replace(said, "x" * 300))
+    sets = find_annotations(root)
+    assert sets is not None
+    assert [image["file_name"] for image in sets["val"].content["images"]] == [found]
+
+
 def test_pascal_counts_pixels_from_1(tmp_path: Path):
     root = copied(tmp_path, "voc_writer", "JPEGImages/a.png", "JPEGImages/b.png")
     with pytest.warns(TranseptWarning, match="1 objects marked difficult, neither learnt nor counted"):

@@ -41,14 +41,6 @@ def recipe(*options: str) -> Recipe:
     return parse_recipe(read_recipe("digits"), [*OPTIONS, *options])
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    train(recipe(), folder, progress=False)
-    return folder
-
-
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "transept.cli.main", "train", "digits", "--out", str(folder), *OPTIONS, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -20,6 +20,7 @@ from transept.data.detection.formats.content import (
     turned,
 )
 from transept.errors import TranseptError
+from transept.files import is_file
 
 
 def read_cvat(root: Path) -> dict[str, Annotated] | None:
@@ -63,7 +64,7 @@ def _add(contents: Contents, element: ElementTree.Element, subset: str) -> None:
 
 def _picture(root: Path, name: str, subset: str) -> str:
     places = [f"images/{subset}/{name}", f"images/{name}", name]
-    return next((place for place in places if (root / place).is_file()), name)
+    return next((place for place in places if is_file(root / place)), name)
 
 
 def _shape(each: ElementTree.Element, size: tuple[int, int], place: str, contents: Contents) -> Shape | None:

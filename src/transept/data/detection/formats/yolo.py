@@ -8,7 +8,7 @@ from transept.data.detection.formats.content import SPLITS, Annotated, Contents,
 from transept.data.images import EXTENSIONS
 from transept.data.places import is_inside
 from transept.errors import TranseptError
-from transept.files import files_below, read_text, read_yaml
+from transept.files import files_below, is_there, read_text, read_yaml
 
 
 def read_yolo(root: Path) -> dict[str, Annotated] | None:
@@ -85,7 +85,7 @@ def _places(root: Path, page: dict[str, Any]) -> dict[str, Path]:
         said = page.get(name)
         named = _ends_in(root, said) if isinstance(said, str) else None
         for place in (named, root / "images" / name, root / name / "images"):
-            if split not in found and place is not None and place.exists():
+            if split not in found and place is not None and is_there(place):
                 found[split] = place
     return found or ({"": root / "images"} if (root / "images").is_dir() else {})
 
@@ -94,7 +94,7 @@ def _ends_in(root: Path, name: str) -> Path | None:
     """What a path leads to within the data folder, by its end: those of exports are often of another machine."""
     parts = [part for part in Path(name.replace("\\", "/")).parts if part not in ("..", "/")]
     places = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if is_there(place)), None)
 
 
 def _add(contents: Contents, split: str, picture: Path, root: Path) -> None:
