@@ -10,27 +10,29 @@ from matplotlib.figure import Figure
 
 from transept.bench.figure import top1
 from transept.bench.speeds import Speed, kept_speeds, speeds_machine
+from transept.draw.names import Named, name_marks
 from transept.files import write_atomically
 from transept.models.registry import find_model
+from transept.style import BLUE, GREEN, GRID, ORANGE, PURPLE, QUIET, SKY, TEXT, VERMILLION, YELLOW
 
 FILE = Path(__file__).parent / "images" / "choose.png"
-# Okabe and Ito's colours, which colour-blind readers tell apart, and a mark for each.
 LOOKS = {
-    "CAT": ("#E69F00", "s"),
-    "CabViT": ("#F0E442", "v"),
-    "CrossFormer": ("#009E73", "^"),
-    "XCiT": ("#D55E00", "o"),
-    "CaiT": ("#0072B2", "D"),
-    "CrossViT": ("#CC79A7", "P"),
-    "BiXT": ("#56B4E9", "X"),
-    "timm": ("#555555", "*"),
+    "CAT": (ORANGE, "s"),
+    "CabViT": (YELLOW, "v"),
+    "CrossFormer": (GREEN, "^"),
+    "XCiT": (VERMILLION, "o"),
+    "CaiT": (BLUE, "D"),
+    "CrossViT": (PURPLE, "P"),
+    "BiXT": (SKY, "X"),
+    "timm": (QUIET, "*"),
 }
+"""The colour and the mark of each family."""
 
 
-def draw(axes: Axes, batch: int, speeds: dict[str, Speed]) -> list[tuple[float, float, str]]:
+def draw(axes: Axes, batch: int, speeds: dict[str, Speed]) -> list[Named]:
     """A mark for each model, and a line from its eager form; returns what is to be named, the most wanted first."""
     best = 0.0
-    named: list[tuple[float, float, str]] = []
+    named: list[Named] = []
     points = [
         (speed.images_per_second["fast"][batch], score, name)
         for name, speed in speeds.items()
@@ -44,34 +46,24 @@ def draw(axes: Axes, batch: int, speeds: dict[str, Speed]) -> list[tuple[float, 
             axes.plot([slow, rate], [score, score], color=color, linewidth=1, alpha=0.35, zorder=1)
         axes.plot(rate, score, mark, color=color, markersize=8 if timm else 6, markeredgecolor="white", zorder=2)
         if timm:
-            named.insert(0, (rate, score, name))
+            named.insert(0, Named(rate, score, short(name), QUIET))
         elif score > best:  # nothing is both faster and better
-            named.append((rate, score, name))
+            named.append(Named(rate, score, short(name), TEXT))
         best = max(best, score)
     axes.set_xscale("log")
-    axes.set_xlim(min(points)[0] / 2.2, max(points)[0] * 4)
+    axes.set_xlim(min(points)[0] / 2.2, max(points)[0] * 6)
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low < tick < high])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel(f"images per second, batch {batch}")
-    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.grid(color=GRID, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return named
 
 
-def name_them(axes: Axes, named: list[tuple[float, float, str]], speeds: dict[str, Speed]) -> None:
-    """Names beside the marks, but for those that would lie on others'."""
-    taken: list[tuple[float, float, float]] = []
-    for rate, score, name in named:
-        short = name.removesuffix("_224").replace("_patch16", "").replace("_patch4_window7", "")
-        x, y = axes.transData.transform((rate, score))
-        end = x + 11 * len(short)
-        if any(abs(y - other) < 19 and x < last and end > first for first, last, other in taken):
-            continue
-        taken.append((x, end, y))
-        color = LOOKS["timm"][0] if speeds[name].source == "timm" else "#111111"
-        axes.annotate(short, (rate, score), (6, -3), textcoords="offset points", fontsize=9, color=color)
+def short(name: str) -> str:
+    return name.removesuffix("_224").replace("_patch16", "").replace("_patch4_window7", "")
 
 
 def main() -> None:
@@ -87,13 +79,12 @@ def main() -> None:
         f"marks: {machine['fast']}, ours fused; lines begin at eager float32. {machine['processor']}, "
         f"{machine['threads']} threads, torch {machine['torch']}",
         fontsize=10,
-        color="#555555",
+        color=QUIET,
         x=0.01,
         ha="left",
     )
-    figure.draw_without_rendering()  # now marks have their places
     for axes, points in zip(panels, named, strict=True):
-        name_them(axes, points, speeds)
+        name_marks(figure, axes, points)
     write_atomically(FILE, figure.savefig)
 
 

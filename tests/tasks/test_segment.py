@@ -17,12 +17,12 @@ import transept
 from tests.helpers import BACKBONES
 from transept.checks import shown
 from transept.data.classification.transforms import Preprocessing
-from transept.data.labels import drawing_palette
 from transept.data.segmentation.transforms import SegmentationPreprocessing, segmentation_eval_transform
 from transept.errors import UsageError
 from transept.heads.fcn import FCNHead
 from transept.models.registry import skeletons
 from transept.ops.interpolation import resize_map
+from transept.style import drawing_palette
 from transept.tasks.classify import Classifier
 from transept.tasks.forms import in_form
 from transept.tasks.segment import (

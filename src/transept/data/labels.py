@@ -1,6 +1,5 @@
 """The classes behind the values or colours of label masks, and where a folder of masks says so."""
 
-import colorsys
 import csv
 import re
 from collections.abc import Iterable, Sequence
@@ -15,8 +14,7 @@ from transept.data.images import BadImageError
 from transept.errors import TranseptError
 from transept.files import read_text
 from transept.ops.masks import IGNORE_LABEL
-
-Color = tuple[int, int, int]
+from transept.style import Color, drawing_color
 
 _REFUSED = 254
 # Names that lists give to what no annotator labelled.
@@ -246,18 +244,6 @@ def _object_info(lines: list[str], where: str) -> Iterable[tuple[int, str, None]
 def _integer(digits: str) -> int:
     """Thousands of digits stand for more than any file can hold, and Python would not read them."""
     return int(digits) if len(digits) < 10 else 10**9
-
-
-def drawing_color(label: int) -> Color:
-    """A colour to draw a class with; neighbours in number differ most."""
-    saturation, value = ((0.62, 0.95), (0.85, 0.70), (0.40, 0.85))[label % 3]
-    red, green, blue = colorsys.hsv_to_rgb((0.58 + 0.618034 * label) % 1, saturation, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def drawing_palette(number: int) -> list[Color]:
-    """Colours of that many classes."""
-    return [drawing_color(label) for label in range(number)]
 
 
 def _pixels(count: int) -> str:

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.textpath import TextPath
 from PIL import Image, ImageFilter
 
-from transept.draw.legend import RGB, draw_legend, entry, shorten
+from transept.draw.legend import draw_legend, entry, legend_width, shorten, width
 from transept.draw.plain import plain_text
 from transept.errors import TranseptError
 from transept.files import write_atomically
+from transept.style import LEAST, Color
 
-_LONGEST = 7.0
-"""Inches of the picture's longest side. Lines and letters have the same size in every figure."""
+_LONGEST, _CROWDED = 7.0, 10.0
+"""Inches of the picture's longest side, and where there are many objects: as wide as a page, upright and lying."""
+_MANY = 25
 LARGEST = 2800
 """Pixels of the longest side of a drawn figure; more of the picture's own are not seen."""
 _CLEAR = 1000
@@ -35,7 +35,7 @@ DASHES = (0, (3, 1.5))
 
 class _Label(NamedTuple):
     text: str
-    color: RGB
+    color: Color
     x: float
     y: float
     """Column and row of the upper left corner."""
@@ -49,7 +49,7 @@ def draw_objects(
     boxes: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],
-    palette: Sequence[RGB],
+    palette: Sequence[Color],
     path: Path,
     *,
     scores: np.ndarray | None = None,
@@ -78,17 +78,19 @@ def draw_objects(
     if masks is not None and (len(masks) != len(boxes) or (len(masks) and masks[0].shape != (height, width))):
         shape = (len(masks), *(masks[0].shape if len(masks) else ()))
         raise TranseptError(f"masks are {shape} for {len(boxes)} objects on a picture of {height} x {width}")
-    unit = max(width, height) / (_LONGEST * 72)  # pixels of the picture in a typographic point
+    longest = _LONGEST if len(boxes) <= _MANY else _CROWDED
+    unit = max(width, height) / (longest * 72)  # pixels of the picture in a typographic point
     chips = list(_place_labels(boxes, labels, scores, classes, palette, (width, height), unit))
     counts: Counter[int] = Counter(map(int, labels))
     legend = len(chips) < len(boxes)
     wide, tall = width / unit / 72, height / unit / 72
-    room = 0.75 + 0.075 * max(len(shorten(classes[label])) for label in counts) if legend else 0.0
-    figure = Figure(figsize=(wide + room, tall), dpi=max(200, min(max(width, height) / _LONGEST, 400)))
+    texts = [f"{shorten(classes[label])} ({count})" for label, count in counts.most_common()]
+    room = legend_width(texts) if legend else 0.0
+    figure = Figure(figsize=(wide + room, tall), dpi=max(200, min(max(width, height) / longest, 400)))
     axes = figure.add_axes((0.0, 0.0, wide / (wide + room), 1.0))
     _add_objects(axes, picture, boxes, [palette[label] for label in labels], chips, unit, masks)
     if legend:
-        names = [entry(palette[label], f"{shorten(classes[label])} ({count})") for label, count in counts.most_common()]
+        names = [entry(palette[label], text) for (label, _), text in zip(counts.most_common(), texts, strict=True)]
         draw_legend(figure, names, wide / (wide + room), tall)
     write_atomically(path, figure.savefig)
 
@@ -99,7 +101,7 @@ def add_objects(
     boxes: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],
-    palette: Sequence[RGB],
+    palette: Sequence[Color],
     inches: float,
     *,
     masks: Sequence[np.ndarray] | np.ndarray | None = None,
@@ -118,7 +120,7 @@ def _add_objects(
     axes: Axes,
     picture: Image.Image,
     boxes: np.ndarray,
-    colors: Sequence[RGB],
+    colors: Sequence[Color],
     chips: Sequence[_Label],
     unit: float,
     masks: Sequence[np.ndarray] | np.ndarray | None,
@@ -134,7 +136,7 @@ def _add_objects(
         _draw_label(axes, chip, unit)
 
 
-def _tinted(picture: Image.Image, masks: Sequence[np.ndarray] | np.ndarray, colors: Sequence[RGB]) -> Image.Image:
+def _tinted(picture: Image.Image, masks: Sequence[np.ndarray] | np.ndarray, colors: Sequence[Color]) -> Image.Image:
     """The picture, enlarged where it is small, with the insides and outlines of masks in their colours."""
     times = -(-_CLEAR // max(picture.size))
     enlarged = picture.convert("RGB").resize(
@@ -143,7 +145,7 @@ def _tinted(picture: Image.Image, masks: Sequence[np.ndarray] | np.ndarray, colo
     canvas = np.asarray(enlarged, dtype=np.float32).copy()
     line = 2 * max(1, round(max(enlarged.size) / 1400)) + 1
     order = np.argsort([-int(masks[i].sum()) for i in range(len(masks))], kind="stable")  # what is small lies on top
-    outlines: list[tuple[tuple[slice, slice], np.ndarray, RGB]] = []
+    outlines: list[tuple[tuple[slice, slice], np.ndarray, Color]] = []
     for i in order:
         mask = masks[i]
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
@@ -169,7 +171,7 @@ def _tinted(picture: Image.Image, masks: Sequence[np.ndarray] | np.ndarray, colo
 
 
 def _draw_boxes(
-    axes: Axes, boxes: np.ndarray, colors: Sequence[RGB], unit: float, dashed: np.ndarray, thin: bool
+    axes: Axes, boxes: np.ndarray, colors: Sequence[Color], unit: float, dashed: np.ndarray, thin: bool
 ) -> None:
     sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) / unit if len(boxes) else np.zeros(0)
     for i in np.argsort(-sides, kind="stable"):  # what is small lies on top
@@ -197,10 +199,10 @@ def add_outline(
     )
 
 
-def is_bright(color: RGB) -> bool:
-    """Whether black letters are read better on it than white ones."""
-    red, green, blue = color
-    return 0.299 * red + 0.587 * green + 0.114 * blue > 150
+def is_bright(color: Color) -> bool:
+    """Whether black letters have more contrast on it than white ones, as WCAG counts it."""
+    red, green, blue = (((part / 255 + 0.055) / 1.055) ** 2.4 for part in color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179
 
 
 def _draw_label(axes: Axes, chip: _Label, unit: float) -> None:
@@ -212,7 +214,7 @@ def _draw_label(axes: Axes, chip: _Label, unit: float) -> None:
         chip.y + chip.height / 2,
         chip.text,
         color="black" if is_bright(chip.color) else "white",
-        fontsize=chip.height / unit / 1.36,
+        fontsize=LEAST,
         ha="center",
         va="center_baseline",
     )
@@ -223,22 +225,20 @@ def _place_labels(
     labels: np.ndarray,
     scores: np.ndarray | None,
     classes: Sequence[str],
-    palette: Sequence[RGB],
+    palette: Sequence[Color],
     size: tuple[int, int],
     unit: float,
 ) -> Iterator[_Label]:
     """Those that find room: the best objects choose first, without scores the smallest."""
     if scores is None and len(set(labels.tolist())) == 1 and len(boxes) > 1:
         return  # they would all say the same, which the legend says once
-    letters = 7.0 if len(boxes) <= 25 else 6.0 if len(boxes) <= 60 else 5.0
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-6) if len(boxes) else np.zeros(0)
     placed = np.zeros((0, 4))
     for i in np.argsort(areas if scores is None else -scores, kind="stable"):
         if not classes[int(labels[i])]:
             continue
         text = shorten(classes[int(labels[i])]) + ("" if scores is None else f" {scores[i]:.2f}")
-        across = TextPath((0, 0), text, size=letters, prop=FontProperties()).get_extents().x1
-        chip = np.array([(across + 0.7 * letters) * unit, 1.36 * letters * unit])
+        chip = np.array([(72 * width(text) + 0.6 * LEAST) * unit, 1.36 * LEAST * unit])
         if chip[0] > size[0] or chip[1] > size[1]:
             continue
         corner, cost = place_label(i, chip, boxes, areas, placed, size)
@@ -288,5 +288,5 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(high - low, 0).prod(axis=2)
 
 
-def _unit(color: RGB) -> tuple[float, float, float]:
+def _unit(color: Color) -> tuple[float, float, float]:
     return color[0] / 255, color[1] / 255, color[2] / 255

@@ -8,8 +8,9 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from transept.draw.boxes import STRENGTH, TOO_MUCH, is_bright, place_label
-from transept.draw.legend import RGB, shorten
+from transept.draw.legend import shorten
 from transept.draw.overlay import overlay, shares
+from transept.style import LEAST_PIXELS, Color
 
 _MOST = 8
 """Classes in a legend."""
@@ -22,7 +23,7 @@ def labelled_frame(picture: Image.Image, best: Sequence[tuple[str, float]]) -> I
 
 
 def tinted_frame(
-    picture: Image.Image, labels: np.ndarray, classes: Sequence[str], palette: Sequence[RGB]
+    picture: Image.Image, labels: np.ndarray, classes: Sequence[str], palette: Sequence[Color]
 ) -> Image.Image:
     """Pixels in the colours of their classes `H W`, and in the upper left corner what these mean and their shares."""
     colors = dict(zip(classes, palette, strict=True))
@@ -37,7 +38,7 @@ def boxed_frame(
     labels: np.ndarray,
     scores: np.ndarray,
     classes: Sequence[str],
-    palette: Sequence[RGB],
+    palette: Sequence[Color],
     *,
     masks: Sequence[np.ndarray] | None = None,
 ) -> Image.Image:
@@ -65,7 +66,7 @@ def _label(
     boxes: np.ndarray,
     scores: np.ndarray,
     texts: list[str],
-    colors: list[RGB],
+    colors: list[Color],
     size: tuple[int, int],
     letters: int,
 ) -> None:
@@ -85,7 +86,7 @@ def _label(
         pencil.text((x, y), texts[i], "black" if is_bright(colors[i]) else "white", font, anchor="mm")
 
 
-def _with_masks(picture: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[RGB]) -> Image.Image:
+def _with_masks(picture: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[Color]) -> Image.Image:
     pixels = np.array(picture.convert("RGB"))
     for i, color in enumerate(colors):
         inside = masks[i]
@@ -93,7 +94,7 @@ def _with_masks(picture: Image.Image, masks: Sequence[np.ndarray], colors: Seque
     return Image.fromarray(pixels)
 
 
-def _with_legend(picture: Image.Image, entries: Sequence[tuple[RGB | None, str]]) -> Image.Image:
+def _with_legend(picture: Image.Image, entries: Sequence[tuple[Color | None, str]]) -> Image.Image:
     """Lines of text, some with a colour before them, on dark ground; as many as the frame has room for."""
     frame = picture.convert("RGB").copy()
     size = _letters(frame)
@@ -117,7 +118,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 def _letters(picture: Image.Image) -> int:
     """The size of letters in pixels."""
-    return max(9, round(min(picture.size) / 28))
+    return max(LEAST_PIXELS, round(min(picture.size) / 28))
 
 
 @cache

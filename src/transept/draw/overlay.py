@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
-from transept.draw.legend import LONGEST, RGB, draw_legend, entry, shorten
+from transept.draw.legend import blank, draw_legend, entry, legend_width, shorten
 from transept.draw.plain import plain_text
 from transept.files import write_atomically
+from transept.style import Color
 
 _STRENGTH = 0.55
 """Opacity of the classes' colours over the picture."""
@@ -29,7 +29,7 @@ def shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     return {classes[i]: float(counts[i] / labels.size) for i in order}
 
 
-def overlay(picture: Image.Image, labels: np.ndarray, palette: Sequence[RGB]) -> Image.Image:
+def overlay(picture: Image.Image, labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
     """The picture with each pixel of `labels` `H W` tinted in its class's colour, and the borders between classes.
 
     Values beyond the palette (pixels to ignore) stay as they are.
@@ -47,7 +47,7 @@ def overlay(picture: Image.Image, labels: np.ndarray, palette: Sequence[RGB]) ->
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def label_image(labels: np.ndarray, palette: Sequence[RGB]) -> Image.Image:
+def label_image(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
     """A palette picture whose pixel values are the class numbers, 255 where there is none."""
     image = Image.fromarray(labels.astype(np.uint8), mode="P")
     colors = [*palette, *[(0, 0, 0)] * (256 - len(palette))]
@@ -57,7 +57,7 @@ def label_image(labels: np.ndarray, palette: Sequence[RGB]) -> Image.Image:
 
 @plain_text
 def draw_overlay(
-    picture: Image.Image, labels: np.ndarray, classes: Sequence[str], palette: Sequence[RGB], path: Path
+    picture: Image.Image, labels: np.ndarray, classes: Sequence[str], palette: Sequence[Color], path: Path
 ) -> None:
     """The tinted picture, and beside it the classes that occur with their shares."""
     occurring = shares(labels, classes)
@@ -67,8 +67,8 @@ def draw_overlay(
     width, height = picture.size
     tall = min(max(4.5 * height / width, 2.2), 9.0)
     wide = tall * width / height
-    longest = max((len(name) for name in named), default=4)
-    legend = 0.9 + 0.085 * min(longest, LONGEST)
+    texts = [f"{shorten(name)}  {share:.1%}" for name, share in named.items()]
+    legend = legend_width([*texts, "and 99 below 0.1%"])
     figure = Figure(figsize=(wide + legend, tall), dpi=144)
     axes = figure.add_axes((0.0, 0.0, wide / (wide + legend), 1.0))
     times = -(-_CLEAR // max(picture.size))  # small pictures are enlarged first, so that borders stay thin
@@ -76,8 +76,8 @@ def draw_overlay(
     axes.imshow(overlay(enlarged, labels.repeat(times, axis=0).repeat(times, axis=1), palette))
     axes.set_axis_off()
     colors = dict(zip(classes, palette, strict=True))
-    handles = [entry(colors[name], f"{shorten(name)}  {share:.1%}") for name, share in named.items()]
+    handles = [entry(colors[name], text) for name, text in zip(named, texts, strict=True)]
     if rest := len(occurring) - len(named):
-        handles.append(Patch(facecolor="none", label=f"and {rest} below {_SMALLEST:.1%}"))
+        handles.append(blank(f"and {rest} below {_SMALLEST:.1%}"))
     draw_legend(figure, handles, wide / (wide + legend), tall)
     write_atomically(path, figure.savefig)

@@ -9,18 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from transept.draw.legend import shorten
+from transept.draw.legend import legend_width, shorten
 from transept.draw.plain import plain_text
-from transept.draw.scores import QUIET, tidy
+from transept.draw.scores import tidy
 from transept.files import write_atomically
+from transept.style import BLACK, FAINT, LEAST, LINES, QUIET
 
-# Okabe and Ito's, which people with any colour vision tell apart; yellow is left out, for it is faint on white.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_CLASS_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#b8a800")
-"""Beside black, which is the mean."""
-_CURVES = 8
-"""Of more classes of a detector the worst and the best half as many are drawn."""
-_GREY = "#c4c4c4"
+_COLORS = (*LINES, BLACK)
+"""Of classes that are drawn beside grey ones."""
+_CURVES = 2 * len(LINES)
+"""Of more classes of a detector the worst and the best half as many are drawn, the second half dashed."""
 
 
 class ClassCurve(NamedTuple):
@@ -39,15 +37,15 @@ def draw_threshold_curves(curves: Sequence[ClassCurve], path: Path) -> None:
     """The classes with the least average precision in colours, the others in grey; dots at the thresholds in use."""
     worst = sorted(curves, key=lambda curve: curve.average_precision)[: len(_COLORS)]
     named = {id(curve): color for curve, color in zip(worst, _COLORS, strict=False)}
-    figure = Figure(figsize=(7.4, 4.6), dpi=144, layout="constrained")
+    figure = Figure(figsize=(8.2, 4.6), dpi=144, layout="constrained")
     axes = figure.subplots()
     for curve in (*(each for each in curves if id(each) not in named), *worst):
-        color = named.get(id(curve), _GREY)
+        color = named.get(id(curve), FAINT)
         label = f"{shorten(curve.name, 24)}  {curve.average_precision:.1%}" if id(curve) in named else None
         axes.step(curve.recall, curve.precision, where="post", color=color, linewidth=1.6, label=label)
         axes.plot(*curve.chosen, "o", color=color, markersize=5, markeredgecolor="white", clip_on=False, zorder=3)
     if len(curves) > len(worst):
-        axes.plot([], [], color=_GREY, label=f"{len(curves) - len(worst)} other classes")
+        axes.plot([], [], color=FAINT, label=f"{len(curves) - len(worst)} other classes")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     _finish(figure, axes, "average precision\n(dots: thresholds in use)", path)
 
@@ -59,14 +57,13 @@ def draw_precision_recall(curves: Mapping[str, np.ndarray], path: Path) -> None:
     ranked = sorted(known, key=lambda name: -float(known[name].mean()))
     half = _CURVES // 2
     chosen = ranked if len(ranked) <= _CURVES else ranked[:half] + ranked[-half:]
-    longest = max((len(shorten(name)) for name in chosen), default=0)
-    figure = Figure(figsize=(6 + 0.068 * max(longest, 18), 4), dpi=144, layout="constrained")
+    figure = Figure(
+        figsize=(5.6 + legend_width([f"99.9%  {shorten(name)}" for name in chosen]), 4), dpi=144, layout="constrained"
+    )
     axes = figure.subplots()
     for i, name in enumerate(chosen):
-        style = "solid" if len(ranked) <= _CURVES or i < half else "dashed"
-        _draw_curve(
-            axes, known[name], name, color=_CLASS_COLORS[i % len(_CLASS_COLORS)], linestyle=style, linewidth=1.2
-        )
+        style = "solid" if i < half else "dashed"
+        _draw_curve(axes, known[name], name, color=LINES[i % len(LINES)], linestyle=style, linewidth=1.2)
     if known:
         mean = np.mean(list(known.values()), axis=0)
         number = "1 class" if len(known) == 1 else f"{len(known)} classes"
@@ -76,7 +73,7 @@ def draw_precision_recall(curves: Mapping[str, np.ndarray], path: Path) -> None:
     title = "at an overlap of 0.5" + (
         "" if len(chosen) == len(known) else f"; the {half} best classes and the {half} worst"
     )
-    axes.set_title(title, loc="left", fontsize=9, color=QUIET)
+    axes.set_title(title, loc="left", fontsize=LEAST, color=QUIET)
     _finish(figure, axes, "AP50" if known else None, path)
 
 
@@ -92,6 +89,11 @@ def _finish(figure: Figure, axes: Axes, title: str | None, path: Path) -> None:
     tidy(axes)
     if title is not None:
         figure.legend(
-            loc="outside right upper", frameon=False, fontsize=8, title=title, title_fontsize=8, alignment="left"
+            loc="outside right upper",
+            frameon=False,
+            fontsize=LEAST,
+            title=title,
+            title_fontsize=LEAST,
+            alignment="left",
         )
     write_atomically(path, figure.savefig)

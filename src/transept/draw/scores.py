@@ -1,7 +1,4 @@
-"""Pictures of scores: which classes are taken for which, how far probabilities can be believed.
-
-Colours are of one hue from light to dark, or Okabe and Ito's, which people with any colour vision tell apart.
-"""
+"""Pictures of scores: which classes are taken for which, how far probabilities can be believed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from transept.draw.legend import shorten
+from transept.draw.legend import shorten, width
 from transept.draw.plain import plain_text
 from transept.files import write_atomically
 from transept.metrics.calibration import Calibration
+from transept.style import GRID, LEAST, QUIET, RIGHT, SHARES, TEXT, WRONG
 
-RIGHT, WRONG, MISSED = "#0072b2", "#d55e00", "#f0e442"
-_GRID, QUIET = "#dddddd", "#777777"
 _NUMBERED = 15
 """Classes up to which each cell has its share written in it."""
 _NAMED = 201
@@ -31,25 +27,25 @@ def draw_confusion(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[st
     shares = np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
     number = max(matrix.shape)
     cell = 0.55 if number <= _NUMBERED else max(0.15, 12 / number) if number <= _NAMED else 24 / number
-    letters = 8 if number <= _NUMBERED else 6.5
-    margin = 0.075 * letters / 6.5 * max(len(shorten(name)) for name in (*rows, *columns)) + 0.9
+    named = [f"{shorten(name)} ({_short(count)})" for name, count in zip(rows, support[:, 0], strict=True)]
+    below = [shorten(name) for name in columns]
+    margin = (max(map(width, (*named, *below))) if number <= _NAMED else 0.5) + 0.6
     size = cell * matrix.shape[1] + margin + 0.9, cell * matrix.shape[0] + margin
     figure = Figure(figsize=size, dpi=144, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    image = axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     if number <= _NAMED:
-        named = [f"{shorten(name)} ({_short(count)})" for name, count in zip(rows, support[:, 0], strict=True)]
-        axes.set_yticks(range(len(rows)), named, fontsize=letters)
-        axes.set_xticks(range(len(columns)), [shorten(name) for name in columns], fontsize=letters, rotation=90)
+        axes.set_yticks(range(len(rows)), named, fontsize=LEAST)
+        axes.set_xticks(range(len(columns)), below, fontsize=LEAST, rotation=90)
     if number <= _NUMBERED:
         _write_shares(axes, shares)
     axes.tick_params(length=0)
-    axes.set_xlabel("predicted", fontsize=9)
-    axes.set_ylabel(f"true ({unit})" if number <= _NAMED else "true, by number of class", fontsize=9)
-    axes.spines[:].set_color(_GRID)
+    axes.set_xlabel("predicted", fontsize=LEAST)
+    axes.set_ylabel(f"true ({unit})" if number <= _NAMED else "true, by number of class", fontsize=LEAST)
+    axes.spines[:].set_color(GRID)
     bar = figure.colorbar(image, ax=axes, shrink=min(1, 4 / size[1]), format=PercentFormatter(1.0), pad=0.02)
-    bar.set_label("of the row", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    bar.set_label("of the row", fontsize=LEAST)
+    bar.ax.tick_params(labelsize=LEAST)
     write_atomically(path, figure.savefig)
 
 
@@ -58,7 +54,7 @@ def _write_shares(axes: Axes, shares: np.ndarray) -> None:
         if share > 0:  # and known
             text = f"{share:.0%}" if share >= 0.005 else "<1%"
             axes.text(
-                column, row, text, ha="center", va="center", fontsize=7, color="white" if share > 0.6 else "#222222"
+                column, row, text, ha="center", va="center", fontsize=LEAST, color="white" if share > 0.6 else TEXT
             )
 
 
@@ -92,8 +88,8 @@ def draw_calibration(
     upper.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--", label="if probabilities were exact")
     upper.plot(curve.confidence, curve.accuracy, "o", color=WRONG, markersize=4, label="at the bin's mean probability")
     upper.set(ylabel=f"share {right}", xlim=(0, 1), ylim=(0, 1))
-    upper.legend(framealpha=0.85, edgecolor="none", fontsize=8, loc="upper left")
-    upper.set_title(f"expected calibration error {curve.ece:.2%}", loc="right", fontsize=9, color=QUIET)
+    upper.legend(framealpha=0.85, edgecolor="none", fontsize=LEAST, loc="upper left")
+    upper.set_title(f"expected calibration error {curve.ece:.2%}", loc="right", fontsize=LEAST, color=QUIET)
     lower.bar(middle, curve.pictures, width, color=QUIET)
     lower.set(ylabel=unit, xlabel=f"probability of {of}")
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -106,6 +102,6 @@ def draw_calibration(
 
 def tidy(axes: Axes) -> None:
     """A faint grid, and no frame."""
-    axes.grid(color=_GRID, linewidth=0.6)
+    axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

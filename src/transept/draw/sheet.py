@@ -13,8 +13,12 @@ from transept.draw.boxes import add_outline
 from transept.draw.legend import shorten
 from transept.draw.plain import plain_text
 from transept.files import write_atomically
+from transept.style import GRID, LEAST, OURS, QUIET, TEXT
 
-_BEST, _OTHER, _TEXT, _QUIET = "#c8452d", "#c9d2de", "#222222", "#777777"
+_WIDE, _LINE = 2.3, 0.2
+"""Inches of a picture, and of a line below it."""
+_SHARE = 0.62
+"""Inches of a percentage."""
 
 
 class Mark(NamedTuple):
@@ -43,13 +47,16 @@ def draw_sheet(items: Sequence[Labelled], path: Path) -> None:
     columns = min(len(items), max(3, math.ceil(math.sqrt(len(items) * 1.4))))
     rows = math.ceil(len(items) / columns)
     bars = max(1, *(len(item.best) for item in items))
-    height = 1.8 + 0.2 * (bars + 1)
-    figure = Figure(figsize=(1.9 * columns + 0.2, height * rows + 0.2), dpi=144, layout="constrained")
+    title = _LINE * (1 if all(item.truth is None for item in items) else 2)
+    ratios = [_WIDE - 0.3 + title, _LINE * bars]
+    figure = Figure(
+        figsize=((_WIDE + 0.1) * columns + 0.1, (sum(ratios) + 0.2) * rows + 0.1), dpi=144, layout="constrained"
+    )
     grid = figure.add_gridspec(rows, columns)
     for i, item in enumerate(items):
-        cell = grid[i // columns, i % columns].subgridspec(2, 1, height_ratios=[1.8, 0.2 * (bars + 1)], hspace=0.02)
+        cell = grid[i // columns, i % columns].subgridspec(2, 1, height_ratios=ratios, hspace=0.02)
         _draw_picture(figure.add_subplot(cell[0]), item)
-        draw_bars(figure.add_subplot(cell[1]), item.best, bars)
+        draw_bars(figure.add_subplot(cell[1]), item.best, bars, _WIDE)
     write_atomically(path, figure.savefig)
 
 
@@ -60,19 +67,22 @@ def _draw_picture(axes: Axes, item: Labelled) -> None:
         box = (x1 - 0.5, y1 - 0.5, x2 - 0.5, y2 - 0.5)  # pixels lie around their numbers
         add_outline(axes, box, color, 1.2, 2, dashed=dashed)
     axes.set_axis_off()
-    title = shorten(item.name, 26) if item.truth is None else f"{shorten(item.name, 26)}\nis: {shorten(item.truth, 22)}"
-    axes.set_title(title, fontsize=6.5, color=_QUIET, pad=2)
+    title = shorten(item.name, inches=_WIDE)
+    if item.truth is not None:
+        title += "\n" + shorten(f"is: {item.truth}", inches=_WIDE)
+    axes.set_title(title, fontsize=LEAST, color=QUIET, pad=2)
 
 
-def draw_bars(axes: Axes, best: Sequence[tuple[str, float]], bars: int) -> None:
-    """A bar for each class with its probability, with room for so many."""
+def draw_bars(axes: Axes, best: Sequence[tuple[str, float]], bars: int, inches: float) -> None:
+    """A bar for each class with its probability, with room for so many; the axes are so many inches wide."""
     axes.set_xlim(0, 1)
     axes.set_ylim(bars - 0.4, -0.6)
     axes.set_axis_off()
     if not best:
-        axes.text(0.02, 0, "no label", va="center", fontsize=7.5, color=_QUIET, fontstyle="italic")
+        axes.text(0.02, 0, "no label", va="center", fontsize=LEAST, color=QUIET, fontstyle="italic")
     for rank, (label, score) in enumerate(best):
-        axes.barh(rank, score, height=0.86, color=_BEST if rank == 0 else _OTHER, alpha=0.35 if rank == 0 else 0.8)
+        axes.barh(rank, score, height=0.86, color=OURS if rank == 0 else GRID, alpha=0.35 if rank == 0 else 1)
         weight = "bold" if rank == 0 else "normal"
-        axes.text(0.02, rank, shorten(label, 20), va="center", fontsize=7.5, color=_TEXT, fontweight=weight)
-        axes.text(0.98, rank, f"{score:.1%}", va="center", ha="right", fontsize=7, color=_TEXT)
+        name = shorten(label, inches=0.96 * inches - _SHARE, weight=weight)
+        axes.text(0.02, rank, name, va="center", fontsize=LEAST, color=TEXT, fontweight=weight)
+        axes.text(0.98, rank, f"{score:.1%}", va="center", ha="right", fontsize=LEAST, color=TEXT)

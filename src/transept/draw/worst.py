@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from transept.draw.boxes import DASHES, add_objects
-from transept.draw.legend import RGB, entry, shorten
+from transept.draw.legend import blank, entry, shorten
 from transept.draw.overlay import overlay
 from transept.draw.plain import plain_text
-from transept.draw.scores import MISSED, RIGHT, WRONG
 from transept.files import write_atomically
+from transept.style import LEAST, MISSED, QUIET, RIGHT, WRONG, Color
 
 _COLUMNS, _WIDE = 4, 3.1
 """Pictures of a row, and inches of each."""
@@ -63,7 +63,7 @@ def draw_judged(items: Sequence[Judged], path: Path) -> None:
         Line2D([], [], color=WRONG, label="false box"),
         Line2D([], [], color=MISSED, linestyle=DASHES, label="object that was missed"),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=LEAST)
     write_atomically(path, figure.savefig)
 
 
@@ -72,7 +72,7 @@ def _draw_boxes(axes: Axes, item: Judged) -> None:
     counts = [len(part) for part in parts]
     texts = [*[""] * counts[0], *item.said, *item.unseen]
     colors = [_rgb(color) for color, count in zip((RIGHT, WRONG, MISSED), counts, strict=True) for _ in range(count)]
-    inches = _WIDE * max(1.0, min(item.picture.height / item.picture.width, 1.5))
+    inches = (_WIDE - 0.2) * max(1.0, min(item.picture.height / item.picture.width, 1.5))
     add_objects(
         axes,
         item.picture,
@@ -83,8 +83,8 @@ def _draw_boxes(axes: Axes, item: Judged) -> None:
         inches,
         dashed=np.repeat([False, False, True], counts),
     )
-    title = f"{shorten(item.name, 40)}\n{counts[2]} missed, {counts[1]} false, {counts[0]} right"
-    axes.set_title(title, fontsize=7.5, color="#555555", pad=3)
+    title = f"{shorten(item.name, 60, _WIDE)}\n{counts[2]} missed, {counts[1]} false, {counts[0]} right"
+    axes.set_title(title, fontsize=LEAST, color=QUIET, pad=3)
 
 
 class Compared(NamedTuple):
@@ -99,43 +99,52 @@ class Compared(NamedTuple):
 
 
 @plain_text
-def draw_compared(items: Sequence[Compared], classes: Sequence[str], palette: Sequence[RGB], path: Path) -> None:
+def draw_compared(items: Sequence[Compared], classes: Sequence[str], palette: Sequence[Color], path: Path) -> None:
     """Each picture beside its true and its predicted classes, and a legend of those that occur."""
     columns = min(len(items), 2)
     rows = math.ceil(len(items) / columns)
     heights = [
         max(_PANEL * min(item.picture.height / item.picture.width, 1.5) for item in items[row * columns :][:columns])
-        + 0.28
+        + 0.3
         for row in range(rows)
     ]
     counts = np.zeros(256, np.int64)
     for item in items:
         counts += np.bincount(item.true.ravel(), minlength=256) + np.bincount(item.predicted.ravel(), minlength=256)
     shown = [int(number) for number in np.argsort(-counts[: len(classes)], kind="stable") if counts[number]]
-    across = 5 if columns == 2 else 2
-    legend = 0.2 * math.ceil(min(len(shown), _NAMED + 1) / across) + 0.2
+    across = 4 if columns == 2 else 2
+    legend = 0.23 * math.ceil(min(len(shown), _NAMED + 1) / across) + 0.2
     wide = 3 * _PANEL * columns + 0.3
     figure = Figure(figsize=(wide, sum(heights) + legend), dpi=144, layout="constrained")
     grid = figure.add_gridspec(rows, columns, height_ratios=heights, wspace=0.03)
     for i, item in enumerate(items):
         cells = grid[i // columns, i % columns].subgridspec(1, 3, wspace=0.01)
         panels = [
-            (shorten(item.name, 34), item.picture),
+            (shorten(item.name, 60, _PANEL), item.picture),
             ("true", overlay(item.picture, item.true, palette)),
-            (f"predicted, {item.score}", overlay(item.picture, item.predicted, palette)),
+            (shorten(f"predicted, {item.score}", inches=_PANEL), overlay(item.picture, item.predicted, palette)),
         ]
         for k, (title, picture) in enumerate(panels):
             axes = figure.add_subplot(cells[k])
             axes.imshow(picture, interpolation="antialiased")
             axes.set_axis_off()
-            axes.set_title(title, fontsize=6.5, color="#555555", pad=2, loc="left")
-    names = [entry(palette[number], shorten(classes[number])) for number in shown[:_NAMED]]
+            axes.set_title(title, fontsize=LEAST, color=QUIET, pad=2, loc="left")
+    room = wide / across - 0.55
+    names = [entry(palette[number], shorten(classes[number], inches=room)) for number in shown[:_NAMED]]
     if rest := len(shown) - len(names):
-        names.append(entry((255, 255, 255), f"and {rest} more"))
-    figure.legend(handles=names, loc="outside lower left", ncols=across, frameon=False, fontsize=7.5)
+        names.append(blank(f"and {rest} more"))
+    figure.legend(
+        handles=names,
+        loc="outside lower left",
+        ncols=across,
+        frameon=False,
+        fontsize=LEAST,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
     write_atomically(path, figure.savefig)
 
 
-def _rgb(color: str) -> RGB:
+def _rgb(color: str) -> Color:
     red, green, blue = (round(255 * part) for part in to_rgb(color))
     return red, green, blue

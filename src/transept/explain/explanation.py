@@ -167,7 +167,7 @@ class Explanation:
         for layer in zip(*maps, strict=True):
             names = [name for name, _ in self.named]
             panels = [
-                self._panel(shown, 0, f"Grad-CAM: {name}", smooth=True)
+                self._panel(shown, 0, "Grad-CAM", smooth=True)._replace(note=name)
                 for shown, name in zip(layer, names, strict=True)
             ]
             rows.append(Row(f"{title_of(GRAD_CAM)}, {layer[0].name}", panels))

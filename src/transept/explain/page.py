@@ -13,16 +13,22 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from transept.draw.legend import shorten
+from transept.draw.legend import width as letters_width
+from transept.draw.plain import plain_text
 from transept.draw.sheet import draw_bars
 from transept.files import write_atomically
+from transept.style import HEAT, LEAST, QUIET, TEXT
 
-_COLORS = matplotlib.colormaps["inferno"]
-_PANEL, _PICTURE = 1.25, 1.7
+_COLORS = matplotlib.colormaps[HEAT]
+_PANEL, _PICTURE = 1.35, 2.1
 """Inches of the longest side."""
-_GAP, _BETWEEN, _MARGIN, _LINE = 0.08, 0.16, 0.14, 0.16
+_NARROWEST = 0.95
+"""Inches from one panel of a row to the next, for what is written above it."""
+_GAP, _BETWEEN, _MARGIN, _LINE = 0.1, 0.16, 0.14, 0.18
+_ABOVE = 3.1 * _LINE
+"""A row's title, and two lines for each of its panels."""
 _DETAIL = 448
 """Longest side in pixels to which a picture is brought before it is tinted."""
-_GREY = "#777777"
 
 
 class Panel(NamedTuple):
@@ -43,6 +49,7 @@ class Row(NamedTuple):
     panels: list[Panel]
 
 
+@plain_text
 def draw_attention(
     picture: Image.Image,
     rows: Sequence[Row],
@@ -67,13 +74,15 @@ def draw_attention(
         (max(round(picture.width * times), 1), max(round(picture.height * times), 1)), Image.Resampling.BICUBIC
     )
     wide, tall = (side / _DETAIL for side in picture.size)
-    step = wide * _PANEL + _GAP
-    row_height = tall * _PANEL + 2.05 * _LINE + _BETWEEN
-    left = 2 * _MARGIN + wide * _PICTURE + 0.12
-    width = left + max(step * max(len(row.panels) for row in rows), 2.6) + _MARGIN
-    beside = 2.5 * _LINE + tall * _PICTURE + _LINE * (len(best) + 1)
+    step = max(wide * _PANEL, _NARROWEST) + _GAP
+    row_height = tall * _PANEL + _ABOVE + _BETWEEN
+    beside = max(wide * _PICTURE, 1.6)  # room for names of classes
+    left = 2 * _MARGIN + beside + 0.12
+    titles = max(letters_width(row.title, weight="bold") for row in rows)
+    width = left + max(step * max(len(row.panels) for row in rows), titles, 3.2) + _MARGIN
+    below = _ABOVE + 0.5 * _LINE + tall * _PICTURE
     bottom = _MARGIN + len(rows) * row_height
-    height = max(bottom + 1.2 * _LINE, _MARGIN + beside)
+    height = max(bottom + 1.4 * _LINE, _MARGIN + below + 0.2 * len(best) + _MARGIN)
     figure = Figure(figsize=(width, height), dpi=200)
 
     def place(x: float, y: float, w: float, h: float) -> Axes:
@@ -82,27 +91,24 @@ def draw_attention(
         axes.set_axis_off()
         return axes
 
-    axes = place(_MARGIN, _MARGIN + 2.05 * _LINE, wide * _PICTURE, tall * _PICTURE)
+    axes = place(_MARGIN, _MARGIN + _ABOVE, wide * _PICTURE, tall * _PICTURE)
     axes.imshow(picture, extent=(0, 1, 1, 0), aspect="auto")
     if token is not None:
         _mark(axes, token)
     if best:
-        under = _MARGIN + 2.55 * _LINE + tall * _PICTURE
-        draw_bars(place(_MARGIN, under, wide * _PICTURE, 0.19 * len(best)), best, len(best))
+        draw_bars(place(_MARGIN, _MARGIN + below, beside, 0.2 * len(best)), best, len(best), beside)
     for i, row in enumerate(rows):
         top = _MARGIN + i * row_height
-        figure.text(
-            left / width, 1 - top / height, row.title, fontsize=7.5, fontweight="bold", va="top", parse_math=False
-        )
+        figure.text(left / width, 1 - top / height, row.title, fontsize=LEAST, fontweight="bold", va="top")
         for j, panel in enumerate(row.panels):
             x = left + j * step
-            axes = place(x, top + 2.05 * _LINE, wide * _PANEL, tall * _PANEL)
+            axes = place(x, top + _ABOVE, wide * _PANEL, tall * _PANEL)
             _draw_panel(axes, panel, picture, token if panel.over_image and not panel.smooth else None)
-            y = 1 - (top + 1.1 * _LINE) / height
-            figure.text(x / width, y, shorten(panel.title, 16), fontsize=6.5, va="top", parse_math=False)
-            right = (x + wide * _PANEL) / width
-            figure.text(right, y, panel.note, fontsize=5.5, va="top", ha="right", color=_GREY)
-    _draw_scale(figure, left / width, 1 - (bottom + 0.35 * _LINE) / height, 0.9 / width, 0.35 * _LINE / height)
+            for line, text, color in ((1.1, panel.title, TEXT), (2.05, panel.note, QUIET)):
+                y = 1 - (top + line * _LINE) / height
+                text = shorten(text, inches=step - _GAP)
+                figure.text(x / width, y, text, fontsize=LEAST, va="top", color=color)
+    _draw_scale(figure, left / width, 1 - (bottom + 0.6 * _LINE) / height, 0.9 / width, 0.4 * _LINE / height)
     write_atomically(path, figure.savefig)
 
 
@@ -133,4 +139,4 @@ def _draw_scale(figure: Figure, x: float, y: float, w: float, h: float) -> None:
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=_COLORS, aspect="auto")
     axes.set_axis_off()
     text = "0 to the maximum of each panel"
-    figure.text(x + 1.08 * w, y + h / 2, text, fontsize=5.5, va="center", color=_GREY)
+    figure.text(x + 1.08 * w, y + h / 2, text, fontsize=LEAST, va="center", color=QUIET)

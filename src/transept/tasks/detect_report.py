@@ -16,7 +16,6 @@ from transept.data.detection.target import DetectionSet
 from transept.data.images import as_shown
 from transept.draw.legend import shorten
 from transept.draw.precision_recall import draw_precision_recall
-from transept.draw.scores import MISSED, WRONG
 from transept.draw.sheet import Labelled, Mark, draw_sheet
 from transept.draw.worst import Judged, draw_judged
 from transept.metrics.classes import ClassScores, class_scores, most_confused, plain_classes
@@ -30,6 +29,7 @@ from transept.metrics.detection_errors import (
     detection_errors,
 )
 from transept.metrics.detection_matches import Matches, best_thresholds, box_confusion, match_detections, shown
+from transept.style import MISSED, WRONG
 from transept.tasks.reports import SHEET, Files, class_files, class_table, never_notes, write_csv
 from transept.tasks.task import Column, Table
 from transept.words import distinct, percent, plain_number

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from transept.data.detection.sets import DetectionSplits
 from transept.data.detection.target import Target
-from transept.data.labels import drawing_palette
 from transept.draw.boxes import LARGEST, draw_objects
 from transept.draw.frames import boxed_frame
 from transept.files import GrowingList, write_together
 from transept.heads.instances import Detections, Size
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
+from transept.style import drawing_palette
 from transept.tasks.coco_results import to_coco_results
 from transept.tasks.dense import predict_all
 from transept.tasks.detect_pictures import DetectionInference

@@ -15,7 +15,6 @@ from torchvision import tv_tensors
 
 from transept.data.channels import fit_channels
 from transept.data.images import as_bytes, size_of
-from transept.data.labels import Color, drawing_palette
 from transept.data.resizing import Normalise, squashed
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
@@ -31,6 +30,7 @@ from transept.inference.windows import ResizedWindows, sliding_logits
 from transept.models.backbone import Backbone
 from transept.ops.interpolation import Size, Span, resize_map, resize_rows, source_span
 from transept.ops.masks import IGNORE_LABEL
+from transept.style import Color, drawing_palette
 from transept.tasks.data_options import DataOptions
 from transept.tasks.dense import VIEW_OPTIONS, DenseTask, build_dense
 from transept.tasks.saving import rebuild, tuples

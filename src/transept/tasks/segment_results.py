@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from transept.data.images import as_shown
-from transept.data.labels import Color
 from transept.data.segmentation.sets import SegmentationSet, SegmentationSplits
 from transept.draw.overlay import draw_overlay, label_image
 from transept.draw.worst import Compared, draw_compared
@@ -20,6 +19,7 @@ from transept.errors import TranseptError
 from transept.files import write_together
 from transept.metrics.classes import class_scores, most_confused, plain_classes
 from transept.metrics.segmentation import ConfusionMeter, SegmentationScores
+from transept.style import Color
 from transept.tasks.dense import predict_all
 from transept.tasks.labelling import ranked_table
 from transept.tasks.reports import SHEET, class_files, never_notes

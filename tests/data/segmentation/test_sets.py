@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transept.data.labels import IGNORE_LABEL, drawing_color, read_table
+from transept.data.labels import IGNORE_LABEL, read_table
 from transept.data.loading import EpochSampler, JointlyTransformedSet, make_loader
 from transept.data.resizing import fit_within
 from transept.data.segmentation.sets import load_segmentation_splits
@@ -22,6 +22,7 @@ from transept.data.segmentation.transforms import (
     segmentation_train_transform,
 )
 from transept.errors import TranseptError, UsageError
+from transept.style import drawing_color
 
 VALUES = np.arange(35).reshape(5, 7) % 4  # 0..3 in a picture 7 wide and 5 high
 

@@ -17,11 +17,11 @@ from transept.data.detection.masks import decode_masks, mask_api, mask_problem, 
 from transept.data.detection.target import DetectionSet, Target, make_sample
 from transept.data.detection.values import FLOATS, TEXT, NotPlainError
 from transept.data.images import KEEP_BYTES, BadImageError, Skipped, as_array, read_image
-from transept.data.labels import drawing_palette
 from transept.data.measure import Source, spread
 from transept.data.places import TAILS, PictureFolder
 from transept.data.reading import PLAIN, Reading
 from transept.errors import TranseptError, TranseptWarning, warn
+from transept.style import drawing_palette
 from transept.words import listed
 
 # The heads of up to so many pictures are read when a set is loaded; of larger sets existence alone is checked there.

@@ -8,8 +8,8 @@ from torchvision import tv_tensors
 
 from transept.data.detection.masks import mask_api
 from transept.data.detection.target import DetectionSet, Target, make_sample
-from transept.data.labels import drawing_palette
 from transept.data.scenes import DIGITS, DigitScenes, scene_size
+from transept.style import drawing_palette
 
 SCENES = "digits-scenes"
 

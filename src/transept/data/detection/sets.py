@@ -13,13 +13,13 @@ from transept.data.detection.formats import find_annotations
 from transept.data.detection.scenes import SCENES, SceneDetection
 from transept.data.detection.target import DetectionSet
 from transept.data.images import Skipped
-from transept.data.labels import Color
 from transept.data.measure import complete, refuse_reading
 from transept.data.places import say_links
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
 from transept.data.splits import Choice, Parts, matches, note_bare_tests, refuse_folds, say_unmeasured, take
 from transept.errors import TranseptError, UsageError
+from transept.style import Color
 from transept.words import listed
 
 _FILES = (

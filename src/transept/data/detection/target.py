@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from transept.data.labels import Color
 from transept.data.reading import PLAIN, Reading
+from transept.style import Color
 
 Target = dict[str, Any]
 """The objects on a picture, n of them:

@@ -12,10 +12,11 @@ from torchvision import tv_tensors
 
 from transept.data.hub import stored_file
 from transept.data.images import KEEP_BYTES, BadImageError, as_array, read_image, read_mask, stored_form
-from transept.data.labels import Color, LabelTable, drawing_color
+from transept.data.labels import LabelTable
 from transept.data.measure import Source, spread
 from transept.data.reading import PLAIN, Reading
 from transept.data.scenes import DIGITS, DigitScenes
+from transept.style import Color, drawing_color
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 

@@ -17,15 +17,7 @@ from transept.data.images import (
     BadImageError,
     Skipped,
 )
-from transept.data.labels import (
-    CLASS_FILES,
-    Color,
-    LabelTable,
-    cityscapes_table,
-    read_table,
-    table_of_names,
-    voc_table,
-)
+from transept.data.labels import CLASS_FILES, LabelTable, cityscapes_table, read_table, table_of_names, voc_table
 from transept.data.measure import complete, refuse_reading
 from transept.data.places import say_links
 from transept.data.reading import PLAIN, Reading, WantedReading
@@ -43,6 +35,7 @@ from transept.data.splits import Choice, Fold, Parts, held_out, kind_of, matches
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.files import files_below, read_text
 from transept.ops.masks import IGNORE_LABEL
+from transept.style import Color
 from transept.words import listed
 
 # Up to so many pictures are decoded and checked when a set is loaded (ADE20K's 20,000 would take minutes); of larger

@@ -18,7 +18,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from transept.data.classification.image_set import label_words
 from transept.data.images import as_shown
-from transept.data.labels import drawing_color
 from transept.data.reading import Reading
 from transept.draw.boxes import add_objects
 from transept.draw.legend import shorten
@@ -26,6 +25,7 @@ from transept.draw.overlay import overlay
 from transept.draw.plain import plain_text
 from transept.files import write_atomically
 from transept.heads.instances import Target
+from transept.style import LEAST, drawing_color
 from transept.training.jobs.job import Job
 from transept.training.options.recipe import Recipe
 from transept.training.processes.world import World
@@ -137,14 +137,14 @@ def draw_batch(images: Tensor | Sequence[Tensor], targets: Any, task: Any, path:
     rows = math.ceil(count / columns)
     height, width = images.shape[-2:]
     figure = Figure(
-        figsize=(_INCHES * columns, _INCHES * rows * height / width + 0.25 * rows), dpi=144, layout="constrained"
+        figsize=(_INCHES * columns, _INCHES * rows * height / width + 0.27 * rows), dpi=144, layout="constrained"
     )
     for i in range(count):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.set_axis_off()
         picture = _as_taken(images[i], task.preprocessing)
         if isinstance(targets, Tensor) and targets.ndim <= 2:
-            axes.set_title(shorten(label_words(targets[i].numpy(), task.classes), 26), fontsize=7)
+            axes.set_title(shorten(label_words(targets[i].numpy(), task.classes), inches=_INCHES), fontsize=LEAST)
         elif isinstance(targets, Tensor):
             marked = overlay(to_pil_image(picture), targets[i].cpu().numpy().astype(np.int64), task.palette)
             picture = torch.from_numpy(np.array(marked)).permute(2, 0, 1)
@@ -164,7 +164,7 @@ def _draw_crops(crops: Sequence[Tensor], preprocessing: Any, path: Path) -> None
             axes = figure.add_subplot(rows, columns, i * columns + j + 1)
             axes.set_axis_off()
             if i == 0:
-                axes.set_title(f"{crop.shape[-2]} x {crop.shape[-1]}", fontsize=7)
+                axes.set_title(f"{crop.shape[-2]} x {crop.shape[-1]}", fontsize=LEAST)
             _show(_as_taken(crop[i], preprocessing), axes)
     write_atomically(path, figure.savefig)
 
@@ -195,5 +195,5 @@ def _show_objects(picture: Tensor, target: Target, classes: Sequence[str], axes:
         masks[:, : target.size[0], : target.size[1]] = target.masks.bool().cpu().numpy()
     palette = [drawing_color(number) for number in range(len(classes))]
     boxes, labels = target.boxes.cpu().numpy(), target.labels.cpu().numpy()
-    inches = _INCHES * max(1.0, height / width)
+    inches = (_INCHES - 0.15) * max(1.0, height / width)
     add_objects(axes, to_pil_image(picture), boxes, labels, classes, palette, inches, masks=masks)
