@@ -1,6 +1,7 @@
 """`predict --out parquet:FOLDER` and `features`, as people type them."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,16 @@ def test_what_knows_no_classes_is_sent_to_features(run: str, capsys: pytest.Capt
     said = fails(capsys, ["predict", "pre.safetensors", "in", "--out", "parquet:o", *QUICK])
     assert "write its features with 'transept features'" in said
     assert len(features(capsys, "pre.safetensors")[0]) == 192
+
+
+def test_one_job_at_a_time(run: str, capsys: pytest.CaptureFixture[str]):
+    argv = ["predict", run, "in", "--out", "parquet:out", *QUICK]
+    script = "import sys; from pathlib import Path; from transept.labelling.plan import claim\n"
+    script += "with claim(Path('out'), resume=False):\n    print('mine', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"mine\n"
+        assert main(argv) == 2
+        assert "another process is writing to 'out'; wait for it, or give another folder" in capsys.readouterr().err
+        other.kill()
+    assert main(argv) == 0

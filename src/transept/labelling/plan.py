@@ -2,20 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from transept.checks import shown
 from transept.errors import TranseptError, UsageError
 from transept.files import read_text, remove_unfinished, write_atomically
 
 PLAN = "_plan.json"
+LOCK = "_lock"
 LABEL_MAPS = "_labels"
 """Readers of a folder of Parquet files pass over names that begin with `_`."""
 DIGESTS = {"model": "another model", "names": "other pictures"}
 """What is asked and kept as a digest, which tells a person nothing."""
+_LOCK_SECONDS = 10
+"""A job that was killed may hold its folder until its reading processes have noticed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,30 @@ def begin(plan: Plan, *, resume: bool) -> list[int]:
     return missing
 
 
+@contextmanager
+def claim(folder: Path, *, resume: bool) -> Iterator[None]:
+    """The folder, which is made, is this process' alone to write to. The lock goes with the process, however that ends.
+
+    Raises:
+        UsageError: another process is writing rows there, or the folder holds things that are no rows.
+        TranseptError: it cannot be made.
+    """
+    if not (folder / PLAN).exists() and _is_taken(folder):
+        raise UsageError(f"{str(folder)!r} is there, and no folder of rows; give a new folder")
+    make_folder(folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS if resume else 0)
+    except Timeout:
+        raise UsageError(
+            f"another process is writing to {str(folder)!r}; wait for it, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def make_folder(folder: Path) -> None:
     """Where there is none.
 
@@ -104,7 +134,7 @@ def _is_taken(folder: Path) -> bool:
     """A file, or a folder of other things than a plan that a kill cut off."""
     if not folder.is_dir():
         return folder.exists()
-    return any(not file.name.startswith(f".{Path(PLAN).stem}-") for file in folder.iterdir())
+    return any(file.name != LOCK and not file.name.startswith(f".{Path(PLAN).stem}-") for file in folder.iterdir())
 
 
 def _read(file: Path) -> Any:

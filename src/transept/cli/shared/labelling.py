@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from transept.checks import check_not_negative, check_positive
 from transept.cli.shared.tables import print_json
 from transept.errors import StoppedError, UsageError, say
 from transept.inference.processor import available_cores
-from transept.labelling.job import ROWS, ROWS_OF_DENSE, plan_job, write_shards, written
+from transept.labelling.job import ROWS, ROWS_OF_DENSE, Job, plan_job, write_shards, written
 from transept.labelling.pictures import find_pictures
+from transept.labelling.plan import claim
 from transept.tasks.task import Task
 from transept.words import clock
 
@@ -80,24 +81,30 @@ def label(args: argparse.Namespace, task: Task, inference: Any, about: Mapping[s
     """Write the answers of a task to the pictures in `args.images`; what is left is said and printed.
 
     Raises:
-        UsageError: as `plan_job`, `find_pictures`, or Ray is not installed.
+        UsageError: as `plan_job`, `find_pictures`, `claim`, or Ray is not installed.
         TranseptError: as those.
         StoppedError: Ctrl-C; the shards that are written are kept.
     """
     folder = Path(str(args.out).removeprefix(SHARDS_OUT))
-    job, missing = plan_job(
-        task,
-        find_pictures(args.images),
-        folder,
-        inference,
-        form=args.form,
-        dtype=args.dtype or "auto",
-        rows=args.rows,
-        resume=bool(args.resume),
-        about=about,
-        report=lambda sentence: print(f"form: {sentence}", file=sys.stderr),
-    )
-    plan = job.plan
+    pictures = find_pictures(args.images)
+    with claim(folder, resume=bool(args.resume)):
+        job, missing = plan_job(
+            task,
+            pictures,
+            folder,
+            inference,
+            form=args.form,
+            dtype=args.dtype or "auto",
+            rows=args.rows,
+            resume=bool(args.resume),
+            about=about,
+            report=lambda sentence: print(f"form: {sentence}", file=sys.stderr),
+        )
+        _write(args, job, missing)
+
+
+def _write(args: argparse.Namespace, job: Job, missing: Sequence[int]) -> None:
+    plan, folder = job.plan, job.plan.folder
     if len(missing) < plan.shards:
         say(f"{plan.shards - len(missing)} of {plan.shards} shards are in {str(folder)!r} already")
     stopped = False
