@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of forms")
     parser.add_argument("--models", nargs="+", choices=FORMS, default=FORMS, help="of forms")
+    parser.add_argument("--processor", default=fast_bfloat16() or "avx", help="its name in the files of forms")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -81,7 +82,7 @@ def main() -> None:
         forms = ["eager", "fused", "compiled", "onnxruntime", "openvino"]
         if args.dtype != "float32":
             forms.remove("onnxruntime")  # it computes in float32 alone
-        kept = f"forms-{args.dtype}-{fast_bfloat16() or 'avx'}"  # each kind of processor has its own
+        kept = f"forms-{args.dtype}-{args.processor}"  # each kind of processor has its own
         for name in args.models:  # kept as they come: compiling takes a minute for each form
             peers = () if name in WITH_PEER else None
             result = run((name,), few, peers=peers, batches=(1, 8), forms=forms, dtype=getattr(torch, args.dtype))
