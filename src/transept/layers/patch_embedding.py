@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transept.layers.batch_norm import norm_act
+
 
 class ConvPatchEmbed(nn.Module):
     """Strided 3x3 convolutions with BatchNorm, GELU between: `b 3 H W -> b c h w` with `h = ceil(H / patch_size)`.
@@ -29,4 +31,9 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x: Float[Tensor, "b _c _H _W"]) -> Float[Tensor, "b _d _h _w"]:
         # Channels last makes the way to tokens a view, and the convolutions faster on CPUs and GPUs alike.
-        return self.proj(x.contiguous(memory_format=torch.channels_last))
+        x = x.contiguous(memory_format=torch.channels_last)
+        *layers, last = self.proj
+        for block, act in zip(layers[::2], layers[1::2], strict=True):
+            conv, norm = block.children()
+            x = norm_act(norm, act, conv(x))
+        return last(x)

@@ -30,6 +30,7 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, gelu
 
+from transept.layers.batch_norm import next_statistics, recomputes
 from transept.layers.checkpointing import run_block
 from transept.layers.linear import Linear
 from transept.layers.patch_embedding import ConvPatchEmbed
@@ -127,7 +128,7 @@ class CrossCovarianceAttention(nn.Module, ShowsAttention):
         # The fused attention kernels want normalised q and k. Dividing the d x d product instead saves two
         # passes over the tokens, and is faster than those kernels at these shapes (head dimension n). The CPU's
         # `vector_norm` takes four times as long along this axis.
-        norms = qkv[:2].float().square().sum(dim=-2, keepdim=True).clamp_min(1e-24).sqrt()
+        norms = _squares(qkv[:2]).clamp_min(1e-24).sqrt()
         q_norm, k_norm = norms.unbind()  # b m 1 d
         if x.dtype == torch.float16:  # a sum over thousands of tokens may exceed 65504
             q, q_norm = (q / q_norm).to(q.dtype), torch.ones_like(q_norm)
@@ -139,6 +140,32 @@ class CrossCovarianceAttention(nn.Module, ShowsAttention):
         weights, _ = self.attention(x)
         channels = Places((1, 1), torch.full(weights.shape[-1:], -1, device=x.device)[None])
         return AttentionWeights(weights, channels, [channels], over="channels")
+
+
+def _squares(x: Tensor) -> Tensor:  # ... n d -> ... 1 d
+    """Sums over the tokens in float32."""
+    if x.dtype == torch.float32 or torch.compiler.is_compiling():
+        return x.float().square().sum(dim=-2, keepdim=True)
+    return _Squares.apply(x)
+
+
+class _Squares(torch.autograd.Function):
+    """Keeps `x` as it is, where autograd keeps it in float32."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.float().square().sum(dim=-2, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (2 * grads[0] * x).to(x.dtype)
 
 
 class LocalPatchInteraction(nn.Module):
@@ -157,26 +184,10 @@ class LocalPatchInteraction(nn.Module):
         assert bias is not None
         if scale is not None:
             weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
-        if self._recomputes(x):
-            assert self.bn.num_batches_tracked is not None
-            self.bn.num_batches_tracked.add_(1)
-            statistics = self.bn.eps, self.bn.running_mean, self.bn.running_var, self.bn.momentum
+        if type(self.conv2) is nn.Conv2d and recomputes(self.bn, self.act, x):
+            statistics = next_statistics(self.bn)
             return to_tokens(_ActNormConv.apply(x, self.bn.weight, self.bn.bias, weight, bias, *statistics))
         return to_tokens(conv2d(self.bn(self.act(x)), weight, bias, padding=1, groups=x.shape[1]))
-
-    def _recomputes(self, x: Tensor) -> bool:
-        """Whether `_ActNormConv` may take the place of the three layers: not where one was replaced."""
-        bn = self.bn
-        return (
-            torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and not x.is_meta
-            and not torch.is_autocast_enabled(x.device.type)
-            and (type(self.act), type(bn), type(self.conv2)) == (nn.GELU, nn.BatchNorm2d, nn.Conv2d)
-            and bn.training
-            and bn.track_running_stats
-            and bn.momentum is not None
-        )
 
 
 class _ActNormConv(torch.autograd.Function):
@@ -208,12 +219,15 @@ class _ActNormConv(torch.autograd.Function):
         activated = gelu(x)
         normed, mean, invstd = torch.native_batch_norm(activated, gamma, beta, None, None, True, 0.0, ctx.eps)
         grad, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grads[0], normed, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], len(weight), [True] * 3
-        )
+            grads[0], normed, weight.to(normed.dtype), [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0],
+            len(weight), [True] * 3,
+        )  # fmt: skip
         grad, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
             grad, activated, gamma, None, None, mean, invstd, True, ctx.eps, [True] * 3
         )
         grad = torch.ops.aten.gelu_backward(grad, x)
+        # under autocast the convolution is bfloat16's, and its weights are float32
+        grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
         return grad, grad_gamma, grad_beta, grad_weight, grad_bias, None, None, None, None
 
 
