@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_cpp_code
 
 import transept
 from tests.golden import weights
 from tests.golden.recorded import GOLDEN, arrange, build, largest_difference
 from tests.helpers import SMALL, image, lively
 from transept.errors import TranseptError, UsageError
+from transept.inference import packed
 from transept.inference.compile import BFLOAT16_LIMIT, best_precision, in_precision, sample_images, spread_error
 from transept.inference.processor import fast_bfloat16, instructions, missing
 
@@ -51,6 +53,19 @@ def test_any_number_of_images():
     with pytest.raises(UsageError, match="a fused or compiled model is for inference"):
         compiled.train()
     assert model(image()).requires_grad, "the model was changed"
+
+
+@pytest.mark.slow  # the compiler takes half a minute
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is without oneDNN")
+def test_one_image_goes_to_onednn_where_mkl_is_slow(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packed, "mkl_is_slow", lambda: True)
+    model = small("xcit_nano_12_p8_224")
+    compiled, code = run_and_get_cpp_code(lambda: transept.compile(model, "float32", batch=1))
+    assert compiled.form.error < 2e-5
+    assert "mkldnn__linear_pointwise" in code
+    assert "mkl_linear" not in code.replace("mkldnn__linear", "")
+    outputs = compiled(image(1))
+    assert spread_error([model(image(1)).detach()], [outputs]) < 2e-5
 
 
 @pytest.mark.slow  # the compiler takes a minute

@@ -21,6 +21,7 @@ from transept.data.resizing import Size, squashed
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.roi import BoxHead, MaskHead
 from transept.inference.fuse import fuse
+from transept.inference.packed import fixed_sizes
 from transept.inference.processor import fast_bfloat16
 from transept.models.backbone import Backbone, native_size
 
@@ -243,8 +244,12 @@ def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Ca
             # before Python has called them all.
             # In graphs for any size constants give XCiT's convolutions of tokens a layout that they do not have, and
             # the call fails (torch 2.15): weights are constants while all images have one size.
-            sizes.add(tuple(each.shape[1:] for each in tree_leaves(inputs) if isinstance(each, Tensor)))
-            with _freezing, config.patch(freezing=len(sizes) == 1, cpp_wrapper=True):
+            images = [each for each in tree_leaves(inputs) if isinstance(each, Tensor)]
+            sizes.add(tuple(each.shape[1:] for each in images))
+            frozen = len(sizes) == 1
+            fixed = not dynamic or len(images[0]) == 1  # Dynamo never takes one for any number
+            by_onednn = fixed_sizes(frozen and fixed and images[0].device.type == "cpu")
+            with _freezing, by_onednn, config.patch(freezing=frozen, cpp_wrapper=True):
                 outputs = compiled(*inputs)
             known.add(kind)
             return outputs

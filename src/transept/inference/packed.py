@@ -6,7 +6,8 @@ while the outputs are still in the cache. So both are tried on the first input o
 Inductor's frozen graphs contain the same operator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from transept.inference.processor import fast_bfloat16
-from transept.layers.linear import linear
+from transept.layers.linear import linear, mkl_is_slow
 
 _WORTH_PACKING = 20_000_000
 """Multiply-accumulates, about half a millisecond: in less, the choice costs as much as it can save."""
@@ -54,6 +55,29 @@ def runs_on_cpu(x: Tensor) -> bool:
     )
 
 
+class _Capture:
+    sizes_are_fixed = False
+
+
+@contextmanager
+def fixed_sizes(fixed: bool) -> Iterator[None]:
+    """What is compiled within is for the CPU and, where this is `fixed`, for one size of all inputs.
+
+    In graphs of a fixed size Inductor gives float32 products to MKL (torch 2.15), also where that is slow; in others to
+    oneDNN, with packed weights.
+    """
+    _Capture.sizes_are_fixed = fixed and mkl_is_slow()
+    try:
+        yield
+    finally:
+        _Capture.sizes_are_fixed = False
+
+
+@torch.compiler.assume_constant_result  # of the time of compiling: later calls do not ask again
+def _sizes_are_fixed() -> bool:
+    return _Capture.sizes_are_fixed
+
+
 class PackedLinear(nn.Linear):
     """`linear`, or GELU of it.
 
@@ -70,6 +94,8 @@ class PackedLinear(nn.Linear):
         self._packed: tuple[tuple[int, int], Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # ... c -> ... d
+        if torch.compiler.is_compiling() and _sizes_are_fixed() and input.dtype == torch.float32:
+            return self._by_onednn(input, self.weight)
         return self.multiply(input, packed=self._packs(input) and self._is_quicker_packed(input))
 
     def multiply(self, input: Tensor, *, packed: bool) -> Tensor:
@@ -77,8 +103,11 @@ class PackedLinear(nn.Linear):
         if not packed:
             out = linear(input, self.weight, self.bias)
             return gelu(out) if self.activate else out
+        return self._by_onednn(input, self.packed())
+
+    def _by_onednn(self, input: Tensor, weight: Tensor) -> Tensor:
         activation = "gelu" if self.activate else "none"
-        return torch.ops.mkldnn._linear_pointwise(input, self.packed(), self.bias, activation, [], "none")
+        return torch.ops.mkldnn._linear_pointwise(input, weight, self.bias, activation, [], "none")
 
     @property
     def is_packed(self) -> bool:

@@ -50,7 +50,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
-        and _mkl_is_slow()
+        and mkl_is_slow()
         and not torch.jit.is_tracing()
         and x.dtype == torch.float32 == weight.dtype
         and x.device.type == "cpu" == weight.device.type
@@ -63,7 +63,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 @cache
-def _mkl_is_slow() -> bool:
+def mkl_is_slow() -> bool:
     """Whether this is an AMD processor from Zen 5 on: those before halve 512-bit operations, and MKL loses nothing."""
     found = torch.cpu.get_capabilities()
     wide = all(found.get(name) for name in ("avx512_f", "avx_vnni"))  # Zen 4 lacks the latter
