@@ -15,6 +15,7 @@ from tests.helpers import ctrl_c, fails
 from transept.cli.main import VERBS, main
 from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
+from transept.extras import pip_install
 from transept.tasks.classify import Classifier
 
 
@@ -232,7 +233,9 @@ def test_a_missing_part_of_a_package_is_no_package(monkeypatch: pytest.MonkeyPat
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "rich.table", None)
     assert main(["models"]) == 2
-    assert capsys.readouterr().err == "transept: 'rich' is installed, but lacks rich.table: pip install -U rich\n"
+    assert (
+        capsys.readouterr().err == f"transept: 'rich' is installed, but lacks rich.table: {pip_install('-U', 'rich')}\n"
+    )
 
 
 def test_more_pictures_at_once_than_there_are(run: Path, capsys: pytest.CaptureFixture[str]):

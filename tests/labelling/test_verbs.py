@@ -16,6 +16,7 @@ from tests.labelling.small import BAD, classifier, rows, segmenter, write_pictur
 from transept.cli.main import main
 from transept.cli.shared import labelling
 from transept.data.classification.transforms import Preprocessing
+from transept.extras import install
 from transept.models.backbone import Backbone
 from transept.tasks.pretrain import FeatureExtractor
 
@@ -100,7 +101,7 @@ def test_wrong_calls(run: str, capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert said in fails(capsys, argv, code), argv
     assert not Path("o").exists()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install 'transept[data]'" in fails(capsys, [*predict, "--out", "parquet:o", *QUICK], 2)
+    assert install("data") in fails(capsys, [*predict, "--out", "parquet:o", *QUICK], 2)
 
 
 def features(capsys: pytest.CaptureFixture[str], *argv: str) -> list[Any]:

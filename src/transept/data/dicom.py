@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from transept.data.reading import Pair, Values, ValuesError
+from transept.extras import install
 
 
 def is_dicom(head: bytes) -> bool:
@@ -74,7 +75,7 @@ def _pydicom() -> Any:
         import pydicom  # an extra
         import pydicom.pixels
     except ModuleNotFoundError as error:
-        raise ValuesError("is a DICOM file; reading it needs pydicom: pip install 'transept[medical]'") from error
+        raise ValuesError(f"is a DICOM file; reading it needs pydicom: {install('medical')}") from error
     return pydicom
 
 

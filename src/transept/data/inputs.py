@@ -12,6 +12,7 @@ from transept.data.images import EXTENSIONS, BadImageError, Picture, find_images
 from transept.data.video import ENDINGS as VIDEO_ENDINGS
 from transept.data.video import is_address
 from transept.errors import TranseptError, UsageError
+from transept.extras import install
 from transept.files import open_regular, read_bytes
 from transept.words import listed
 
@@ -144,7 +145,7 @@ def _listed_in_table(file: Path) -> list[str]:
         import pyarrow  # an extra
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise UsageError(f"the list {str(file)!r} needs the package 'pyarrow': pip install 'transept[data]'") from error
+        raise UsageError(f"the list {str(file)!r} needs the package 'pyarrow': {install('data')}") from error
     try:
         with open_regular(file) as content:
             table = pyarrow.parquet.read_table(content)

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from transept.data.reading import Box, Values, ValuesError, part
+from transept.extras import install
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
@@ -234,7 +235,7 @@ def _with_gdal(source: str | Path | BinaryIO, file: BinaryIO, page: Page, box: B
         from rasterio.windows import Window
     except ModuleNotFoundError as error:
         raise ValuesError(
-            f"is a TIFF of {page.samples} x {page.bits} bits, which only rasterio reads: pip install 'transept[geo]'"
+            f"is a TIFF of {page.samples} x {page.bits} bits, which only rasterio reads: {install('geo')}"
         ) from error
     window = None if box is None else Window(*box)  # pyright: ignore[reportCallIssue]
     # Else GDAL lists the folder for each file.

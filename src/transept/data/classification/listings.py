@@ -16,6 +16,7 @@ from transept.data.classification.image_set import ImageSet, MultiLabelSet, Path
 from transept.data.classification.label_columns import LabelColumns, read_label_columns
 from transept.data.places import PictureFolder
 from transept.errors import TranseptError, UsageError, warn
+from transept.extras import install
 from transept.files import check_regular, is_file, open_regular
 from transept.words import listed
 
@@ -208,7 +209,7 @@ def _parquet(file: Path) -> Mapping[str, Sequence[Any]]:
         import pyarrow  # an extra
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise UsageError("Parquet tables need the package 'pyarrow': pip install 'transept[data]'") from error
+        raise UsageError(f"Parquet tables need the package 'pyarrow': {install('data')}") from error
     try:
         check_regular(file)
         table = pyarrow.parquet.read_table(file)
