@@ -19,7 +19,7 @@ from transept.tasks.run_folder import BEST, CONFIG, CURVES, FOLDS, METRICS, SAMP
 from transept.tasks.task import Column, Table
 from transept.training.options.continuing import continued
 from transept.training.options.pages import read_recipe, recipe_names, recipe_overview
-from transept.training.options.parsing import option_types, parse_recipe
+from transept.training.options.parsing import option_types, pairs, parse_recipe, shorter_warmup
 from transept.training.options.recipe import Recipe, plain
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
     for flag in ("skip_bad_images", "skip_bad_annotations"):
         if getattr(args, flag):
             options += [f"--{flag}", "true"]
-    recipe = parse_recipe(read_recipe(args.recipe), options)
+    page = read_recipe(args.recipe)
+    options += [f"--{name}={value}" for name, value in shorter_warmup(page, pairs(options)).items()]
+    recipe = parse_recipe(page, options)
     if args.folds is not None and args.folds < 2:
         raise UsageError(f"--folds {args.folds} must be at least 2")
     if args.dry_run:
