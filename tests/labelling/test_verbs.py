@@ -46,6 +46,8 @@ def test_predict_in_shards(run: str, capsys: pytest.CaptureFixture[str]):
     assert found[3]["score_2"] == pytest.approx(float(answer.scores[1]), abs=1e-5)
     assert found[BAD]["error"] == "is no picture of a known format"
     assert "holds rows already" in fails(capsys, argv, 2)
+    unseen = ["predict", "absent.safetensors", *argv[2:]]
+    assert "holds rows already" in fails(capsys, unseen, 2), "before a model is loaded"
     Path("out/part-00002.parquet").unlink()
     assert main([*argv, "--resume"]) == 0
     out, err = capsys.readouterr()
