@@ -227,6 +227,13 @@ def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "e.pth").exists()
 
 
+def test_a_checkpoint_goes_another_way_than_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "random.pth").write_bytes(b"weights")
+    assert main(["predict", str(tmp_path / "random.pth"), "a.png"]) == 1
+    said = capsys.readouterr().err
+    assert all(way in said for way in ("--model.weights", "create_model(NAME, weights=", "transept convert")), said
+
+
 def test_a_missing_part_of_a_package_is_no_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """As where onnxscript is too old for torch, which asks for onnxscript._framework_apis.torch_2_11."""
     for name in ("transept.cli.models", "transept.cli.shared.tables"):

@@ -104,9 +104,10 @@ def _columns_of(rows: Mapping[str, Any], file: Path, *needed: str) -> dict[str, 
     columns = {what: column for what, names in _COLUMNS.items() if (column := _column(rows, names)) is not None}
     for what in needed:
         if what not in columns:
+            several = ", or --classify.multi_label true for any number of labels" if what == "label" else ""
             raise TranseptError(
                 f"{str(file)!r} has the columns {listed(map(repr, rows), 10)}; it needs one of {what}s, called "
-                f"{listed(map(repr, _COLUMNS[what]), 10)}"
+                f"{listed(map(repr, _COLUMNS[what]), 10)}{several}"
             )
     return columns
 
