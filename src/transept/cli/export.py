@@ -299,9 +299,8 @@ def _limits(exported: Exported) -> str:
 def _print(exported: Exported) -> None:
     flipped = any(errors.get("flipped") for errors in exported.errors.values())
     close = flipped or exported.about.get("dtype") == "bfloat16"
-    print(
-        f"Read back, run on a picture, and equal to the model {'within the limits' if close else 'up to rounding'}:\n"
-    )
+    how = "within the limits" if close else "up to rounding"
+    print(f"Read back, run on a picture, and equal to the model {how}:\n")
     table = Table(box=None, pad_edge=False)
     for head in ("file", "output", "largest difference from eager"):
         table.add_column(head, no_wrap=True)
