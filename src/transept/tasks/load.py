@@ -44,7 +44,8 @@ def load(source: str | PathLike[str]) -> Task:
     if path.suffix.lower() in _CHECKPOINTS and path.is_file():
         raise TranseptError(
             f"{name!r} is a checkpoint, which does not say what its model is for; 'transept train RECIPE "
-            "--model.weights FILE' starts from it, create_model(NAME, weights=FILE) loads it, 'transept convert FILE' says what it is"
+            "--model.weights FILE' starts from it, create_model(NAME, weights=FILE) loads it, 'transept convert "
+            "FILE' says what it is"
         )
     if path.exists() or "/" in name:
         raise TranseptError(f"{name!r} is no run folder; give one, a .safetensors file of one, or a model's name")
