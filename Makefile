@@ -40,6 +40,7 @@ digits: $(UV)  ## trains, evaluates and labels: about two minutes on two cores; 
 	$(RUN) transept train digits
 	$(RUN) transept eval runs/digits
 	$(RUN) transept predict runs/digits runs/digits/samples --out runs/digits/labelled.png
+	@echo "to type transept in this shell: . .venv/bin/activate"
 
 notebooks: $(UV)  ## run the notebooks and store their outputs; minutes each
 	$(RUN) python docs/notebooks/run.py

@@ -11,7 +11,7 @@ from transept.checks import (
     check_within,
     shown,
 )
-from transept.errors import UsageError
+from transept.errors import UsageError, advice
 
 
 def test_the_ends_of_an_interval():
@@ -85,3 +85,8 @@ def test_names():
 )
 def test_values_as_in_a_page(value: object, text: str):
     assert shown(value) == text
+
+
+def test_an_option_without_its_section_is_the_first_that_is_named():
+    names = ["ema.epoch", "pretrain.epochs_frozen", "schedule.epochs", "schedule.warmup_epochs"]
+    assert advice("epochs", names).startswith("did you mean 'schedule.epochs' or ")

@@ -1,8 +1,13 @@
 """Who imports what, where no linter looks."""
 
 import ast
+import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
+
+from transept.doctor.findings import packages
+from transept.extras import EXTRA_OF
 
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent / "src"
@@ -26,6 +31,20 @@ def test_no_test_imports_another():
         if name.startswith("tests.") and ".test_" in name
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_an_imported_package_comes_with_transept_or_with_a_known_extra():
+    """So that where it is missing the sentence names the extra, `starlette` too, which gradio brings."""
+    imported = {
+        name.partition(".")[0]
+        for path in SOURCE.rglob("*.py")
+        for name in modules_of(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    base = {each.name.lower() for each in packages()[""]}
+    owners = packages_distributions()
+    for name in imported - set(sys.stdlib_module_names) - {"transept"} - EXTRA_OF.keys():
+        names = {owner.lower().replace("_", "-") for owner in owners.get(name, [name])}
+        assert names & base, f"{name} is of no extra in transept.extras.EXTRA_OF"
 
 
 def late_imports(text: str) -> list[int]:

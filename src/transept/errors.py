@@ -54,7 +54,9 @@ _MOST_NAMED = 16
 def advice(name: str, known: Iterable[str], hint: str = "") -> str:
     """The nearest of the known names; where none is near the hint, or all of them."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.6) or [each for each in names if name and name in each][:3]
+    close = get_close_matches(name, names, n=3, cutoff=0.6) or [each for each in names if name and name in each]
+    ends = [each for each in names if each.endswith(f".{name}")]  # of an option without its section
+    near = list(dict.fromkeys([*ends, *close]))[:3]
     if near:
         return "did you mean " + " or ".join(map(repr, near)) + "?"
     return hint or (f"known: {', '.join(names)}" if len(names) <= _MOST_NAMED else f"one of {len(names)} names")

@@ -15,6 +15,7 @@ from tests.helpers import ctrl_c, fails
 from transept.cli.main import VERBS, main
 from transept.data.classification.sets import load_splits
 from transept.errors import TranseptError
+from transept.extras import pip_install
 from transept.tasks.classify import Classifier
 
 
@@ -226,13 +227,22 @@ def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "e.pth").exists()
 
 
+def test_a_checkpoint_goes_another_way_than_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "random.pth").write_bytes(b"weights")
+    assert main(["predict", str(tmp_path / "random.pth"), "a.png"]) == 1
+    said = capsys.readouterr().err
+    assert all(way in said for way in ("--model.weights", "create_model(NAME, weights=", "transept convert")), said
+
+
 def test_a_missing_part_of_a_package_is_no_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """As where onnxscript is too old for torch, which asks for onnxscript._framework_apis.torch_2_11."""
     for name in ("transept.cli.models", "transept.cli.shared.tables"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "rich.table", None)
     assert main(["models"]) == 2
-    assert capsys.readouterr().err == "transept: 'rich' is installed, but lacks rich.table: pip install -U rich\n"
+    assert (
+        capsys.readouterr().err == f"transept: 'rich' is installed, but lacks rich.table: {pip_install('-U', 'rich')}\n"
+    )
 
 
 def test_more_pictures_at_once_than_there_are(run: Path, capsys: pytest.CaptureFixture[str]):

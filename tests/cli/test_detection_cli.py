@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -142,6 +143,18 @@ def test_a_table(model: Path, data: Path, tmp_path: Path, ending: str, capsys: p
     assert {row["label"] for row in rows} == {"disc"}
     assert len(rows) == sum(len(row["rows"]) for row in report["images"])
     assert report["images"][3]["rows"][0]["x1"] == pytest.approx(float(last[0]["x1"]))
+
+
+def test_no_object_says_how_far_the_best_one_was(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    picture = str(data / "val2017" / "0.png")
+    argv = ["predict", str(model), picture, "--out", str(tmp_path / "a.csv"), "--score"]
+    assert main([*argv, "0.99"]) == 0
+    said = capsys.readouterr().err
+    (best,) = re.findall(rf"no object scores 0.99 or more; the best in '{picture}' scores (0[.]\d+): --score", said)
+    assert main([*argv, f"{float(best) - 0.01:.3f}"]) == 0
+    assert "no object" not in capsys.readouterr().err
 
 
 def test_a_table_without_objects_has_a_header(

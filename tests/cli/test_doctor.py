@@ -10,6 +10,7 @@ import torch
 from tests.golden.make import HERE
 from transept.cli.main import main
 from transept.doctor import findings
+from transept.extras import install
 
 
 def test_what_it_finds(capsys: pytest.CaptureFixture[str]):
@@ -61,5 +62,5 @@ def test_a_package_that_is_too_old(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr(findings, "version", installed)
     assert main(["doctor", "--no-test"]) == 1
     out, err = capsys.readouterr()
-    assert "transept: timm 0.4.12: pip install -U transept" in err
-    assert "no (gradio): pip install -U 'transept[serve]'" in out
+    assert f"transept: timm 0.4.12: {install(upgrade=True)}" in err
+    assert f"no (gradio): {install('serve', upgrade=True)}" in out

@@ -66,6 +66,19 @@ def test_tables_fit_the_terminal(capsys, monkeypatch: pytest.MonkeyPatch, width:
     assert ("189.096136 M" in shown(capsys, "models", "xcit_large*")) == (width > 100)
 
 
+def test_detectors_are_listed_with_their_own_scores(capsys):
+    text = shown(capsys, "models", "xcit*", "--task", "detect", "--max-params", "30M")
+    models, _, detectors = text.partition("Size, costs and top-1 are those of the classifier")
+    assert row(models, "xcit_small_12_p16_224")
+    assert "xcit_medium_24_p16" not in text, "which has more parameters"
+    assert row(detectors, "xcit_tiny_12_p8.mask_rcnn_3x_coco")[1:3] == ["44.5", "40.3"]
+    found = [float(line.split()[1]) for line in detectors.splitlines() if ".mask_rcnn_3x_coco" in line]
+    assert found == sorted(found, reverse=True)
+    assert len(found) > 3
+    assert "semantic_fpn" not in text
+    assert "Size, costs" not in shown(capsys, "models", "xcit*", "--task", "classify")
+
+
 def test_models_count_their_files(capsys):
     text = shown(capsys, "models")
     assert row(text, "xcit_small_12_p16_224")[-2:] == ["24", "files"]

@@ -54,6 +54,8 @@ def test_on_the_terminal(
     assert SHOWN[0] in predicted.out
     assert r"0\u001b]0;title\u0007.png" in predicted.out
     assert all(name in measured.out for name in SHOWN)
+    assert "top-1" in measured.out
+    assert "top-5" not in measured.out, "which is 100 % of two classes"
 
 
 def test_json_keeps_them(folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -133,7 +133,12 @@ def test_what_is_wrong_in_the_test_split_costs_no_run(files: Path, tmp_path: Pat
 def test_dry_run_says_what_there_is(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = ["train", "quick", "--data", str(files / "set"), "--out", str(tmp_path / "x"), "--dry-run", *QUICK]
     assert main(argv) == 0
-    assert "8 pictures to train on and 4 to validate, the splits 'Train' and 'val'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "8 pictures to train on and 4 to validate, the splits 'Train' and 'val'" in out
+    assert "\nclassify:\n" in out
+    assert not any(f"\n{task}:\n" in out for task in ("detect", "segment", "pretrain")), (
+        "options that mean nothing here"
+    )
 
 
 def test_a_detector_measures_the_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

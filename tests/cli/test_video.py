@@ -27,6 +27,7 @@ from transept.data.segmentation.transforms import SegmentationPreprocessing
 from transept.data.video import Video, is_video
 from transept.draw.video import VideoWriter
 from transept.errors import TranseptError, TranseptWarning
+from transept.extras import install
 from transept.tasks.classify import Classifier
 
 WIDTH, HEIGHT, FRAMES = 128, 96, 10
@@ -302,4 +303,4 @@ def test_without_the_extra(
 ):
     monkeypatch.setitem(sys.modules, "av", None)
     said = fails(capsys, ["predict", str(models / "classifier.safetensors"), str(clip)], 2)
-    assert said == "transept: this needs the package 'av': pip install 'transept[video]'"
+    assert said == f"transept: this needs the package 'av': {install('video')}"

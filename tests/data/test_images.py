@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transept.data.images import BadImageError, find_images, read_image
+from transept.data.images import BadImageError, Skipped, find_images, read_image, unusable
+from transept.data.reading import SAY_BANDS
 from transept.errors import TranseptError, TranseptWarning
 
 RED = (200, 30, 40)
+
+
+def test_what_to_do_about_files_that_cannot_be_read():
+    """What names an option comes first, and nobody is told to leave all of them out."""
+    bands = [Skipped(Path(f"{i}.tif"), f"has 4 bands; {SAY_BANDS}") for i in range(2)]
+    broken = Skipped(Path("a.png"), "is empty")
+    assert unusable(bands, 2, "remove them") == f"'0.tif' has 4 bands; '1.tif' has 4 bands; {SAY_BANDS}"
+    ways = "remove them, or leave them out with --skip-bad-images"
+    assert unusable(bands, 3, "remove them").endswith(f"; {SAY_BANDS}, or {ways}")
+    assert unusable([broken], 1, "remove them") == "'a.png' is empty; remove them"
+    assert unusable([broken, bands[0]], 4, "remove them").endswith(f"; {ways}")
 
 
 @pytest.fixture

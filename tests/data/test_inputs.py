@@ -9,7 +9,7 @@ from PIL import Image
 
 from transept.data.images import BadImageError, read_image
 from transept.data.inputs import Input, find_input, find_inputs, read_input
-from transept.errors import TranseptError, UsageError
+from transept.errors import TranseptError, TranseptWarning, UsageError
 
 
 @pytest.fixture
@@ -43,6 +43,14 @@ def test_lists(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert paths("@-", there) == [Path("ä b.png"), Path("absent.png"), there]
     (folder / "here/@a.png").write_bytes(there.read_bytes())
     assert paths("./@a.png", Path("@a.png")) == [Path("@a.png")]  # files of such names
+
+
+def test_pictures_named_again_are_counted(folder: Path):
+    (folder / "list.txt").write_text("here/ä b.png\nthere/ä b.png\nhere/ä b.png\nhere/ä b.png\n")
+    with pytest.warns(TranseptWarning, match="2 names of pictures are there a second time; each picture is taken once"):
+        assert len(find_inputs([f"@{folder}/list.txt"])) == 2
+    with pytest.warns(TranseptWarning, match="1 name of a picture is there a second time"):
+        find_inputs([str(folder / "here"), str(folder / "here" / "ä b.png")])
 
 
 def test_standard_input(folder: Path, monkeypatch: pytest.MonkeyPatch):

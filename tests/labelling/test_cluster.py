@@ -11,6 +11,7 @@ from tests.helpers import fails
 from tests.labelling.small import classifier, label, rows, segmenter, write_pictures
 from transept.cli.main import main
 from transept.errors import TranseptError, UsageError
+from transept.extras import install
 from transept.labelling.job import plan_job
 from transept.labelling.pictures import find_pictures
 
@@ -92,5 +93,5 @@ def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     classifier().save("run.safetensors")
     argv = ["predict", "run.safetensors", "in", "--out", "parquet:out", "--engine", "ray", "--form", "eager"]
     said = fails(capsys, argv, 2)
-    assert said == "transept: --engine ray needs the package 'ray': pip install 'transept[cluster]'"
+    assert said == f"transept: --engine ray needs the package 'ray': {install('cluster')}"
     assert main([*argv[:-4], "--form", "eager", "--resume"]) == 0, "nothing stands in the way of going on without it"

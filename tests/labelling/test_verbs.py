@@ -17,6 +17,7 @@ from tests.labelling.small import BAD, classifier, rows, segmenter, write_pictur
 from transept.cli.main import main
 from transept.cli.shared import labelling
 from transept.data.classification.transforms import Preprocessing
+from transept.extras import install
 from transept.models.backbone import Backbone
 from transept.tasks.pretrain import FeatureExtractor
 
@@ -46,6 +47,8 @@ def test_predict_in_shards(run: str, capsys: pytest.CaptureFixture[str]):
     assert found[3]["score_2"] == pytest.approx(float(answer.scores[1]), abs=1e-5)
     assert found[BAD]["error"] == "is no picture of a known format"
     assert "holds rows already" in fails(capsys, argv, 2)
+    unseen = ["predict", "absent.safetensors", *argv[2:]]
+    assert "holds rows already" in fails(capsys, unseen, 2), "before a model is loaded"
     Path("out/part-00002.parquet").unlink()
     assert main([*argv, "--resume"]) == 0
     out, err = capsys.readouterr()
@@ -101,7 +104,7 @@ def test_wrong_calls(run: str, capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert said in fails(capsys, argv, code), argv
     assert not Path("o").exists()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install 'transept[data]'" in fails(capsys, [*predict, "--out", "parquet:o", *QUICK], 2)
+    assert install("data") in fails(capsys, [*predict, "--out", "parquet:o", *QUICK], 2)
 
 
 def features(capsys: pytest.CaptureFixture[str], *argv: str) -> list[Any]:

@@ -12,6 +12,7 @@ from tests.serve.trained import CLASSES, FEW, classifier, detector, picture, seg
 from transept.cli.main import main
 from transept.data.images import BadImageError
 from transept.errors import UsageError
+from transept.extras import install
 from transept.serve.answers import Answerer, Limits
 from transept.serve.examples import write_examples
 
@@ -120,4 +121,4 @@ def test_without_gradio(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "transept.serve.page", raising=False)
     assert main(["serve", str(tmp_path / "model.safetensors")]) == 2
-    assert capsys.readouterr().err == "transept: this needs the package 'gradio': pip install 'transept[serve]'\n"
+    assert capsys.readouterr().err == f"transept: this needs the package 'gradio': {install('serve')}\n"

@@ -157,7 +157,9 @@ def test_other_pictures_are_refused(run: Path, tmp_path: Path, capsys: pytest.Ca
 def test_without_the_options(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train = ["train", "quick", "--data", str(scenes), "--out", str(tmp_path / "run"), *SMALL]
     assert "12 files are not readable" in (line := fails(capsys, train))
-    assert "say with bands which are to be read" in line
+    assert line.endswith("; say which are to be read with --bands all, or e.g. --bands '[0, 1, 2]'"), (
+        "and leaves none out"
+    )
     assert "give pixel_range=[0, 4095]" in fails(capsys, [*train, "--bands", "all"])
 
 

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import transept
 from transept.errors import TranseptError, UsageError
+from transept.extras import install
 from transept.weights.catalogue.records import CHECKPOINTS
 from transept.weights.convert import from_official
 from transept.weights.fetch.keeping import local_path
@@ -250,4 +251,4 @@ def test_everything_but_training_works_without_the_extras():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert out.returncode == 2, out.stderr
-    assert out.stderr.splitlines()[-1] == "transept: this needs the package 'lightning': pip install 'transept[train]'"
+    assert out.stderr.splitlines()[-1] == f"transept: this needs the package 'lightning': {install('train')}"

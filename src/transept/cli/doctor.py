@@ -17,6 +17,7 @@ from transept import __version__
 from transept.cli.shared.tables import print_json, print_table
 from transept.doctor.findings import LIMITS, Package, disk, forms, machine, packages, self_test
 from transept.errors import TranseptError
+from transept.extras import install
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         print_table(table)
     wrong = [each for each in own if not each.fits]
     if wrong:
-        raise TranseptError(f"{wrong[0].name} {wrong[0].found or 'is missing'}: pip install -U transept")
+        raise TranseptError(f"{wrong[0].name} {wrong[0].found or 'is missing'}: {install(upgrade=True)}")
     if test is not None and not test["passed"]:
         name = next(name for name, limit in LIMITS.items() if not test["differences"][name] <= limit)
         raise TranseptError(
@@ -74,7 +75,7 @@ def _state(extra: str, all_of: list[Package]) -> str:
     lacking = [f"{each.name} {each.found or ''}".strip() for each in all_of if not each.fits]
     if not lacking:
         return "yes: " + ", ".join(f"{each.name} {each.found}" for each in all_of)
-    return f"no ({', '.join(lacking)}): pip install -U 'transept[{extra}]'"
+    return f"no ({', '.join(lacking)}): {install(extra, upgrade=True)}"
 
 
 def _sets(about: dict[str, Any]) -> str:

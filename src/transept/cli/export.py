@@ -297,18 +297,22 @@ def _limits(exported: Exported) -> str:
 
 
 def _print(exported: Exported) -> None:
+    flipped = any(errors.get("flipped") for errors in exported.errors.values())
+    close = flipped or exported.about.get("dtype") == "bfloat16"
+    how = "within the limits" if close else "up to rounding"
+    print(f"Read back, run on a picture, and equal to the model {how}:\n")
     table = Table(box=None, pad_edge=False)
     for head in ("file", "output", "largest difference from eager"):
         table.add_column(head, no_wrap=True)
     for kind, path in exported.files.items():
         errors: dict[str, Any] = dict(exported.errors[kind])
         number = errors.pop("detections", None)
-        flipped = errors.pop("flipped", 0)
+        alone = errors.pop("flipped", 0)
         half = exported.about.get("dtype") == "bfloat16" and kind in ("package", "openvino")
         relative = _RELATIVE.format(BFLOAT16_LIMIT if half else TOLERANCE)
         name = f"{path}" if number is None else f"{path} ({number:.0f} objects compared)"
-        if flipped:
-            name = f"{name[:-1]}, {flipped:.0f} found by one of the two only)"
+        if alone:
+            name = f"{name[:-1]}, {alone:.0f} found by one of the two only)"
         for output, error in errors.items():
             table.add_row(name, output, f"{error:.1e} {_UNITS.get(output, relative)}")
             name = ""

@@ -11,6 +11,7 @@ from types import ModuleType
 from transept import __version__
 from transept.allocator import keep_freed_memory
 from transept.errors import TranseptError, UsageError, rank_of_environment, say, unknown, warnings_as_sentences
+from transept.extras import EXTRA_OF, install, pip_install
 from transept.words import fitted
 
 CODES = "Exit codes: 0 it worked, 1 the work failed, 2 the call is wrong, 130 stopped by Ctrl-C."
@@ -100,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         package, _, part = (error.name or "").partition(".")
         if part and find_spec(package):
-            return _fail(f"{package!r} is installed, but lacks {error.name}: pip install -U {package}", 2)
-        hint = f"pip install 'transept[{_EXTRAS[package]}]'" if package in _EXTRAS else f"pip install {package}"
+            return _fail(f"{package!r} is installed, but lacks {error.name}: {pip_install('-U', package)}", 2)
+        hint = install(EXTRA_OF[package]) if package in EXTRA_OF else pip_install(package)
         return _fail(f"this needs the package {package!r}: {hint}", 2)
     except OSError as error:
         if debug or error.filename is None or error.errno is None:
@@ -116,9 +117,6 @@ def _unexpected(error: Exception, debug: bool) -> int:
         raise error
     text = " ".join(str(error).split()) or "no message"
     return _fail(f"unexpected {type(error).__name__}: {text}; run again with --debug for the traceback", 1)
-
-
-_EXTRAS = {"lightning": "train", "torchmetrics": "train", "gradio": "serve", "av": "video"}
 
 
 def _run(argv: list[str]) -> int:

@@ -31,6 +31,12 @@ _WIDE = 110
 """Characters that all columns need; a narrower terminal goes without the published costs."""
 _UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 _TASKS = {"classify": "classification", "detect": "detection", "segment": "segmentation", "pretrain": "self-supervised"}
+_OTHERS = {
+    "detect": "Detectors by average precision ('transept count METHOD/MODEL' counts one)",
+    "segment": "Segmenters by mIoU ('transept count METHOD/MODEL' counts one)",
+    "pretrain": "What was learnt without labels",
+}
+"""Tasks whose scores are no classifier's."""
 _ORDERS: dict[str, Callable[[dict[str, Any]], float]] = {
     "speed": lambda item: -_fastest(item),
     "top1": lambda item: -_best_top1(item),
@@ -52,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-params", type=_number, metavar="N", help="at most so many parameters, e.g. 30M")
     parser.add_argument("--max-macs", type=_number, metavar="N", help="at most so many multiply-accumulates, e.g. 5G")
     parser.add_argument(
-        "--task", choices=_TASKS, help="with published weights of a classifier, a detector, a segmenter, or of DINO"
+        "--task",
+        choices=_TASKS,
+        help="with published weights of a classifier, a detector, a segmenter, or of DINO; with their scores",
     )
 
 
@@ -92,6 +100,11 @@ def run(args: argparse.Namespace) -> None:
     if args.sort == "speed" and (about := speeds_machine()):
         where = f"{about['processor']}, {about['threads']} threads"
         print(f"images/s: one at a time, fused, {about['fast']}, on {where}; yours: 'transept bench NAME'")
+    if args.task in _OTHERS:
+        task, names = _TASKS[args.task], {item["name"] for item in cards}
+        print(f"\nSize, costs and top-1 are those of the classifier of that name. {_OTHERS[args.task]}:")
+        entries = [entry for entry in CHECKPOINTS if entry.task == task and entry.registered in names]
+        print_table(_weights_table(task, sorted(entries, key=lambda entry: -max(entry.scores.values(), default=0))))
     for item in cards:
         if item["note"]:
             print(f"* {item['name']}: {item['note']}")

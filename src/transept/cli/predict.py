@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> None:
         _predict_pictures(args, task, inference, inputs)
 
 
-def _inference(args: argparse.Namespace, task: Task) -> Any:
-    options = {**task.shown_defaults, **options_of(args, task, but=("top",))}
+def _inference(args: argparse.Namespace, task: Task, **changes: Any) -> Any:
+    options = {**task.shown_defaults, **options_of(args, task, but=("top",)), **changes}
     return task.compact(inference_of(task, options | ({"top": args.top} if "top" in task.options else {})))
 
 
@@ -112,7 +112,9 @@ def _predict_pictures(args: argparse.Namespace, task: Task, inference: Any, inpu
     skipped: list[Skipped] = []
     stopped = False
     try:
-        _predict(task, _read(task, inputs, skipped), inference, results)
+        empty = _predict(task, _read(task, inputs, skipped), inference, results)
+        if empty is not None and "score" in task.options:
+            _say_best(args, task, *empty)
     except KeyboardInterrupt:
         stopped = True
     if not results.rows:
@@ -133,11 +135,26 @@ def _predict_pictures(args: argparse.Namespace, task: Task, inference: Any, inpu
         raise StoppedError(f"stopped: {len(results.rows)} of {len(inputs)} pictures are done, and their results kept")
 
 
-def _predict(task: Task, readable: Iterator[tuple[Path, Picture]], inference: Any, results: Results) -> None:
+def _predict(
+    task: Task, readable: Iterator[tuple[Path, Picture]], inference: Any, results: Results
+) -> tuple[Path, Picture] | None:
+    """Gives the first picture where there is an answer to none of them."""
+    first, empty = None, True
     while batch := list(islice(readable, task.pictures_at_once(inference))):
         answers = task.predict([picture for _, picture in batch], inference)
         for (path, picture), answer in zip(batch, answers, strict=True):
             results.add(path, as_shown(picture), answer)
+            empty = empty and not task.items(answer)
+            first = first or (path, picture)
+    return first if empty else None
+
+
+def _say_best(args: argparse.Namespace, task: Task, path: Path, picture: Picture) -> None:
+    """Of a detector that found nothing: how far it was from finding something."""
+    least = task.shown_defaults["score"] if args.score is None else args.score
+    (answer,) = task.predict([picture], _inference(args, task, score=0.0))
+    best = max((item.score for item in task.items(answer) if item.score is not None), default=0.0)
+    say(f"no object scores {least:g} or more; the best in {str(path)!r} scores {best:.2g}: --score lowers the bound")
 
 
 def _read(task: Task, inputs: list[Input], skipped: list[Skipped]) -> Iterator[tuple[Path, Picture]]:

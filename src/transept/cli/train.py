@@ -19,7 +19,7 @@ from transept.tasks.run_folder import BEST, CONFIG, CURVES, FOLDS, METRICS, SAMP
 from transept.tasks.task import Column, Table
 from transept.training.options.continuing import continued
 from transept.training.options.pages import read_recipe, recipe_names, recipe_overview
-from transept.training.options.parsing import option_types, parse_recipe
+from transept.training.options.parsing import option_types, pairs, parse_recipe, shorter_warmup
 from transept.training.options.recipe import Recipe, plain
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="train nothing: print the recipe with every option, the batch, the steps and the memory they need, and "
-        "draw the first batch",
+        help="train nothing: print the recipe with every option of its task (--json: of all), the batch, the steps and "
+        "the memory they need, and draw the first batch",
     )
     published = [name for name in recipe_names() if "/" in name]
     parser.epilog = (
@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
     for flag in ("skip_bad_images", "skip_bad_annotations"):
         if getattr(args, flag):
             options += [f"--{flag}", "true"]
-    recipe = parse_recipe(read_recipe(args.recipe), options)
+    page = read_recipe(args.recipe)
+    options += [f"--{name}={value}" for name, value in shorter_warmup(page, pairs(options)).items()]
+    recipe = parse_recipe(page, options)
     if args.folds is not None and args.folds < 2:
         raise UsageError(f"--folds {args.folds} must be at least 2")
     if args.dry_run:
@@ -96,7 +98,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
-    from transept.training.loop.run import plan  # Lightning, which the help of this verb need not wait for
+    # Lightning, which the help of this verb need not wait for.
+    from transept.training.jobs.table import JOBS
+    from transept.training.loop.run import plan
 
     picture = Path(f"{args.out or Path(args.recipe).stem}.first-batch.png")
     halves = []
@@ -111,7 +115,8 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
         about = {"recipe": options, "plan": dataclasses.asdict(size), "first_batch": str(picture)}
         print_json(about | ({"folds": [each._asdict() for each in halves]} if halves else {}))
         return
-    print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+    own = {name: value for name, value in options.items() if name == recipe.task or name not in JOBS}
+    print(yaml.safe_dump(own, sort_keys=False, allow_unicode=True))
     height, width = size.image
     shares = f"{size.processes} process{'es' if size.processes > 1 else ''} x {size.accumulate} part"
     lines = {

@@ -6,7 +6,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from transept.data.reading import Pair, Values, ValuesError
+from transept.data.reading import SAY_BANDS, Pair, Values, ValuesError
+from transept.extras import install
 
 
 def is_dicom(head: bytes) -> bool:
@@ -42,7 +43,7 @@ def _values(pydicom: Any, file: BinaryIO, whole: bool) -> Values:
         raise ValuesError("is a DICOM file without a picture")
     frames = int(data.get("NumberOfFrames") or 1)
     if frames > 1 and not whole:
-        raise ValuesError(f"has {frames} frames; say with bands which are to be read, e.g. bands=all or bands=[0]")
+        raise ValuesError(f"has {frames} frames; {SAY_BANDS}")
     array = data.pixel_array
     if data.PhotometricInterpretation == "PALETTE COLOR":
         array = pydicom.pixels.apply_color_lut(array, data)
@@ -74,7 +75,7 @@ def _pydicom() -> Any:
         import pydicom  # an extra
         import pydicom.pixels
     except ModuleNotFoundError as error:
-        raise ValuesError("is a DICOM file; reading it needs pydicom: pip install 'transept[medical]'") from error
+        raise ValuesError(f"is a DICOM file; reading it needs pydicom: {install('medical')}") from error
     return pydicom
 
 

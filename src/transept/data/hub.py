@@ -6,6 +6,7 @@ from typing import Any
 from transept.data.images import BadImageError
 from transept.data.places import is_inside
 from transept.errors import TranseptError, UsageError
+from transept.extras import install
 
 HUB = "hf:"
 _WRITTEN = ("dataset_dict.json", "state.json")
@@ -52,7 +53,7 @@ def load_hub(data: str) -> Any:
         import datasets  # an extra
         from datasets.exceptions import DatasetsError
     except ModuleNotFoundError as error:
-        raise UsageError("Hugging Face sets need the package 'datasets': pip install 'transept[data]'") from error
+        raise UsageError(f"Hugging Face sets need the package 'datasets': {install('data')}") from error
     name = data.removeprefix(HUB)
     folder = Path(name).expanduser()
     try:

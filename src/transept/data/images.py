@@ -3,7 +3,7 @@
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import SEEK_END
 from pathlib import Path
@@ -16,9 +16,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from transept.data import dicom, raster, tiff
-from transept.data.reading import PLAIN, Box, Reading, Values, ValuesError, part, to_bytes
+from transept.data.reading import PLAIN, SAY_BANDS, Box, Reading, Values, ValuesError, part, to_bytes
 from transept.errors import TranseptError, TranseptWarning
 from transept.files import NotRegularError, files_below, open_regular
+from transept.words import listed
 
 # Formats are listed because Pillow tries every decoder it has, also those for documents that hold programs (EPS).
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -41,6 +42,22 @@ class Skipped:
 
     path: Path
     reason: str
+
+
+def unusable(skipped: Sequence[Skipped], files: int, mend: str) -> str:
+    """What is wrong with the first of some files, and what to do, most likely first; `mend` is what such files want.
+
+    Args:
+        files: how many there are in all, of which none may be left out where all are bad.
+    """
+    bands = all(skip.reason.endswith(SAY_BANDS) for skip in skipped)
+    advice = f"; {SAY_BANDS}" if bands else ""
+    names = listed((f"{str(skip.path)!r} {skip.reason.removesuffix(advice)}" for skip in skipped), separator="; ")
+    ways = [SAY_BANDS] if bands else [mend]
+    if len(skipped) < files:
+        ways += [mend] if bands else []
+        ways.append("leave them out with --skip-bad-images")
+    return f"{names}; {', or '.join(ways)}"
 
 
 def plain_skipped(skipped: Iterable[Skipped]) -> list[dict[str, str]]:

@@ -11,7 +11,8 @@ from typing import BinaryIO
 from transept.data.images import EXTENSIONS, BadImageError, Picture, find_images
 from transept.data.video import ENDINGS as VIDEO_ENDINGS
 from transept.data.video import is_address
-from transept.errors import TranseptError, UsageError
+from transept.errors import TranseptError, UsageError, warn
+from transept.extras import install
 from transept.files import is_file, is_there, open_regular, read_bytes
 from transept.words import listed
 
@@ -51,6 +52,9 @@ def find_inputs(sources: Iterable[str | PathLike[str]]) -> list[Input]:
     Raises:
         UsageError: an address, or standard input named for two things.
         TranseptError: a source that names nothing, or a list that cannot be read.
+
+    Warns:
+        TranseptWarning: pictures are named more than once; they are counted.
     """
     words = list(sources)
     if STDIN in words and LISTED + STDIN in words:
@@ -58,9 +62,13 @@ def find_inputs(sources: Iterable[str | PathLike[str]]) -> list[Input]:
             f"standard input is one thing, a picture ({STDIN}) or a list ({LISTED}{STDIN}); give one of them"
         )
     found: dict[Path, Input] = {}
+    repeats = 0
     for word in words:
         for each in _inputs_of(word):
-            found.setdefault(each.path, each)
+            repeats += found.setdefault(each.path, each) is not each
+    if repeats:
+        counted = "1 name of a picture is" if repeats == 1 else f"{repeats:,} names of pictures are"
+        warn(f"{counted} there a second time; each picture is taken once, where it is named first")
     return list(found.values())
 
 
@@ -144,7 +152,7 @@ def _listed_in_table(file: Path) -> list[str]:
         import pyarrow  # an extra
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise UsageError(f"the list {str(file)!r} needs the package 'pyarrow': pip install 'transept[data]'") from error
+        raise UsageError(f"the list {str(file)!r} needs the package 'pyarrow': {install('data')}") from error
     try:
         with open_regular(file) as content:
             table = pyarrow.parquet.read_table(content)

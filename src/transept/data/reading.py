@@ -20,6 +20,10 @@ class ValuesError(Exception):
     """Why the values of a file cannot be read: the end of a sentence that begins with its name."""
 
 
+SAY_BANDS = "say which are to be read with --bands all, or e.g. --bands '[0, 1, 2]'"
+"""Of a file that has more than red, green and blue. In Python the option is `bands`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """How files become pictures of 8 bits; kept with the weights. By itself: as a person would see them."""

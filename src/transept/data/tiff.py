@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from transept.data.reading import Box, Values, ValuesError, part
+from transept.data.reading import SAY_BANDS, Box, Values, ValuesError, part
+from transept.extras import install
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
@@ -109,12 +110,9 @@ def single_page(pages: Sequence[Page]) -> Page:
     """
     page = pages[0]
     if len(pages) > 1:
-        raise ValuesError(f"has {len(pages)} pages; say with bands which are to be read, e.g. bands=all or bands=[0]")
+        raise ValuesError(f"has {len(pages)} pages; {SAY_BANDS}")
     if not page.is_colored:
-        raise ValuesError(
-            f"has {page.samples} bands that are not just colours; say with bands which are to be read, e.g. bands=all "
-            "or bands=[0, 1, 2]"
-        )
+        raise ValuesError(f"has {page.samples} bands that are not just colours; {SAY_BANDS}")
     return page
 
 
@@ -130,10 +128,9 @@ def check_alpha(page: Page, alpha: np.ndarray) -> None:
     opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else None
     if page.extra == (1,) or ((alpha == opaque).any() and ((alpha == 0) | (alpha == opaque)).all()):
         return
-    colors = list(range(page.samples - 1))
     raise ValuesError(
         f"has {page.samples} bands, the last of which is tagged as alpha but holds values between transparent and "
-        f"opaque, as near infrared does; say which are to be read, e.g. bands={colors} or bands=all"
+        f"opaque, as near infrared does; {SAY_BANDS}"
     )
 
 
@@ -234,7 +231,7 @@ def _with_gdal(source: str | Path | BinaryIO, file: BinaryIO, page: Page, box: B
         from rasterio.windows import Window
     except ModuleNotFoundError as error:
         raise ValuesError(
-            f"is a TIFF of {page.samples} x {page.bits} bits, which only rasterio reads: pip install 'transept[geo]'"
+            f"is a TIFF of {page.samples} x {page.bits} bits, which only rasterio reads: {install('geo')}"
         ) from error
     window = None if box is None else Window(*box)  # pyright: ignore[reportCallIssue]
     # Else GDAL lists the folder for each file.

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transept.errors import UsageError, unknown
 from transept.export.openvino import openvino_runner, write_openvino
 from transept.export.package import write_package
+from transept.extras import install
 from transept.files import reserve, write_together
 from transept.inference.compile import Dtype
 from transept.inference.package import add_about, machine_facts, run_raw
@@ -171,7 +172,7 @@ def check_formats(formats: Sequence[str]) -> list[Format]:
         title, extra, packages = _NEEDS.get(kind, ("", "", ()))
         for package in packages:
             if find_spec(package) is None:
-                raise UsageError(f"{title} needs the package {package!r}: pip install 'transept[{extra}]'")
+                raise UsageError(f"{title} needs the package {package!r}: {install(extra)}")
     return chosen
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from transept.errors import TranseptError
+from transept.extras import install
 from transept.models.backbone import Backbone
 from transept.weights.load import create_model
 
@@ -24,7 +25,7 @@ try:
     from transformers.modeling_outputs import BackboneOutput
     from transformers.utils import can_return_tuple
 except ImportError as error:
-    raise TranseptError("this needs the package 'transformers': pip install -U 'transept[transformers]'") from error
+    raise TranseptError(f"this needs the package 'transformers': {install('transformers', upgrade=True)}") from error
 
 
 class TranseptConfig(BackboneConfigMixin, PreTrainedConfig):

@@ -11,6 +11,7 @@ from typing import Any
 
 from transept.cluster import connected
 from transept.errors import TranseptError, UsageError
+from transept.extras import install
 from transept.labelling.job import Job, ShardWriter
 
 
@@ -40,7 +41,7 @@ def write_shards_on_ray(
     try:
         import ray.exceptions  # an extra
     except ModuleNotFoundError as error:
-        raise UsageError("--engine ray needs the package 'ray': pip install 'transept[cluster]'") from error
+        raise UsageError(f"--engine ray needs the package 'ray': {install('cluster')}") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         with connected():

@@ -68,12 +68,9 @@ def begin(plan: Plan, *, resume: bool) -> list[int]:
         TranseptError: it cannot be written to.
     """
     file, wanted = plan.folder / PLAN, json.loads(json.dumps(plan.as_dict()))
+    check_folder(plan.folder, resume=resume)
     if file.exists():
-        if not resume:
-            raise UsageError(f"{str(plan.folder)!r} holds rows already; go on with --resume, or give another folder")
         _check(_read(file), wanted, plan.folder)
-    elif _is_taken(plan.folder):
-        raise UsageError(f"{str(plan.folder)!r} is there, and no folder of rows; give a new folder")
     else:
         make_folder(plan.folder)
         write_atomically(file, lambda path: path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8"))
@@ -84,16 +81,28 @@ def begin(plan: Plan, *, resume: bool) -> list[int]:
     return missing
 
 
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Whether rows may be written to a folder, as far as can be said before the model is known.
+
+    Raises:
+        UsageError: it holds rows and is not to be resumed, or other things.
+    """
+    if (folder / PLAN).exists():
+        if not resume:
+            raise UsageError(f"{str(folder)!r} holds rows already; go on with --resume, or give another folder")
+    elif _is_taken(folder):
+        raise UsageError(f"{str(folder)!r} is there, and no folder of rows; give a new folder")
+
+
 @contextmanager
 def claim(folder: Path, *, resume: bool) -> Iterator[None]:
     """The folder, which is made, is this process' alone to write to. The lock goes with the process, however that ends.
 
     Raises:
-        UsageError: another process is writing rows there, or the folder holds things that are no rows.
+        UsageError: another process is writing rows there, or as `check_folder`.
         TranseptError: it cannot be made.
     """
-    if not (folder / PLAN).exists() and _is_taken(folder):
-        raise UsageError(f"{str(folder)!r} is there, and no folder of rows; give a new folder")
+    check_folder(folder, resume=resume)
     make_folder(folder)
     lock = FileLock(folder / LOCK)
     try:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from transept.errors import TranseptError, UsageError
+from transept.extras import install
 from transept.metrics.loss import LossMeter
 from transept.words import distinct
 
@@ -146,9 +147,7 @@ def coco_library() -> tuple[Any, Any, Any]:
     try:
         from faster_coco_eval import COCO, COCOeval_faster, mask  # of an extra
     except ModuleNotFoundError as error:
-        raise UsageError(
-            "average precision needs the package 'faster-coco-eval': pip install 'transept[detect]'"
-        ) from error
+        raise UsageError(f"average precision needs the package 'faster-coco-eval': {install('detect')}") from error
     return COCO, COCOeval_faster, mask
 
 

@@ -52,7 +52,8 @@ def classifier_evaluation(
     scores, curve = class_scores(matrix), calibration(probabilities, labels == best)
     per_class = plain_classes(classes, scores, "pictures")
     means = meter.means()
-    summary = f"top-1 {means['top1']:.2%}   top-5 {means['top5']:.2%}   loss {means['loss']:.4f}   "
+    five = f"top-5 {means['top5']:.2%}   " if len(classes) > 5 else ""  # else all are right
+    summary = f"top-1 {means['top1']:.2%}   {five}loss {means['loss']:.4f}   "
     balanced = scores.balanced_accuracy
     metrics = means | {
         "balanced_accuracy": plain_number(balanced),

@@ -41,6 +41,12 @@ def load(source: str | PathLike[str]) -> Task:
     systems = [kind for kind in TASKS if method in kind.methods]
     if backbone and systems:
         return systems[0].from_checkpoint(_system_checkpoint(systems[0], method, backbone))
+    if path.suffix.lower() in _CHECKPOINTS and path.is_file():
+        raise TranseptError(
+            f"{name!r} is a checkpoint, which does not say what its model is for; 'transept train RECIPE "
+            "--model.weights FILE' starts from it, create_model(NAME, weights=FILE) loads it, 'transept convert "
+            "FILE' says what it is"
+        )
     if path.exists() or "/" in name:
         raise TranseptError(f"{name!r} is no run folder; give one, a .safetensors file of one, or a model's name")
     try:
@@ -54,6 +60,10 @@ def load(source: str | PathLike[str]) -> Task:
         return kinds[0].from_checkpoint(checkpoint)
     except UsageError as error:
         raise UsageError(f"{name!r} is no run folder, and {error}") from error
+
+
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".pdparams", ".npz", ".h5")
+"""Endings of files that others publish."""
 
 
 def trained_file(path: Path) -> Path:

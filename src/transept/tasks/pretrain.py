@@ -29,6 +29,7 @@ from transept.data.classification.transforms import Preprocessing, preprocessing
 from transept.data.reading import PLAIN, Reading
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import Exported
+from transept.extras import install
 from transept.models.backbone import Backbone
 from transept.tasks.data_options import DataOptions
 from transept.tasks.saving import rebuild, tuples
@@ -334,5 +335,5 @@ def _lightly() -> tuple[Any, Any]:
         from lightly.loss import DINOLoss
         from lightly.models.modules import DINOProjectionHead
     except ModuleNotFoundError as error:
-        raise UsageError("pretraining needs the package 'lightly': pip install 'transept[ssl]'") from error
+        raise UsageError(f"pretraining needs the package 'lightly': {install('ssl')}") from error
     return DINOLoss, DINOProjectionHead

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from transept.errors import TranseptError, UsageError
+from transept.extras import install
 from transept.files import write_atomically
 from transept.tasks.task import TABLE_ENDINGS, Column, Results, Table, Task
 
@@ -72,8 +73,7 @@ class _Parquet:
             import pyarrow  # an extra
         except ModuleNotFoundError as error:
             raise UsageError(
-                f"--out {path} needs the package 'pyarrow': pip install 'transept[data]', or give a name that ends in "
-                ".csv"
+                f"--out {path} needs the package 'pyarrow': {install('data')}, or give a name that ends in .csv"
             ) from error
         self.path = path
         plain = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}

@@ -10,7 +10,7 @@ from transept.training.folds import CrossValidation, train_folds
 from transept.training.loop.run import Result
 from transept.training.loop.run import train as run_training
 from transept.training.options.pages import read_recipe
-from transept.training.options.parsing import parse_recipe
+from transept.training.options.parsing import parse_recipe, shorter_warmup
 from transept.training.options.recipe import Recipe
 
 
@@ -74,6 +74,7 @@ def train(
         return _trained(recipe, Path(out), folds, progress)
     page = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(str(recipe))
     changes = dict(options or {}) | ({} if data is None else {"data": str(data)})
+    changes |= shorter_warmup(page, changes)
     return _trained(parse_recipe(_changed(page, changes), []), Path(out), folds, progress)
 
 

@@ -56,6 +56,7 @@ def test_numbers_are_sorted_as_such(tmp_path: Path):
     ("text", "sentence"),
     [
         ("name,kind\ncat0.png,cat\n", r"has the columns 'name', 'kind'; it needs one of paths, called 'path', 'file'"),
+        ("path,cat,dog\ncat0.png,1,0\n", r"one of labels, called 'label', .*, or --classify.multi_label true"),
         ("path,label\ncat0.png,\n", r"row 2, has no 'label'; fill it in or remove the row"),
         ("path,label\ncat0.png,cat\ndog0.png,dog,brown\n", r"row 3, has 3 fields and the header 2; quote fields"),
         ("path,label\ncat0.png,cat\ncat1.png,cat\n", r"has the labels \['cat'\]; a classifier needs two or more"),

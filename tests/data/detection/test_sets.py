@@ -222,6 +222,23 @@ def test_bad_images_are_named(tmp_path: Path):
         CocoSet(file, folder)
 
 
+def test_pictures_of_which_none_is_there(tmp_path: Path):
+    """All of them at once are no bad annotations: the folder is another one."""
+    file, _ = write(tmp_path)
+    file.rename(tmp_path / "cats.json")
+    (tmp_path / "val2017").rename(tmp_path / "pics")
+    for folder in ("images", "images/cats"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(TranseptError, match="none of the pictures .1. that '.*cats.json' names is there") as caught:
+        load_detection_splits(str(tmp_path / "cats.json"), skip_bad_annotations=True)
+    said = str(caught.value)
+    assert all(repr(str(tmp_path / each)) in said for each in ("images/cats", "images", "."))
+    assert "skip" not in said
+    for picture in (tmp_path / "pics").iterdir():
+        picture.rename(tmp_path / "images" / "cats" / picture.name)
+    assert len(load_detection_splits(str(tmp_path / "cats.json"), keep_empty=True).train) == 2
+
+
 def test_files_that_are_no_coco(tmp_path: Path):
     refused(tmp_path, [], "instances.json' is no COCO file: it holds a list, not an object with 'images'")
     refused(tmp_path, {"images": []}, "is no COCO file: it has no 'annotations'")

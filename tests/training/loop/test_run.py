@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from transept.models.registry import find_model
 from transept.tasks.classify import Classifier
 from transept.training.loop.run import train
 from transept.training.options.pages import read_recipe, recipe_names
-from transept.training.options.parsing import parse_recipe
+from transept.training.options.parsing import parse_recipe, shorter_warmup
 from transept.training.options.recipe import Recipe
 
 # Of twelve steps an epoch, with everything that draws random numbers.
@@ -194,6 +195,27 @@ def test_recipes_are_read_back_as_they_are_kept():
     for name in pages.values():
         page = parse_recipe(read_recipe(name), [])
         assert parse_recipe(dataclasses.asdict(page), []) == page
+
+
+@pytest.mark.parametrize(
+    ("page", "given", "warmup"),
+    [
+        ({"schedule": {"epochs": 40, "warmup_epochs": 3}}, {"schedule.epochs": "2"}, 1),
+        ({"schedule": {"epochs": 40, "warmup_epochs": 3}}, {"schedule.epochs": 1}, 0),
+        ({"schedule": {"epochs": 4}}, {}, 2),  # the default is 5
+        ({"schedule": {"epochs": 40, "warmup_epochs": 3}}, {"schedule.epochs": 3}, None),
+        ({"schedule": {"epochs": 2, "warmup_epochs": 3}}, {}, None),  # the page itself is wrong, and is refused
+        ({}, {"schedule.epochs": "2", "schedule.warmup_epochs": "4"}, None),
+        ({}, {"schedule.epochs": "two"}, None),
+        ({"schedule": {"iterations": 100}}, {"schedule.epochs": "2"}, None),
+    ],
+)
+def test_a_warm_up_that_nobody_asked_for_fits_a_short_run(page: dict, given: dict, warmup: int | None):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = shorter_warmup(page, given)
+    assert found == ({} if warmup is None else {"schedule.warmup_epochs": warmup})
+    assert len(said) == (warmup is not None)
 
 
 @pytest.mark.parametrize(

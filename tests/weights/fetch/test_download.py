@@ -431,7 +431,8 @@ def test_answers_that_stay(site: Site, code: int):
     reason = http.HTTPStatus(code).phrase
     path = local_path(url)
     assert str(caught.value) == (
-        f"could not download {url} (the server answers {code} {reason}); fetch it by hand to {str(path)!r}"
+        f"could not download {url} (the server answers {code} {reason}); fetch it by hand to {str(path)!r}, "
+        "name a mirror in TRANSEPT_MIRROR, or go on without published weights"
     )
     assert len(site.requests) == 1
     assert left(path) == []
@@ -542,7 +543,7 @@ def test_offline(site: Site, monkeypatch: pytest.MonkeyPatch, variable: str):
         fetch(url)
     assert str(caught.value) == (
         f"{url} has not been downloaded yet and {variable} forbids to; unset it, or fetch the file by hand to "
-        f"{str(path)!r}"
+        f"{str(path)!r}, or go on without published weights"
     )
     assert not path.parent.exists()
     path.parent.mkdir(parents=True)

@@ -16,7 +16,7 @@ from transept.errors import StoppedError, UsageError, say
 from transept.inference.processor import available_cores
 from transept.labelling.job import ROWS, ROWS_OF_DENSE, Job, plan_job, write_shards, written
 from transept.labelling.pictures import find_pictures
-from transept.labelling.plan import claim
+from transept.labelling.plan import check_folder, claim
 from transept.tasks.task import Task
 from transept.words import clock
 
@@ -61,7 +61,7 @@ def refuse_labelling(args: argparse.Namespace) -> None:
 
 
 def check_labelling(args: argparse.Namespace) -> None:
-    """Raises `UsageError` where an option of `add_labelling` has a wrong value."""
+    """Raises `UsageError` where an option of `add_labelling` has a wrong value, or the folder is taken."""
     if str(args.out) == SHARDS_OUT:
         raise UsageError(f"--out {SHARDS_OUT} lacks the folder; give {SHARDS_OUT}FOLDER")
     try:
@@ -71,6 +71,11 @@ def check_labelling(args: argparse.Namespace) -> None:
         raise UsageError(f"--{error}") from error
     if args.processes is not None and args.engine != "ray":
         raise UsageError("--processes is for --engine ray; give that, too, or leave it out")
+    check_folder(_folder(args), resume=bool(args.resume))
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return Path(str(args.out).removeprefix(SHARDS_OUT))
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, int]:
@@ -85,7 +90,7 @@ def label(args: argparse.Namespace, task: Task, inference: Any, about: Mapping[s
         TranseptError: as those.
         StoppedError: Ctrl-C; the shards that are written are kept.
     """
-    folder = Path(str(args.out).removeprefix(SHARDS_OUT))
+    folder = _folder(args)
     pictures = find_pictures(args.images)
     with claim(folder, resume=bool(args.resume)):
         job, missing = plan_job(

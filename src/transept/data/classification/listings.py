@@ -16,6 +16,7 @@ from transept.data.classification.image_set import ImageSet, MultiLabelSet, Path
 from transept.data.classification.label_columns import LabelColumns, read_label_columns
 from transept.data.places import PictureFolder
 from transept.errors import TranseptError, UsageError, warn
+from transept.extras import install
 from transept.files import check_regular, is_file, open_regular
 from transept.words import listed
 
@@ -103,9 +104,10 @@ def _columns_of(rows: Mapping[str, Any], file: Path, *needed: str) -> dict[str, 
     columns = {what: column for what, names in _COLUMNS.items() if (column := _column(rows, names)) is not None}
     for what in needed:
         if what not in columns:
+            several = ", or --classify.multi_label true for any number of labels" if what == "label" else ""
             raise TranseptError(
                 f"{str(file)!r} has the columns {listed(map(repr, rows), 10)}; it needs one of {what}s, called "
-                f"{listed(map(repr, _COLUMNS[what]), 10)}"
+                f"{listed(map(repr, _COLUMNS[what]), 10)}{several}"
             )
     return columns
 
@@ -208,7 +210,7 @@ def _parquet(file: Path) -> Mapping[str, Sequence[Any]]:
         import pyarrow  # an extra
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise UsageError("Parquet tables need the package 'pyarrow': pip install 'transept[data]'") from error
+        raise UsageError(f"Parquet tables need the package 'pyarrow': {install('data')}") from error
     try:
         check_regular(file)
         table = pyarrow.parquet.read_table(file)

@@ -14,7 +14,7 @@ from transept.data.classification.listings import find_listing, find_multi_label
 from transept.data.classification.shards import SHARDS, find_shards
 from transept.data.classification.tables import hub_splits, multi_label_hub_splits
 from transept.data.hub import HUB, is_table
-from transept.data.images import BadImageError, Skipped
+from transept.data.images import BadImageError, Skipped, unusable
 from transept.data.index import File, list_files
 from transept.data.measure import complete, refuse_reading, spread
 from transept.data.places import LOOKED_AT, say_links
@@ -119,11 +119,9 @@ def load_splits(
     unreadable = [_unreadable(half) for half in sets]
     skipped = [skip for half in unreadable for skip in half.values()]
     if skipped and not skip_bad_images:
-        names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
         noun = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
-        raise TranseptError(
-            f"{noun} not readable as pictures: {names}; remove them, or leave them out with --skip-bad-images"
-        )
+        files = sum(map(len, sets))
+        raise TranseptError(f"{noun} not readable as pictures: {unusable(skipped, files, 'remove them')}")
     if Path(data).expanduser().exists():
         say_links((half.paths[i] for half in sets for i in spread(len(half), LOOKED_AT)), Path(data).expanduser())
     sets = [_without(half, list(bad), classes) for half, bad in zip(sets, unreadable, strict=True)]

@@ -29,6 +29,7 @@ from transept.data.index import modification, recall, remember
 from transept.data.places import is_inside
 from transept.data.splits import NAMES, kind_of
 from transept.errors import TranseptError, UsageError
+from transept.extras import install
 from transept.files import open_regular, read_text
 
 SHARDS = "wds:"
@@ -188,7 +189,7 @@ def _expand(pattern: str) -> list[Path]:
     try:
         from webdataset.shardlists import expand_urls  # an extra
     except ModuleNotFoundError as error:
-        raise UsageError("shards need the package 'webdataset': pip install 'transept[data]'") from error
+        raise UsageError(f"shards need the package 'webdataset': {install('data')}") from error
     if re.match(r"(?!file:)\w+:", pattern):
         raise UsageError(f"{pattern!r} is no local file; copy the shards to a local disk and give their paths")
     shards: list[Path] = []

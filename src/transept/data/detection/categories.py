@@ -39,6 +39,8 @@ class Coco:
     """Its categories, by their ids, ascending."""
     objects: Counter[str]
     """Annotations of each category, by its id as text."""
+    searched: Sequence[Path]
+    """Folders that its pictures were looked for in."""
 
     @classmethod
     def read(cls, file: Path, root: Path, name: str, *, masks: bool) -> Self:
@@ -48,18 +50,19 @@ class Coco:
             TranseptError: it is no COCO file.
         """
         content = read_coco(file, masks=masks)
-        return cls._made(file, _picture_folder(file, root, name, content), content)
+        folders = _picture_folders(file, root, name)
+        return cls._made(file, _picture_folder(folders, content), content, folders)
 
     @classmethod
     def of(cls, found: Annotated, *, masks: bool) -> Self:
         """Annotations of another form."""
         annotations = Annotations(found.content["annotations"], masks=masks)
-        return cls._made(found.file, found.folder, {**found.content, "annotations": annotations})
+        return cls._made(found.file, found.folder, {**found.content, "annotations": annotations}, [found.folder])
 
     @classmethod
-    def _made(cls, file: Path, folder: Path, content: dict[str, Any]) -> Self:
+    def _made(cls, file: Path, folder: Path, content: dict[str, Any], searched: Sequence[Path]) -> Self:
         categories = dict(zip(*read_categories(content["categories"], file), strict=True))
-        return cls(file, folder, content, categories, _count(content))
+        return cls(file, folder, content, categories, _count(content), searched)
 
     def has_objects(self, category: int) -> bool:
         return self.objects[str(category)] > 0
@@ -198,9 +201,12 @@ def drop_grouping(*files: Coco) -> None:
             said = True
 
 
-def _picture_folder(file: Path, root: Path, name: str, content: dict[str, Any]) -> Path:
+def _picture_folders(file: Path, root: Path, name: str) -> list[Path]:
     candidates = [path for form in _FOLDERS for path in _named(root, form, name)]
-    folders = [folder for folder in (*candidates, root, file.parent) if folder.is_dir()]
+    return [folder for folder in dict.fromkeys((*candidates, root, file.parent)) if folder.is_dir()]
+
+
+def _picture_folder(folders: Sequence[Path], content: dict[str, Any]) -> Path:
     names = [entry.get("file_name") for entry in islice(_dicts(content["images"]), _LOOKED_FOR)]
     for folder in folders:
         if any(isinstance(each, str) and is_file(folder / each) for each in names):

@@ -138,11 +138,15 @@ class Picture:
     """Height and width; (0, 0) until the picture is looked at, where the file leaves them out."""
 
 
+MISSING = "does not exist"
+"""The problem of a picture without a file; `BadImageError` says the same."""
+
+
 def picture_problem(picture: Picture, check_size: bool) -> str | None:
     """Why a picture cannot be used; fills in a size that the file leaves out."""
     unknown = picture.size == (0, 0)
     if not check_size and not unknown:
-        return None if is_file(picture.path) else "does not exist"
+        return None if is_file(picture.path) else MISSING
     try:
         (width, height), orientation = stored_form(picture.path)
     except BadImageError as error:

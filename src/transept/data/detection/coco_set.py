@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 
 from transept.data.detection.annotations import Annotations, plain_segmentation
 from transept.data.detection.boxes import Boxes
-from transept.data.detection.coco_file import Picture, picture_problem, read_categories, read_coco, read_size
+from transept.data.detection.coco_file import MISSING, Picture, picture_problem, read_categories, read_coco, read_size
 from transept.data.detection.masks import decode_masks, mask_api, mask_problem, plain_mask
 from transept.data.detection.target import DetectionSet, Target, make_sample
 from transept.data.detection.values import FLOATS, TEXT, NotPlainError
@@ -41,6 +41,7 @@ class CocoSet(DetectionSet):
         drop_empty: leave out pictures without an object that is no crowd, and those with a side below 32 pixels, as
             training does.
         content: of the file, where it was read already (`read_coco`).
+        searched: folders that pictures were looked for in, of which `folder` is one, to be named where there is none.
 
     Raises:
         TranseptError: the file is no COCO file, or holds what cannot be used: annotations of unknown pictures or
@@ -62,6 +63,7 @@ class CocoSet(DetectionSet):
         min_size: float = 1.0,
         drop_empty: bool = False,
         content: dict[str, Any] | None = None,
+        searched: Sequence[Path] = (),
     ) -> None:
         self.file = file
         self.masks = masks
@@ -76,7 +78,7 @@ class CocoSet(DetectionSet):
         """How much was left out for what; with the annotations of pictures that were."""
         self.left_out: Counter[str] = Counter()
         """Sound annotations that training does without, and how many boxes were clipped."""
-        pictures = self._pictures(content["images"], folder, taken)
+        pictures = self._pictures(content["images"], folder, taken, searched or [folder])
         annotations = content["annotations"]
         if not isinstance(annotations, Annotations):
             annotations = Annotations(annotations, masks=masks)
@@ -196,7 +198,9 @@ class CocoSet(DetectionSet):
         self.paths = [picture.path for picture in self._selected]
         self.sizes = [picture.size for picture in self._selected]
 
-    def _pictures(self, entries: list[Any], folder: Path, taken: Counter[str]) -> dict[int | str, Picture | None]:
+    def _pictures(
+        self, entries: list[Any], folder: Path, taken: Counter[str], searched: Sequence[Path]
+    ) -> dict[int | str, Picture | None]:
         """The pictures by id; None for one that cannot be used."""
         pictures: dict[int | str, Picture | None] = {}
         places, by_end = PictureFolder(folder, self.file), Counter[Path]()
@@ -233,20 +237,27 @@ class CocoSet(DetectionSet):
                 )
                 continue
             pictures[number] = Picture(number, path, size)
-        self._look(pictures, by_end)
+        self._look(pictures, by_end, searched)
         return pictures
 
-    def _look(self, pictures: dict[int | str, Picture | None], by_end: Counter[Path]) -> None:
+    def _look(self, pictures: dict[int | str, Picture | None], by_end: Counter[Path], searched: Sequence[Path]) -> None:
         there = [picture for picture in pictures.values() if picture]
         with ThreadPoolExecutor() as pool:
-            problems = pool.map(picture_problem, there, [len(there) <= _CHECK_FILES] * len(there))
-            for picture, problem in zip(there, problems, strict=True):
-                if by_end[picture.path] > 1:
-                    problem = "would stand for several images, of other folders; keep these folders"
-                if problem:
-                    kind = "images without a file" if problem == "does not exist" else "unusable image files"
-                    self._refuse(kind, f"image {picture.id}, {str(picture.path)!r}, {problem}")
-                    pictures[picture.id] = None
+            problems = list(pool.map(picture_problem, there, [len(there) <= _CHECK_FILES] * len(there)))
+        if set(problems) == {MISSING}:
+            folders = listed((repr(str(each)) for each in searched), 5)
+            raise TranseptError(
+                f"none of the pictures ({len(there):,}) that {str(self.file)!r} names is there, e.g. "
+                f"{there[0].path.name!r}: looked for in {folders}; put them into one of these, or into 'images' in the "
+                "data folder"
+            )
+        for picture, problem in zip(there, problems, strict=True):
+            if by_end[picture.path] > 1:
+                problem = "would stand for several images, of other folders; keep these folders"
+            if problem:
+                kind = "images without a file" if problem == MISSING else "unusable image files"
+                self._refuse(kind, f"image {picture.id}, {str(picture.path)!r}, {problem}")
+                pictures[picture.id] = None
 
     def _assign(self, found: Annotations, pictures: dict[int | str, Picture | None], taken: Counter[str]) -> None:
         """Judges the annotations and keeps those that can be used, in the order of the pictures."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from transept.data.detection.values import NUMBERS, NotPlainError, plain_integer, plain_number
 from transept.errors import UsageError
+from transept.extras import install
 
 
 def plain_mask(segmentation: Any, taken: Counter[str]) -> Any:
@@ -115,5 +116,5 @@ def mask_api() -> Any:
     try:
         from pycocotools import mask  # an extra
     except ModuleNotFoundError as error:
-        raise UsageError("instance masks need the package 'pycocotools': pip install 'transept[detect]'") from error
+        raise UsageError(f"instance masks need the package 'pycocotools': {install('detect')}") from error
     return mask

@@ -111,11 +111,24 @@ def load_detection_splits(
         return DetectionSplits(val.classes, val.palette, val.category_ids, train, val, [], {}, parts, {})
     found = read_annotations(data, halves=halves, choice=choice, known=known, val_fraction=val_fraction, masks=masks)
     of_train, of_val, order, parts = found
-    read = partial(CocoSet, masks=masks, skip_bad_annotations=skip_bad_annotations, min_size=min_size)
+
+    def read(half: Coco, *, drop_empty: bool = False) -> CocoSet:
+        found = CocoSet(
+            half.file,
+            half.folder,
+            masks=masks,
+            skip_bad_annotations=skip_bad_annotations,
+            min_size=min_size,
+            drop_empty=drop_empty,
+            content=half.content,
+            searched=half.searched,
+        )
+        found.say_left_out()
+        _want_pictures(found)
+        return found
+
     if of_train is None:
-        val = read(of_val.file, of_val.folder, content=of_val.content)
-        val.say_left_out()
-        _want_pictures(val)
+        val = read(of_val)
         val.reading = complete(reading, val.some_files())
         say_links(val.paths, Path(data).expanduser())
         if known is not None:
@@ -123,12 +136,7 @@ def load_detection_splits(
         nothing: DetectionSet = SceneDetection(DigitScenes("train", 0), masks=False)
         nothing.classes, nothing.palette, nothing.category_ids = order.names, val.palette, order.ids
         return DetectionSplits(order.names, val.palette, order.ids, nothing, val, val.skipped, {}, parts, {})
-    val = read(of_val.file, of_val.folder, content=of_val.content)
-    val.say_left_out()
-    _want_pictures(val)
-    train = read(of_train.file, of_train.folder, content=of_train.content, drop_empty=not keep_empty)
-    train.say_left_out()
-    _want_pictures(train)
+    val, train = read(of_val), read(of_train, drop_empty=not keep_empty)
     train.reading = val.reading = complete(reading, train.some_files())
     say_links([*train.paths, *val.paths], Path(data).expanduser())
     counts = of_train.counts()

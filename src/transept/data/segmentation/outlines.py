@@ -91,6 +91,7 @@ def load_outlines(
             skip_bad_annotations=skip_bad_annotations,
             min_size=0,
             content=half.content,
+            searched=half.searched,
         )
         objects.say_left_out()
         return OutlinedPictures(objects, table)

@@ -16,6 +16,7 @@ from transept.data.images import (
     EXTENSIONS,
     BadImageError,
     Skipped,
+    unusable,
 )
 from transept.data.labels import CLASS_FILES, LabelTable, cityscapes_table, read_table, table_of_names, voc_table
 from transept.data.measure import complete, refuse_reading
@@ -163,7 +164,7 @@ def load_segmentation_splits(
     if root.exists():
         say_links((path for half in sets for path in (*half.paths, *half.masks)), root)
     reading = complete(reading, (sets[0] if len(sets[0]) else sets[1]).some_files())
-    pixels = []
+    pixels, files = [], len(skipped) + sum(map(len, sets))
     for half in sets:
         half.reading = reading
         counts, bad = _check(half)
@@ -171,9 +172,10 @@ def load_segmentation_splits(
         skipped += bad
     pixels = _read_black_and_white(sets, pixels, data)
     if skipped and not skip_bad_images:
-        raise TranseptError(f"{_summary(skipped)}; mend them, or leave them out with --skip-bad-images")
+        raise TranseptError(f"{_unusable(skipped)}: {unusable(skipped, files, 'mend them')}")
     if skipped:
-        warnings.warn(f"{_summary(skipped)}; left out", TranseptWarning, stacklevel=2)
+        names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
+        warnings.warn(f"{_unusable(skipped)}: {names}; left out", TranseptWarning, stacklevel=2)
     bad_paths = {skip.path for skip in skipped}
     train, val = (_without(half, bad_paths) for half in sets)
     measured = "validation" if halves == "both" else "measured"
@@ -241,10 +243,9 @@ def _glance(pictures: MaskedPictures) -> np.ndarray:
     return counts
 
 
-def _summary(skipped: list[Skipped]) -> str:
-    names = listed((f"{str(skip.path)!r} {skip.reason}" for skip in skipped), separator="; ")
+def _unusable(skipped: list[Skipped]) -> str:
     noun = "1 picture or mask" if len(skipped) == 1 else f"{len(skipped)} pictures or masks"
-    return f"{noun} cannot be used: {names}"
+    return f"{noun} cannot be used"
 
 
 def _without(pictures: MaskedPictures, bad: set[Path]) -> MaskedPictures:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from transept.errors import UsageError
+from transept.extras import pip_install
 from transept.tasks.run_folder import TENSORBOARD
 
 _PROJECT = "transept"
@@ -41,4 +42,4 @@ def check_loggers(names: Sequence[str]) -> None:
     """
     for name in names:
         if find_spec(name) is None:
-            raise UsageError(f"loggers={list(names)} needs the package {name!r}: pip install {name}; or leave it out")
+            raise UsageError(f"loggers={list(names)} needs the package {name!r}: {pip_install(name)}; or leave it out")

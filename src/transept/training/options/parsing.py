@@ -13,11 +13,12 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transept.checks import shown
-from transept.errors import UsageError, unknown
+from transept.errors import UsageError, unknown, warn
 from transept.tasks.kept_recipe import FREE, flat
 from transept.training.options.model import ModelOptions
 from transept.training.options.recipe import Recipe
-from transept.training.options.renamed import with_new_names
+from transept.training.options.renamed import renamed, with_new_names
+from transept.training.options.schedule import ScheduleOptions
 
 S = TypeVar("S")
 
@@ -35,6 +36,36 @@ def parse_recipe(page: Mapping[str, Any], options: Sequence[str]) -> Recipe:
             if name not in option_types() and not name.startswith(f"{FREE}."):
                 raise unknown(kind, name, option_types())
     return _build(Recipe, values, texts, "")
+
+
+def shorter_warmup(page: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:
+    """The warm-up that a short run takes in place of one that nobody asked for, by its option's name; with a warning.
+
+    Empty where the options that were given name a warm-up, and where that of the page, or the default, fits.
+
+    Args:
+        page: a recipe's.
+        given: the options beside it, dotted; of a command line, their texts.
+    """
+    values = {renamed(name): value for name, value in flat(page, whole=FREE)}
+    asked = {renamed(name): value for name, value in given.items()}
+    now = values | asked
+    alone = _EPOCHS in asked or _WARMUP not in values
+    if _WARMUP in asked or not alone or now.get("schedule.iterations") is not None:
+        return {}
+    usual = ScheduleOptions()
+    epochs, warmup = now.get(_EPOCHS, usual.epochs), now.get(_WARMUP, usual.warmup_epochs)
+    try:
+        epochs, warmup = int(epochs), int(warmup)
+    except (TypeError, ValueError):  # `parse_recipe` says what it must be
+        return {}
+    if not 0 < epochs < warmup:
+        return {}
+    warn(f"{_WARMUP} is {epochs // 2}, not {warmup}, for the run has {_EPOCHS}={epochs}; give it to choose another")
+    return {_WARMUP: epochs // 2}
+
+
+_EPOCHS, _WARMUP = "schedule.epochs", "schedule.warmup_epochs"
 
 
 def parse_section(section: type[S], texts: Mapping[str, str]) -> S:

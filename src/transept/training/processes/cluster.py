@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from transept.cluster import connected
 from transept.errors import TranseptError, UsageError, say, warnings_as_sentences
+from transept.extras import install
 from transept.tasks.run_folder import LOCK
 from transept.training.processes.exchange import Exchange, Message
 from transept.training.processes.world import LostProcessError, asked_to_stop, current_world, kept, passed_on
@@ -38,7 +39,7 @@ def check_ray() -> None:
     try:
         import ray.train.torch  # noqa: F401  # an extra
     except ImportError as error:
-        raise UsageError("hardware.engine=ray needs the package 'ray': pip install 'transept[cluster]'") from error
+        raise UsageError(f"hardware.engine=ray needs the package 'ray': {install('cluster')}") from error
     if (size := current_world().size) > 1:
         raise UsageError(f"hardware.engine=ray starts the processes, and {size} are there; leave out torchrun and srun")
 

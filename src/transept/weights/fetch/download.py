@@ -68,7 +68,7 @@ def fetch(url: str, *, sha256: str | None = None, progress: bool | None = None) 
     if variable := offline_variable():
         raise TranseptError(
             f"{url} has not been downloaded yet and {variable} forbids to; unset it, or fetch the file by hand to "
-            f"{str(path)!r}"
+            f"{str(path)!r}, or go on without published weights"
         )
     settings = _Settings.of_environment()
     try:
@@ -171,7 +171,8 @@ def _download(url: str, path: Path, sha256: str | None, settings: _Settings, sho
                 often = f", tried {attempts} times" if attempts > 1 else ""
                 go_on = f"call again to go on after {part.size} bytes, or " if trouble.again and part.size else ""
                 raise TranseptError(
-                    f"could not download {url}{mirrored} ({trouble}{often}); {go_on}fetch it by hand to {str(path)!r}"
+                    f"could not download {url}{mirrored} ({trouble}{often}); {go_on}fetch it by hand to {str(path)!r}, "
+                    f"{'' if mirrored else 'name a mirror in TRANSEPT_MIRROR, '}or go on without published weights"
                 ) from trouble
             wait = settings.backoff * 2 ** max(failures - 1, 0) if trouble.wait is None else trouble.wait
             show(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from transept.errors import UsageError
+from transept.extras import install
 
 
 def read_keras(path: Path) -> dict[str, Tensor]:
@@ -22,7 +23,7 @@ def read_keras(path: Path) -> dict[str, Tensor]:
         import h5py  # of the extra `keras`
     except ImportError as error:
         raise UsageError(
-            f"{str(path)!r} is an HDF5 file, as of Keras, and needs the package 'h5py': pip install 'transept[keras]'"
+            f"{str(path)!r} is an HDF5 file, as of Keras, and needs the package 'h5py': {install('keras')}"
         ) from error
     tensors: dict[str, Tensor] = {}
 
