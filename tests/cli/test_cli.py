@@ -77,6 +77,9 @@ def test_wrong_calls(capsys, tmp_path: Path):
     assert "did you mean 'predict'" in fails(capsys, ["predic"], 2)
     assert "did you mean 'xcit_nano_12_p16_224'" in fails(capsys, ["info", "xcit_nano_12_p16_22"], 2)
     assert "--help" in fails(capsys, ["info"], 2)
+    for side in ("1000000000", f"1{'0' * 30}"):
+        said = fails(capsys, ["count", "xcit_nano_12_p8_224", "--img-size", side], 2)
+        assert f"img_size=[{side}, {side}] is more than 65,536" in said
     assert "--sheets" in fails(capsys, ["predict", "r", "i.png", "--sheets"], 2)
     assert "did you mean 'schedule.epochs'" in fails(capsys, ["train", "digits", "--schedule.epoch", "3"], 2)
     assert "which recipe" in fails(capsys, ["train"], 2)

@@ -317,6 +317,7 @@ def test_count(capsys):
     assert "214" not in table
     assert "did you mean 'upernet'" in fails(capsys, ["count", "upernett/cat_small"], 2)
     assert "did you mean 'cat_small'" in fails(capsys, ["count", "upernet/cat_smal"], 2)
+    assert "'/' begins with no method" in fails(capsys, ["count", "/"], 2)
     assert "is of the backbone alone" in fails(capsys, ["count", "upernet/cat_small", "--features-only"], 2)
     assert "positive side" in fails(capsys, ["count", "cat_small", "--img-size", "1", "2", "3"], 2)
 

@@ -82,6 +82,19 @@ def test_images_of_further_sizes():
 
 
 @pytest.mark.slow  # the compiler takes a minute
+@torch.inference_mode()
+def test_a_second_model_of_another_size():
+    """Dynamo took its sizes for those of the first one, which had changed: a graph for any size, with constants."""
+    for side in (64, 32):
+        model = small("xcit_nano_12_p8_224")
+        compiled = transept.compile(model, "float32", img_size=side)
+        assert compiled.form.name == "compiled"
+        for count in (1, 3):
+            images = torch.randn(count, 3, side, side)
+            assert spread_error([model(images)], [compiled(images)]) < 2e-5
+
+
+@pytest.mark.slow  # the compiler takes a minute
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["xcit_nano_12_p16", "cait_xxs24_224", "cat_tiny", "crossformer_tiny", "cabvit_h_l1"])
 @torch.inference_mode()

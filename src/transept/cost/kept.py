@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transept.cost.count import Cost, count
-from transept.errors import UsageError, unknown
+from transept.errors import UsageError, advice
 from transept.models.registry import FAMILIES, build_skeleton, find_model, list_models, skeletons
 from transept.tasks.registry import TASKS
 from transept.tasks.task import Task
@@ -36,7 +36,8 @@ def system_skeleton(method: str, backbone: str, *, three: bool = False) -> Task:
     """
     kinds = {name: kind for kind in TASKS for name in kind.methods}
     if method not in kinds:
-        raise unknown("method", method, kinds)
+        name = f"{method}/{backbone}"
+        raise UsageError(f"{name!r} begins with no method of detectors or segmenters; {advice(method, kinds)}")
     name, family = find_model(backbone)
     options = {}
     if three:

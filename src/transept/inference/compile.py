@@ -5,6 +5,7 @@ weights lie as the products of this processor want them. It costs a minute, and 
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import RLock
@@ -34,6 +35,7 @@ FormName = Literal["compiled", "fused", "eager"]
 BFLOAT16_LIMIT = 0.1
 """The largest difference from float32 that "auto" accepts of bfloat16, in the standard deviation of the outputs."""
 
+_numbers = itertools.count()
 _freezing = RLock()
 """Held while weights are made constants, which Dynamo does by a setting of the whole process."""
 
@@ -216,13 +218,16 @@ def _compile_parts(model: nn.Module, images: Tensor, *, dynamic: bool) -> None:
 def own_compiled(module: nn.Module, *, dynamic: bool, frozen: bool = True) -> Callable[..., Any]:
     """What calls `module` compiled; frozen, its weights are constants, and no gradients are recorded.
 
-    Dynamo counts recompilations by code object, and all modules share theirs: this one is the module's own.
+    Dynamo counts recompilations by code object, and remembers by its name which sizes have changed, in all of the
+    process: this one is the module's own in both. Else a second model of another size would at once be compiled for any
+    size, with constants for one.
     """
 
     def call(*inputs: Any) -> Any:
         return module._call_impl(*inputs)
 
-    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+    code = call.__code__.replace(co_name=f"call_{next(_numbers)}")
+    own = FunctionType(code, call.__globals__, closure=call.__closure__)
     compiled = torch.compile(own, dynamic=None if dynamic else False)
     if not frozen:
         return compiled

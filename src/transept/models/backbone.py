@@ -10,6 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from transept.checks import check_most
 from transept.errors import UsageError
 from transept.layers.pyramid import scale_modules
 from transept.ops.tokens import to_map, to_tokens
@@ -384,7 +385,12 @@ def native_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
         raise UsageError(f"img_size={img_size!r}; give a positive int or (height, width)")
+    check_most(_LARGEST_SIDE, img_size=sides)
     return sides
+
+
+_LARGEST_SIDE = 2**16
+"""Pixels. The numbers of what attends within larger images would not fit into 64 bits."""
 
 
 def level_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:

@@ -237,6 +237,11 @@ def test_the_only_wrong_value_of_any_page():
             "--hardware.devices 2 --sync_batchnorm true",
             "sync_batchnorm=true works on GPUs only; on CPUs give false",
         ),
+        (f"--val_fraction=1{'0' * 400}", "val_fraction=1000000000... has a number of 401 digits; give fewer"),
+        (
+            f"--classify.augmentation.crop_scale=[0.5,{'9' * 400}]",
+            "classify.augmentation.crop_scale=[0.5,99999... has a number of 400 digits; give fewer",
+        ),
     ],
 )
 def test_the_exit_code_and_the_whole_sentence(options: str, said: str, capsys: pytest.CaptureFixture):

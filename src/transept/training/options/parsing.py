@@ -155,14 +155,15 @@ def _read(section: Any, values: Mapping[str, Any], texts: Mapping[str, str], pat
     for name, value in values.items():
         if value is None and name in kinds and NoneType not in get_args(kinds[name]):
             raise UsageError(f"{path}{name}=null; give {_words(kinds[name])}")
-        if type(value) is int and abs(value) > _LARGEST:
-            raise UsageError(f"{path}{name}={str(value)[:10]}... has {len(str(value))} digits; give fewer")
+    given = {name: shown(value) for name, value in values.items()} | dict(texts)
+    for name, text in given.items():
+        if number := _TOO_LARGE.search(text):
+            raise UsageError(f"{path}{name}={text[:10]}... has a number of {len(number[0])} digits; give fewer")
     words = [f"--{name}={text}" for name, text in texts.items()]
     try:
         typed = parser.parse_object(dict(values))
         return (parser.parse_args(words, namespace=typed) if words else typed).as_dict()
     except (ArgumentError, TypeError, ValueError, ArithmeticError) as error:
-        given = {name: shown(value) for name, value in values.items()} | dict(texts)
         raise UsageError(path + _sentence(error, given, kinds)) from error
 
 
@@ -176,8 +177,8 @@ def _check_model_options(name: str, options: Mapping[str, Any]) -> None:
     _read(type(config), dataclasses.asdict(config) | {o: options[o] for o in options if o in known}, {}, f"{FREE}.")
 
 
-_LARGEST = 10**300
-"""Of whole numbers, which could be too large to be compared with others."""
+_TOO_LARGE = re.compile(r"(?<![.\d])\d{301,}")
+"""Whole numbers that could be too large to be compared with others."""
 
 
 @cache
