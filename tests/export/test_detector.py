@@ -225,7 +225,8 @@ def test_the_code_of_the_page(
 ):
     """The block of docs/export.md for onnxruntime finds the detector's boxes."""
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "InferenceSession" in block)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = (block for block in blocks if "InferenceSession" in block and "street.jpg" in block)
     monkeypatch.chdir(tmp_path)
     onnx = pytest.importorskip("onnx")
     model = onnx.load(by_command.report["files"]["onnx"])

@@ -1,6 +1,7 @@
 """DINO: the loss by hand, the teacher's averages, every family on crops of two sizes, files."""
 
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import transept
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import TranseptError
+from transept.extras import install
 from transept.tasks.pretrain import DINO, FeatureExtractor, Pretrainer, Projections
 
 pytest.importorskip("lightly")
@@ -164,5 +166,5 @@ def test_a_saved_teacher_is_a_backbone(tmp_path: Path):
 
 def test_without_lightly_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "lightly.loss", None)
-    with pytest.raises(TranseptError, match=r"needs the package 'lightly': pip install 'transept\[ssl\]'"):
+    with pytest.raises(TranseptError, match=re.escape(f"needs the package 'lightly': {install('ssl')}")):
         pretrainer()
