@@ -2,11 +2,18 @@
 
 `python benchmarks/export.py` (a quarter of an hour on one core). Weights are random, drawn with a seed, and LayerScale
 is near 1, so that an error of any branch shows. Raw results go to benchmarks/results/export.json.
+
+`python benchmarks/export.py --seconds` measures instead how long `transept export` takes, in seconds of one processor,
+those of compilers that it starts included (benchmarks/results/export_seconds.json).
 """
 
 import argparse
 import json
+import os
 import platform
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -26,6 +33,8 @@ from transept.files import write_atomically
 from transept.tasks.classify import Classifier
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
+DURATIONS = RESULTS.with_name("export_seconds.json")
+DURATION_OF = ["cat_tiny", "cait_xxs24_224", "cat_small", "cait_xxs36_224", "xcit_nano_12_p16_224"]
 # The second size: that of the same graph where it takes any, else of a further one.
 SECOND = {
     "xcit_nano_12_p16_224": None,
@@ -78,7 +87,11 @@ def row(name: str, *, features_only: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="rows to measure anew (default: all); the others are kept")
+    parser.add_argument("--seconds", action="store_true", help="how long the command takes, in place of its errors")
     args = parser.parse_args()
+    if args.seconds:
+        durations(args.names)
+        return
     for name in args.names or SECOND:
         for features_only in (False, True):
             added = row(name, features_only=features_only)
@@ -89,6 +102,46 @@ def main() -> None:
             result = {"machine": machine(), "weights": "random, seed 0", "batch": 3, "rows": rows}
             text = json.dumps(result, indent=1) + "\n"
             write_atomically(RESULTS, lambda path, text=text: path.write_text(text))
+
+
+def duration(file: Path, model: str, kind: str, *, dynamic: bool) -> dict[str, Any]:
+    """One command, in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "transept",
+        "export",
+        str(file),
+        "--format",
+        kind,
+        "--out",
+        str(file.parent / "out"),
+    ]
+    command += [*["--dynamic-size"] * dynamic, "--timeout", "36000", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    row = {"model": model, "format": kind, "dynamic_size": dynamic}
+    row |= {"processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)}
+    row |= {"seconds": round(time.monotonic() - start, 1), "signs_of_life": ended.stderr.count("still writing")}
+    return row | ({"failed": ended.stderr.splitlines()[-1]} if ended.returncode else {})
+
+
+def durations(names: list[str]) -> None:
+    kept = json.loads(DURATIONS.read_text())["rows"] if DURATIONS.exists() else []
+    for name in names or DURATION_OF:
+        with tempfile.TemporaryDirectory() as folder:
+            model, file = seeded(name, features_only=False), Path(folder, "model.safetensors")
+            Classifier(model, [str(i) for i in range(model.num_classes)], preprocessing_of(model)).save(str(file))
+            for kind in ("onnx", "pt2", "package"):
+                for dynamic in (False, True) if SECOND.get(name, 0) is None or name.startswith("cait") else (False,):
+                    added = duration(file, name, kind, dynamic=dynamic)
+                    print(json.dumps(added), flush=True)
+                    same = {key: added[key] for key in ("model", "format", "dynamic_size")}
+                    kept = [row for row in kept if row | same != row] + [added]
+                    text = json.dumps({"machine": machine(), "threads": 1, "rows": kept}, indent=1) + "\n"
+                    write_atomically(DURATIONS, lambda path, text=text: path.write_text(text))
 
 
 def machine() -> dict[str, Any]:

@@ -212,7 +212,7 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 _LONGEST = 3600.0
-"""Seconds; the deepest models take minutes."""
+"""Seconds: twenty times what the largest CaiT takes for one file on one core (docs/export.md)."""
 
 
 def _check_options(args: argparse.Namespace) -> None:
