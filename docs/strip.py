@@ -1,8 +1,8 @@
-"""Draws what the first pages show, from trained runs: `uv run python docs/strip.py DIGITS BCCD NUCLEI`.
+"""Draws what the first pages show, from trained runs: `uv run python docs/strip.py DIGITS BCCD NUCLEI MASKS`.
 
-The runs are those of `transept train digits`, `train quick-det --data BCCD` (blood cells, MIT, Shenggan/BCCD_Dataset)
-and `train quick-seg --data NUCLEI` (CC0, BBBC038). Written are docs/images/strip.png, the cards of the first page in
-docs/images/cards, and the pictures of docs/gallery.md in docs/images/gallery.
+The runs are those of `transept train digits`, `train quick-det --data BCCD` (blood cells, MIT, Shenggan/BCCD_Dataset),
+`train quick-seg --data NUCLEI` (CC0, BBBC038) and `train quick-inst --data NUCLEI`. Written are docs/images/strip.png,
+the cards of the first page in docs/images/cards, and the pictures of docs/gallery.md in docs/images/gallery.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def shown(file: Path, name: str, width: int = 1100) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("digits", "bccd", "nuclei"):
+    for name in ("digits", "bccd", "nuclei", "masks"):
         parser.add_argument(name, type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def main() -> None:
         call("explain", args.digits, samples[8], "--out", out / "why.png")
         call("eval", args.digits, "--report", out / "digits")
         found = {}
-        for name, score in (("bccd", 0.4), ("nuclei", None)):
+        for name, score in (("bccd", 0.4), ("nuclei", None), ("masks", 0.5)):
             run = getattr(args, name)
             pictures = sorted((run / "samples").iterdir())
             options = [] if score is None else ["--score", score]
@@ -92,8 +92,8 @@ def main() -> None:
             kept(card, IMAGES / "cards" / f"{name}.png")
         shown(out / "labels.png", "digits")
         shown(out / "digits" / "confident.png", "digits-wrong")
-        for name in ("bccd", "nuclei"):
-            shown(found[name][0], name)
+        for name in ("bccd", "nuclei", "masks"):
+            shown(found[name][-1 if name == "masks" else 0], name)  # the last has many, and bright ones
             shown(out / f"{name}-report" / "worst.png", f"{name}-wrong")
             print(name, json.loads((out / f"{name}-report" / "report.json").read_text()).keys())
 

@@ -38,6 +38,14 @@ def say(sentence: object) -> None:
     print(f"transept: {visible(sentence)}", file=sys.stderr)
 
 
+def is_live() -> bool:
+    """Whether stderr is a terminal that can write a line anew: a log, and `TERM=dumb`, want whole lines instead.
+
+    Colours that are forced (`FORCE_COLOR`) make no terminal of a file.
+    """
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
 def warn(sentence: str) -> None:
     """A `TranseptWarning`, said to whoever called the library."""
     warnings.warn(sentence, TranseptWarning, stacklevel=3)

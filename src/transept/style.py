@@ -46,4 +46,4 @@ def _bytes(color: str) -> Color:
     return red, green, blue
 
 
-_FIRST = [_bytes(color) for color in (BLUE, ORANGE, GREEN, PURPLE, YELLOW, VERMILLION, SKY)]
+_FIRST = [_bytes(color) for color in (SKY, VERMILLION, GREEN, YELLOW, BLUE, ORANGE, PURPLE)]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import get_args
@@ -44,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # the profiler writes about itself and about GPUs that are not there
     forms = args.form.split(",")
     if args.train and args.form == "eager,fused":
         forms = ["eager"]
@@ -85,7 +89,7 @@ def _print(result: Benchmark) -> None:
         f"{machine['processor']}, {machine['threads']} threads, {machine['dtype']}:"
         f" a matrix product runs {machine['product_gmacs']:.0f} G multiply-accumulates a second"
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
     table.add_column("form", no_wrap=True)
     for head in ("size", "batch", "p50", "p90", "images/s", "memory", "of product"):

@@ -79,7 +79,7 @@ def _print(item: dict[str, Any], cost: Cost, parts: dict[str, Any], printed_size
     """`printed_size` is the image that published operations are for; None: no published figures are of this model."""
     height, width = cost.img_size
     title = f"{item['name']} at {height} x {width}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("part", no_wrap=True)
     for head in ("parameters", "MACs", "share"):
         table.add_column(head, justify="right", no_wrap=True)

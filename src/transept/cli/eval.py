@@ -29,7 +29,7 @@ from transept.cli.shared.tasks import (
     refuse,
     was_given,
 )
-from transept.errors import UsageError, say
+from transept.errors import UsageError, is_live, say
 from transept.files import reserve
 from transept.tasks.data_options import DataOptions
 from transept.tasks.pretrain import FeatureExtractor
@@ -130,4 +130,4 @@ def check_report(folder: Path) -> None:
 
 def _tracked(batches: Iterable[Any]) -> Iterable[Any]:
     console = Console(stderr=True)
-    return track(batches, "evaluating", console=console, transient=True, disable=not sys.stderr.isatty())
+    return track(batches, "evaluating", console=console, transient=True, disable=not is_live())

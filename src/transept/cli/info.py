@@ -12,7 +12,9 @@ from transept.cli.shared.tables import (
     card,
     millions,
     millions_as_printed,
+    people_console,
     print_json,
+    print_table,
     scores_as_printed,
 )
 from transept.cost.kept import count_variant
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json(item)
         return
-    console = Console()
+    console = people_console()
     printed = item["published"]
     console.print(f"[bold]{name}[/]  {family.paper}\n", highlight=False)
     grid = Table(box=None, pad_edge=False)
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     grid.add_row("parameters", millions(item["parameters"]), millions_as_printed(params), source)
     grid.add_row("multiply-accumulates", billions(item["macs"]), billions_as_printed(macs), source)
     grid.add_row("activations", millions(item["activations"]), "-", "")
-    console.print(grid)
+    print_table(grid)
     console.print("\nconfiguration: " + ", ".join(f"{key}={value}" for key, value in config.items()), highlight=False)
     checkpoints = checkpoints_of(name)
     for task in dict.fromkeys(checkpoint.task for checkpoint in checkpoints):

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -145,11 +147,19 @@ def add_arguments(parser: argparse.ArgumentParser, verb: ModuleType) -> None:
 
 
 def _overview() -> str:
-    width = max(map(len, VERBS)) + 2
-    lines = "\n".join(f"  {verb:<{width}}{what}" for verb, what in VERBS.items())
-    return (
-        "transept: cross-attention vision transformers\n\nusage: transept VERB ... (transept VERB --help)\n\n"
-        f"{lines}\n\nEvery verb takes --json and --debug. {CODES}"
+    indent, wide = max(map(len, VERBS)) + 4, shutil.get_terminal_size().columns - 2  # as argparse takes it
+    verbs = (
+        textwrap.fill(what, wide, initial_indent=f"  {verb}".ljust(indent), subsequent_indent=" " * indent)
+        for verb, what in VERBS.items()
+    )
+    return "\n".join(
+        [
+            textwrap.fill("transept: cross-attention vision transformers", wide),
+            "\nusage: transept VERB ... (transept VERB --help)\n",
+            *verbs,
+            "",
+            textwrap.fill(f"Every verb takes --json and --debug. {CODES}", wide),
+        ]
     )
 
 

@@ -79,7 +79,7 @@ def draw_calibration(
         right: what is counted, behind the word "share".
         unit: what is in the bins.
     """
-    figure = Figure(figsize=(5, 5.6), dpi=144, layout="constrained")
+    figure = Figure(figsize=(5, 6.2), dpi=144, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     bins = len(curve.pictures)
     middle, width = (np.arange(bins) + 0.5) / bins, 0.92 / bins
@@ -88,7 +88,7 @@ def draw_calibration(
     upper.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--", label="if probabilities were exact")
     upper.plot(curve.confidence, curve.accuracy, "o", color=WRONG, markersize=4, label="at the bin's mean probability")
     upper.set(ylabel=f"share {right}", xlim=(0, 1), ylim=(0, 1))
-    upper.legend(framealpha=0.85, edgecolor="none", fontsize=LEAST, loc="upper left")
+    figure.legend(frameon=False, fontsize=LEAST, loc="outside lower left")
     upper.set_title(f"expected calibration error {curve.ece:.2%}", loc="right", fontsize=LEAST, color=QUIET)
     lower.bar(middle, curve.pictures, width, color=QUIET)
     lower.set(ylabel=unit, xlabel=f"probability of {of}")

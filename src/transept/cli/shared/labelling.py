@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from transept.checks import check_not_negative, check_positive
 from transept.cli.shared.tables import print_json
-from transept.errors import StoppedError, UsageError, say
+from transept.errors import StoppedError, UsageError, is_live, say
 from transept.inference.processor import available_cores
 from transept.labelling.job import ROWS, ROWS_OF_DENSE, Job, plan_job, write_shards, written
 from transept.labelling.pictures import find_pictures
@@ -149,16 +149,15 @@ class _Meter:
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
-        console = Console(stderr=True)
         self._bar = Progress(
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]} pictures/s"),
             TextColumn("[cyan]{task.fields[left]} left[/]"),
-            console=console,
+            console=Console(stderr=True),
             expand=True,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not is_live(),
         )
 
     def __enter__(self) -> "_Meter":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,13 +25,45 @@ def print_json(value: Any) -> None:
 
 
 def print_table(table: Table) -> None:
-    """To stdout, cut to the terminal; whole where stdout is no terminal."""
-    _console().print(table)
+    """To stdout. Where the terminal is too narrow for the columns, each row becomes some lines of `head: value`."""
+    console = people_console()
+    above, below, table.title, table.caption = table.title, table.caption, None, None
+    with console.capture() as printed:
+        if above:  # not wrapped to the columns below it
+            console.print(above, style="table.title", highlight=False)
+        if table.show_header and _least_width(console, table) > console.width:
+            _print_records(console, table)
+        else:
+            console.print(table)
+        if below:
+            console.print(below, style="table.caption", highlight=False)
+    lines = printed.get().splitlines()
+    # The spaces that fill the last column are nobody's.
+    print("\n".join(lines if sys.stdout.isatty() else map(str.rstrip, lines)), flush=True)
+
+
+def _least_width(console: Console, table: Table) -> int:
+    """Characters that its columns need if no word is cut."""
+    return console.measure(table, options=console.options.update(width=10_000)).minimum
+
+
+def _print_records(console: Console, table: Table) -> None:
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        pairs = zip(table.columns[1:], row[1:], strict=True)
+        facts = [f"{column.header}: {cell}" for column, cell in pairs if cell not in ("", "-")]
+        # A head stays beside its value: lines break at plain spaces only.
+        lines = textwrap.wrap(", ".join(fact.replace(" ", _STAY) for fact in facts), console.width - 2)
+        console.print(row[0], style="bold", highlight=False, overflow="fold")
+        for line in lines:
+            console.print(f"  {line.replace(_STAY, ' ')}", highlight=False, overflow="fold")
+
+
+_STAY = "\N{NO-BREAK SPACE}"
 
 
 def table_for_people(table: PlainTable) -> Table:
     """A task's table as rich prints it."""
-    note = _plain(table.note) or None
+    note = "\n".join(map(_plain, table.note.splitlines())) or None
     shown = Table(box=None, pad_edge=False, caption=note, caption_justify="left")
     for column in table.columns:
         shown.add_column(_plain(column.name), justify="right" if column.is_number else "left", style=column.style)
@@ -46,10 +79,11 @@ def _plain(text: str) -> str:
 
 def table_width() -> int:
     """How many characters wide a table may be."""
-    return _console().width
+    return people_console().width
 
 
-def _console() -> Console:
+def people_console() -> Console:
+    """Stdout: as wide as its terminal, and in files and pipes as wide as any table of ours."""
     return Console(width=None if sys.stdout.isatty() else 160)
 
 

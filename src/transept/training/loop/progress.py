@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from transept.errors import is_live
 from transept.training.jobs.job import Score
 from transept.training.loop.module import TaskModule
 from transept.words import clock
@@ -25,18 +26,19 @@ class ProgressBar(Callback):
     def __init__(self, score: Score) -> None:
         self.score = score
         self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
-        self.bar = Progress(
-            TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("[green]" + score.title + " {task.fields[score]}[/]"),
-            TextColumn("{task.fields[rate]} images/s"),
-            _TimeLeft(),
-            console=self.console,
-            expand=True,
+        self.live = is_live()
+        columns = (
+            (0, TextColumn("[bold]epoch {task.fields[epoch]}[/]")),
+            (100, BarColumn(bar_width=None)),
+            (55, TextColumn("{task.percentage:>3.0f} %")),
+            (66, TextColumn("loss {task.fields[loss]}")),
+            (0, TextColumn("[green]" + score.title + " {task.fields[score]}[/]")),
+            (80, TextColumn("[green](best {task.fields[best]})[/]")),
+            (96, TextColumn("{task.fields[rate]} images/s")),
+            (0, _TimeLeft()),
         )
+        wide = self.console.width
+        self.bar = Progress(*(column for least, column in columns if wide >= least), console=self.console, expand=True)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.started, self.first_step = time.monotonic(), trainer.global_step
@@ -55,14 +57,15 @@ class ProgressBar(Callback):
         """Called with the finished epoch's row of metrics."""
         value = row[f"val_{self.score.key}"]
         self.best = max(self.best, value)
-        self.text = f"{self.score.text(value)} (best {self.score.text(self.best)})"
+        self.text = self.score.text(value)
         if self.live:
             self.bar.update(self.task, completed=trainer.global_step, **self._fields(trainer))
         else:
             left = clock((trainer.estimated_stepping_batches - trainer.global_step) / self._steps_per_second(trainer))
+            best = self.score.text(self.best)
             self.console.print(
                 f"epoch {row['epoch']:.0f}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
-                f"{self.score.title} {self.text}  {row['images_per_second']:.0f} images/s  {left} left",
+                f"{self.score.title} {self.text} (best {best})  {row['images_per_second']:.0f} images/s  {left} left",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -85,6 +88,7 @@ class ProgressBar(Callback):
             "epoch": f"{min(trainer.current_epoch + 1, epochs)}/{epochs}",
             "loss": f"{meter.means()['loss']:.3f}" if meter.samples else "-",
             "score": self.text,
+            "best": "-" if self.text == "-" else self.score.text(self.best),
             "rate": f"{rate:.0f}",
         }
 

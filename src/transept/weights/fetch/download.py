@@ -18,7 +18,6 @@ import os
 import re
 import socket
 import ssl
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from typing import IO, Any, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from transept.errors import TranseptError, UsageError
+from transept.errors import TranseptError, UsageError, is_live
 from transept.weights.fetch.keeping import WEB_PAGE, AttemptError, Edition, Part, alone, is_kept, local_path
 from transept.weights.fetch.offline import offline_variable
 
@@ -128,7 +127,7 @@ class _Show(Protocol):
 @contextmanager
 def _bar(name: str, progress: bool | None) -> Iterator[_Show]:
     """A progress bar on stderr, or nothing. The function yielded takes bytes."""
-    if not (sys.stderr.isatty() if progress is None else progress):
+    if not (is_live() if progress is None else progress):
         yield lambda done, total, note="": None
         return
     # Only a bar on a terminal needs it.
