@@ -72,8 +72,8 @@ def main() -> None:
         panels = [
             whole(out / "labels.png", PANEL),
             fitted(found["bccd"][0], PANEL, (0, 0.5)),
-            fitted(found["nuclei"][0], PANEL, (0, 0.5)),
-            fitted(out / "why.png", PANEL, (0, 0)),
+            whole(found["nuclei"][0], PANEL),
+            whole(out / "why.png", PANEL),
         ]
         strip = Image.new("RGB", (len(panels) * (PANEL[0] + 12) - 12, PANEL[1]), "white")
         for i, panel in enumerate(panels):
