@@ -12,9 +12,12 @@ class NotebookParser(MystParser):
     supported = ("notebook",)
 
     def parse(self, inputstring: str, document: nodes.document) -> None:
-        parts = [part for cell in json.loads(inputstring)["cells"] for part in _parts(cell)]
+        notebook = json.loads(inputstring)
+        parts = [part for cell in notebook["cells"] for part in _parts(cell)]
         name = document.settings.env.docname.rpartition("/")[2]
-        parts.insert(1, f"{{download}}`{name}.ipynb`\n")  # behind the title
+        run = notebook["metadata"]["transept"]
+        versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
+        parts.insert(1, f"{{download}}`{name}.ipynb`, run on {run['date']} with {versions}.\n")  # behind the title
         super().parse("\n".join(parts), document)
 
 

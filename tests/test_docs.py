@@ -5,7 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -126,6 +128,18 @@ def test_notebooks_are_stored_as_executed(path: Path):
     assert any(["image/png", "text/plain"] in kinds for kinds in kinds_of_outputs(path))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_say_when_they_ran_and_what_can_go_wrong(path: Path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    run = notebook["metadata"]["transept"]
+    assert date(2026, 1, 1) < date.fromisoformat(run["date"]) <= datetime.now(UTC).date()
+    assert set(run["versions"]) == {"python", "transept", "torch", "timm"}
+    last = notebook["cells"][-1]
+    assert last["cell_type"] == "markdown"
+    headings = [line for line in "".join(last["source"]).splitlines() if line.startswith("#")]
+    assert headings[-1] == "## What can go wrong"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path: Path, tmp_path: Path):
@@ -133,6 +147,9 @@ def test_notebooks_run(path: Path, tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert kinds_of_outputs(tmp_path / path.name) == kinds_of_outputs(path)
+    run = json.loads((tmp_path / path.name).read_text(encoding="utf-8"))["metadata"]["transept"]
+    assert run["versions"]["torch"] == version("torch")
+    assert datetime.now(UTC).date() - date.fromisoformat(run["date"]) <= timedelta(days=1)
 
 
 @pytest.mark.slow
@@ -147,3 +164,4 @@ def test_builds_without_a_warning(tmp_path: Path):
     notebook = (tmp_path / "notebooks" / "classify.html").read_text(encoding="utf-8")
     assert 'src="data:image/png;base64,' in notebook
     assert "held-out digits" in notebook
+    assert "run on 20" in notebook

@@ -1,7 +1,8 @@
 """Runs notebooks and stores what they print and show: `uv run python docs/notebooks/run.py [NAME ...]`.
 
 Each runs in a process and an empty folder of its own. With `--out FOLDER` the executed notebooks are written there, and
-those here stay as they are. Jupyter shows the same: what is printed, and the value of a cell's last expression.
+those here stay as they are. Jupyter shows the same: what is printed, and the value of a cell's last expression. In the
+notebook's metadata, under `transept`, are the day of the run (UTC) and the versions that it ran with.
 """
 
 import argparse
@@ -11,9 +12,12 @@ import contextlib
 import io
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,12 @@ def show(value: Any) -> dict[str, Any]:
     }
 
 
+def provenance() -> dict[str, Any]:
+    """The day, and the versions of what decides the numbers."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in ("transept", "torch", "timm")}
+    return {"date": datetime.now(UTC).date().isoformat(), "versions": versions}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", metavar="NAME", nargs="*", help="classify, detect, ... (default: all)")
@@ -65,6 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         execute(notebook)
+    notebook["metadata"]["transept"] = provenance()
     text = json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
     (out / f"{names[0]}.ipynb").write_text(text, encoding="utf-8")
 
