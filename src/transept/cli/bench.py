@@ -45,9 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # the profiler writes about itself and about GPUs that are not there
+    # The profiler writes about itself and about GPUs that are not there.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     forms = args.form.split(",")
     if args.train and args.form == "eager,fused":
         forms = ["eager"]

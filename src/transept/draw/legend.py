@@ -18,8 +18,8 @@ _LINE = 1.65 * LEAST / 72
 def draw_legend(figure: Figure, entries: Sequence[Patch], left: float, tall: float) -> None:
     """Entries in one column from `left` (share of the figure's width) on; the first that `tall` inches hold."""
     room = max(1, int((tall - 0.1) / _LINE))
-    if rest := len(entries) - room:
-        entries = entries if rest < 0 else [*entries[: room - 1], blank(f"and {rest + 1} more")]
+    if (rest := len(entries) - room) > 0:
+        entries = [*entries[: room - 1], blank(f"and {rest + 1} more")]
     figure.legend(
         handles=entries,
         loc="center left",

@@ -145,7 +145,7 @@ class CrossCovarianceAttention(nn.Module, ShowsAttention):
 def _squares(x: Tensor) -> Tensor:  # ... n d -> ... 1 d
     """Sums over the tokens in float32."""
     if x.dtype == torch.float32 or torch.compiler.is_compiling():
-        return x.float().square().sum(dim=-2, keepdim=True)
+        return _Squares.forward(x)
     return _Squares.apply(x)
 
 
