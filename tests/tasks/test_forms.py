@@ -1,5 +1,6 @@
 """A task in its forms: the same answers, from the same methods, and each form is said."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from transept.data.images import sample_picture
 from transept.errors import TranseptError, UsageError
 from transept.inference.fused import FusedTalkingHeads
 from transept.inference.package import machine_facts, weights_digest
+from transept.inference.processor import fast_bfloat16
+from transept.labelling.job import plan_job
+from transept.labelling.pictures import find_pictures
 from transept.tasks.classify import Classifier
 from transept.tasks.forms import in_form
 
@@ -55,6 +59,27 @@ def test_eager_and_fused():
     torch.testing.assert_close(scores(half), scores(task), atol=0.05, rtol=0)
     assert not torch.equal(scores(half), scores(task))
     assert said == ["fused in bfloat16: as asked"]
+
+
+@pytest.mark.skipif(fast_bfloat16() is None, reason="this processor multiplies bfloat16 no faster")
+def test_bfloat16_is_not_taken_where_it_differs_too_much(tmp_path: Path):
+    task, said = classifier(), []
+    with torch.no_grad():
+        task.model.head.bias.fill_(100)  # bfloat16 knows of it the half: logits differ by less than that
+    expected = scores(task)
+    fused: Any = in_form(task, "fused", "auto", said.append)
+    grown: Any = in_form(task, "auto", "auto", said.append)
+    grown._compiled_call_impl.seconds = grown._compiled_call_impl.steps[0].after
+    for form in (fused, grown):
+        torch.testing.assert_close(scores(form), expected, atol=1e-5, rtol=0)
+        assert is_fused(form)
+        assert form.model.head.weight.dtype == torch.float32
+    pytest.importorskip("pyarrow")
+    sample_picture().save(tmp_path / "a.png")
+    plan_job(task, find_pictures([str(tmp_path / "a.png")]), tmp_path / "rows", task.inference(), report=said.append)
+    assert len(said) == 3
+    for sentence in said:
+        assert re.fullmatch(r"fused in float32: bfloat16 differs by \S+ of the spread, where 0\.1 is allowed", sentence)
 
 
 def test_compiled_where_nothing_can_be_compiled():

@@ -111,8 +111,8 @@ def compile(
                 made = in_precision(copy.deepcopy(fused), precision)
         with torch.inference_mode():
             error = spread_error(expected, tree_leaves(made(images)))
-        if dtype == "auto" and precision == "bfloat16" and not error <= BFLOAT16_LIMIT:
-            reason = f"bfloat16 differs by {error:.2g} of the spread, where {BFLOAT16_LIMIT:g} is allowed"
+        if dtype == "auto" and precision == "bfloat16" and (refused := _too_far(error)):
+            reason = refused
             continue
         made.form = Form(  # pyright: ignore[reportArgumentType] - a note, not a submodule
             name=name,
@@ -123,6 +123,40 @@ def compile(
         )
         return made
     raise AssertionError("float32 is always accepted")
+
+
+def fused_in_precision(
+    model: M, dtype: Precision = "auto", images: Tensor | None = None
+) -> tuple[M, tuple[Dtype, str]]:
+    """`fuse`'s copy of a model in the best precision, chosen as `compile` does: the copy, its precision, and why.
+
+    Args:
+        model: any.
+        dtype: see `compile`.
+        images: on which outputs are compared; default: a photograph in the native size of the backbone in it.
+    """
+    device = next(model.parameters()).device
+    precision, reason = best_precision(dtype, device)
+    made = in_precision(fuse(model), precision)
+    if dtype != "auto" or precision == "float32":
+        return made, (precision, reason)
+    if images is None:
+        backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
+        if backbone is None:
+            return fuse(model), ("float32", "no size of images is known on which bfloat16 could be tried")
+        images = sample_images(backbone, backbone.config.img_size, 1).to(device)
+    with torch.inference_mode():
+        error = spread_error(tree_leaves(model(images)), tree_leaves(made(images)))
+    if refused := _too_far(error):
+        return fuse(model), ("float32", refused)
+    return made, (precision, reason)
+
+
+def _too_far(error: float) -> str:
+    """Why "auto" does not take bfloat16; empty where it does."""
+    if error <= BFLOAT16_LIMIT:
+        return ""
+    return f"bfloat16 differs by {error:.2g} of the spread, where {BFLOAT16_LIMIT:g} is allowed"
 
 
 def sample_images(model: Backbone, size: Size, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from transept.files import write_atomically
-from transept.inference.compile import Precision, best_precision
+from transept.inference.compile import Precision, fused_in_precision
 from transept.inference.package import weights_digest
 from transept.labelling.inputs import Batches, Chunk, Inputs
 from transept.labelling.pictures import Pictures
@@ -84,7 +84,7 @@ def plan_job(
     if form == "auto":
         form = "fused" if device.type == "cpu" else "eager"
     if form in ("fused", "compiled"):
-        dtype, reason = best_precision(dtype, device)
+        _, (dtype, reason) = fused_in_precision(task, dtype)
         report(f"{form} in {dtype}: {reason}")
     asked = {
         "task": task.name,

@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 from torch import Tensor
 
 from transept.errors import TranseptError, TranseptWarning, unknown
-from transept.inference.compile import Dtype, Precision, best_precision, compile, in_precision
-from transept.inference.fuse import fuse
+from transept.inference.compile import Dtype, Precision, best_precision, compile, fused_in_precision
 from transept.inference.package import ENDING, load_package, weights_digest
 from transept.inference.processor import instructions
 from transept.tasks.task import Task
@@ -106,9 +105,9 @@ def seconds_before_forms(dtype: Dtype) -> tuple[float, float]:
 
 
 def _fused(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor | None = None) -> T:
-    precision, reason = best_precision(dtype, next(task.parameters()).device)
+    made, (precision, reason) = fused_in_precision(task, dtype, images)
     report(f"fused in {precision}: {reason}")
-    return in_precision(fuse(task), precision)
+    return made
 
 
 def _compiled(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor) -> T:
