@@ -62,7 +62,7 @@ SECONDS := 1800
 fuzz: $(UV)  ## mutates files for READER (weights, images, annotations, coco, recipes, labels) for so many SECONDS
 	$(RUN) --with atheris python -m fuzz.seeds fuzz/corpus
 	$(RUN) --with atheris python -m fuzz.readers $(READER) -max_total_time=$(SECONDS) -timeout=600 \
-		-artifact_prefix=fuzz/ fuzz/corpus/$(READER)
+		-rss_limit_mb=3072 -artifact_prefix=fuzz/ fuzz/corpus/$(READER)
 
 # Strictly and from a list: in the environment itself pip-audit passes over what its service does not know, torch's
 # +cu builds among it, and over everything where the service cannot be reached, and calls that no vulnerability.

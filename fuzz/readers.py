@@ -1,9 +1,9 @@
 """Coverage-guided fuzzing of every reader of files, with atheris: `make fuzz READER=weights SECONDS=1800`.
 
-Right is a value or a `TranseptError`; any other exception, ten seconds of processor time or two gigabytes of memory are
-a find, and libFuzzer writes the input beside the corpus. Its own `-timeout`, by the clock, is for hangs that no signal
-ends. Not part of the tests: it ends when its time does. Seeds are written by `fuzz/seeds.py`. Video is left out:
-FFmpeg, not we, reads it.
+Right is a value or a `TranseptError`; any other exception, ten seconds of processor time or three gigabytes of memory
+(imports are one; the largest picture that is allowed takes the rest) are a find, and libFuzzer writes the input
+beside the corpus. Its own `-timeout`, by the clock, is for hangs that no signal ends. Not part of the tests: it ends
+when its time does. Seeds are written by `fuzz/seeds.py`. Video is left out: FFmpeg, not we, reads it.
 """
 
 import io

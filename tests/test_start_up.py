@@ -23,6 +23,23 @@ def test_import_adds_little_to_torch_and_registers_what_timm_lacks():
     assert float(run.stdout) < 1
 
 
+def test_verbs_wait_for_nothing_that_they_may_not_need():
+    code = (
+        "import sys, transept.cli.predict, transept.cli.eval, transept.cli.features\n"
+        "from transept.data.images import sample_picture\n"
+        "from transept.inference.compile import fused_in_precision\n"
+        "fused_in_precision(transept.create_model('cait_xxs24_224', depth=1, img_size=32))\n"
+        "assert sample_picture().size == (640, 427)\n"
+        "print(*{'matplotlib', 'sklearn', 'scipy', 'lightning', 'pandas'} & set(sys.modules))\n"
+        "import transept.draw\n"
+        "assert transept.draw.Labelled.__module__ == 'transept.draw.sheet'\n"
+        "assert 'matplotlib' in sys.modules\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
 def test_small_models_are_made_in_an_instant():
     transept.create_model("xcit_nano_12_p16_224")
     for name in "xcit_small_12_p16_224 cait_s24_224 crossformer_small cat_small cabvit_h_l2".split():

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from transept.late import late_names
 from transept.moved import install
 
 if TYPE_CHECKING:
@@ -95,12 +96,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'transept' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = late_names("transept", _HOMES)
 
 
 def __dir__() -> list[str]:

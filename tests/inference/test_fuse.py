@@ -17,7 +17,7 @@ from tests.golden.recorded import GOLDEN, RECORDED, arrange, build, largest_diff
 from tests.helpers import FAMILIES, image, narrow, tiny
 from transept.errors import TranseptError, UsageError
 from transept.inference.fused import FusedCrossPatch, FusedLocalPatchInteraction
-from transept.inference.packed import pack, quicker
+from transept.inference.packed import no_trials, pack, quicker
 
 NAMES = (*FAMILIES, "cabvit_p_l0_cross", "crossformer_pp_small", "xcit_tiny_12_p16_224")
 DENSE = ("cat_small_dense_160x224", "crossformer_small_dense_legacy_160x224")
@@ -174,6 +174,11 @@ def test_both_ways_of_a_product_are_tried_once():
     assert layer.is_packed == ("aten::gelu" not in then), "weights are held twice for nothing"
     assert not quicker(("a kind",), lambda: None, lambda: sum(range(100_000)))
     assert quicker(("another",), lambda: sum(range(100_000)), lambda: None)
+    tried = []
+    with no_trials():
+        assert quicker(("another",), lambda: None, lambda: None), "it was tried before"
+        assert not quicker(("a third",), lambda: tried.append(1), lambda: tried.append(2))
+    assert not tried
     assert error(layer(x[:1]), gelu(linear(x[:1], layer.weight, layer.bias))) < 1e-6, "too small to be worth it"
     assert error(layer(x.mT.contiguous().mT), expected) < 1e-6
     with torch.enable_grad():

@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import SEEK_END
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -375,9 +376,8 @@ def sample_picture(channels: int = 3) -> Picture:
 
     Of another number of channels than three it has red, green and blue in turn.
     """
-    from sklearn.datasets import load_sample_image  # two seconds, which every verb would wait for
-
-    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    (package,) = find_spec("sklearn").submodule_search_locations  # pyright: ignore - a dependency; importing it takes 2 s
+    photograph = Image.open(Path(package) / "datasets" / "images" / "china.jpg").convert("RGB")
     return photograph if channels == 3 else tv_tensors.Image(as_bytes(photograph)[[i % 3 for i in range(channels)]])
 
 

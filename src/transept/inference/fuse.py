@@ -18,7 +18,7 @@ from transept.inference.fused import (
     FusedTalkingHeads,
     Pointwise,
 )
-from transept.inference.packed import GeluConv2d, pack
+from transept.inference.packed import GeluConv2d, no_trials, pack
 from transept.layers.linear import Linear
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
@@ -161,6 +161,7 @@ def _fix_biases(model: Backbone) -> None:
     keeping = [module for module in model.modules() if isinstance(module, KeepsBias)]
     if keeping:
         image: Tensor = next(model.parameters()).new_zeros(1, *model.pretrained_cfg["input_size"])
-        model(image)
+        with no_trials():  # seconds, for one image that is none
+            model(image)
     for module in keeping:
         module.fix()

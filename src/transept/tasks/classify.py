@@ -12,11 +12,11 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor
 
+from transept import draw
 from transept.data.channels import fit_channels
 from transept.data.classification.sets import Splits, load_splits
 from transept.data.classification.transforms import Preprocessing, eval_transform, preprocessing_of
 from transept.data.loading import TransformedSet, make_loader
-from transept.draw.sheet import Labelled, draw_sheet
 from transept.errors import UsageError
 from transept.export.logits import export_logits
 from transept.export.onnx import DEFAULT_FORMATS, Exported
@@ -167,7 +167,7 @@ class Classifier(ModelTask):
         return [self.labelling.record(self.items(prediction))]
 
     def draw(self, picture: Image.Image, prediction: Classification, path: Path) -> None:
-        draw_sheet([self._labelled(picture, prediction, "")], path)
+        draw.draw_sheet([self._labelled(picture, prediction, "")], path)
 
     def results(
         self, out: Path | None, *, inputs: Iterable[Path] = (), no_sheet: bool = False, **options: Any
@@ -178,8 +178,8 @@ class Classifier(ModelTask):
             raise UsageError(f"--out {out}: give a name that ends in {endings}")
         return ClassifierResults(self, out, sheet=not no_sheet)
 
-    def _labelled(self, picture: Image.Image, prediction: Classification, title: str) -> Labelled:
-        return Labelled(title, picture, [(item.label, item.score) for item in self.items(prediction)])
+    def _labelled(self, picture: Image.Image, prediction: Classification, title: str) -> "draw.Labelled":
+        return draw.Labelled(title, picture, [(item.label, item.score) for item in self.items(prediction)])
 
     def load_data(self, options: DataOptions, halves: Halves = "both") -> Splits:
         return load_splits(
@@ -279,7 +279,7 @@ class ClassifierResults(Results):
 
     def __init__(self, task: Classifier, out: Path, *, sheet: bool) -> None:
         super().__init__(task, out)
-        self._labelled: list[Labelled] = []
+        self._labelled: list[draw.Labelled] = []
         self.about = {"sheet": str(out) if sheet else None}
 
     def add(self, path: Path, picture: Image.Image, prediction: Classification) -> None:
@@ -290,12 +290,12 @@ class ClassifierResults(Results):
         if len(self._labelled) < self._limit:
             picture = picture.copy()
             picture.thumbnail((256, 256))
-            self._labelled.append(Labelled(path.name, picture, [(item.label, item.score) for item in best]))
+            self._labelled.append(draw.Labelled(path.name, picture, [(item.label, item.score) for item in best]))
 
     def finish(self) -> str:
         if self.about["sheet"] is None:
             return ""
-        draw_sheet(self._labelled, self.out)
+        draw.draw_sheet(self._labelled, self.out)
         return f"{self.out}{f' (the first {self._limit})' if len(self.rows) > self._limit else ''}"
 
     def table(self, top: int) -> Table:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from transept import draw
 from transept.data.classification.image_set import ImageSet
 from transept.data.images import Skipped, as_shown
-from transept.draw.scores import draw_calibration
-from transept.draw.sheet import Labelled, draw_sheet
 from transept.metrics.accuracy import AccuracyMeter
 from transept.metrics.calibration import Calibration, calibration
 from transept.metrics.classes import ClassScores, class_scores, most_confused, plain_classes
@@ -71,7 +70,7 @@ def classifier_evaluation(
         skipped=skipped,
         notes=class_notes(classes, scores.support, matrix.sum(axis=0), "pictures"),
         files=class_files(per_class, matrix, classes, "pictures")
-        | {"calibration.png": partial(draw_calibration, curve)}
+        | {"calibration.png": partial(draw.draw_calibration, curve)}
         | _sheets(images, classes, (labels, best, probabilities, losses)),
     )
 
@@ -123,5 +122,5 @@ def _draw_worst(images: ImageSet, classes: Sequence[str], answers: Answers, orde
         shown = [(classes[taken], float(probabilities[i]))]
         if truth != taken:
             shown.append((classes[truth], float(np.exp(-losses[i]))))
-        items.append(Labelled(images.paths[i].name, picture, shown, classes[truth]))
-    draw_sheet(items, path)
+        items.append(draw.Labelled(images.paths[i].name, picture, shown, classes[truth]))
+    draw.draw_sheet(items, path)

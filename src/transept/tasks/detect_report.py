@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from transept import draw
 from transept.data.detection.target import DetectionSet
 from transept.data.images import as_shown
-from transept.draw.legend import shorten
-from transept.draw.precision_recall import draw_precision_recall
-from transept.draw.sheet import Labelled, Mark, draw_sheet
-from transept.draw.worst import Judged, draw_judged
 from transept.metrics.classes import ClassScores, class_scores, most_confused, plain_classes
 from transept.metrics.detection import DetectionScores, Kind
 from transept.metrics.detection_errors import (
@@ -128,7 +125,7 @@ class DetectorReport:
             rows += [[name, "", errors[name]["cost"]] for name in ("false_positive", "false_negative")]
             files |= {
                 f"{before}precision_recall.csv": partial(_write_curves, self._plain_curves(kind)),
-                f"{before}precision_recall.png": partial(draw_precision_recall, scores.precision50),
+                f"{before}precision_recall.png": partial(draw.draw_precision_recall, scores.precision50),
                 f"{before}errors.csv": partial(write_csv, ["kind", "count", "cost in AP50"], rows),
             }
         return files | self._sheets(pictures)
@@ -187,21 +184,21 @@ class DetectorReport:
             right, false = here & ~matches.is_false, here & matches.is_false
             unseen = self._missed & (matches.objects.picture == number)
             said = [
-                f"{shorten(self.names[label], 20)} {score:.2f}"
+                f"{draw.shorten(self.names[label], 20)} {score:.2f}"
                 for label, score in zip(matches.found.label[false], matches.score[false], strict=True)
             ]
             items.append(
-                Judged(
+                draw.Judged(
                     pictures.paths[number].name,
                     picture,
                     _corners(matches.found.box[right]) * scale,
                     _corners(matches.found.box[false]) * scale,
                     said,
                     _corners(matches.objects.box[unseen]) * scale,
-                    [shorten(self.names[label], 20) for label in matches.objects.label[unseen]],
+                    [draw.shorten(self.names[label], 20) for label in matches.objects.label[unseen]],
                 )
             )
-        draw_judged(items, path)
+        draw.draw_judged(items, path)
 
     def _draw_confident(self, pictures: DetectionSet, boxes: Sequence[int], path: Path) -> None:
         items = []
@@ -211,13 +208,13 @@ class DetectorReport:
             (box,) = _corners(self.matches.found.box[[place]])
             window = _surroundings(box, whole.size)
             picture, scale = _reduced(whole.crop(window), 256)
-            marks = [Mark(_placed(box, window, scale), WRONG)]
+            marks = [draw.Mark(_placed(box, window, scale), WRONG)]
             if near >= 0:
                 (true,) = _corners(self.matches.objects.box[[near]])
-                marks.insert(0, Mark(_placed(true, window, scale), MISSED, dashed=True))
+                marks.insert(0, draw.Mark(_placed(true, window, scale), MISSED, dashed=True))
             said = [(self.names[self.matches.found.label[place]], float(self.matches.score[place]))]
-            items.append(Labelled(pictures.paths[number].name, picture, said, self._truth(place), marks))
-        draw_sheet(items, path)
+            items.append(draw.Labelled(pictures.paths[number].name, picture, said, self._truth(place), marks))
+        draw.draw_sheet(items, path)
 
     def _truth(self, place: int) -> str:
         """What a false box is of."""
@@ -228,8 +225,8 @@ class DetectorReport:
         if kind == CLASSIFICATION:
             return name
         if kind == DUPLICATE:
-            return f"{shorten(name, 14)}, found twice"
-        return f"{shorten(name, 17)}, IoU {self.errors['bbox'].overlap[place]:.2f}"
+            return f"{draw.shorten(name, 14)}, found twice"
+        return f"{draw.shorten(name, 17)}, IoU {self.errors['bbox'].overlap[place]:.2f}"
 
 
 def _write_curves(curves: Mapping[str, Any], path: Path) -> None:

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from transept import draw
 from transept.data.detection.sets import DetectionSplits
 from transept.data.detection.target import Target
-from transept.draw.boxes import LARGEST, draw_objects
-from transept.draw.frames import boxed_frame
 from transept.files import GrowingList, write_together
 from transept.heads.instances import Detections, Size
 from transept.metrics.detection import DetectionScores, Kind, detection_scores
@@ -81,14 +80,14 @@ def _line(title: str, scores: DetectionScores) -> str:
 
 def draw_detections(picture: Image.Image, detections: Detections, classes: list[str], path: Path) -> None:
     """The picture with boxes, masks, classes and scores; a large one scaled down to the pixels that are shown."""
-    if (step := max(picture.size) // LARGEST) > 1:
+    if (step := max(picture.size) // draw.LARGEST) > 1:
         picture = picture.reduce(step)
         masks = detections.masks
         if masks is not None and masks.dtype == torch.bool:
             masks = masks[:, ::step, ::step]
         detections = detections._replace(boxes=detections.boxes / step, masks=masks)
     size = (picture.height, picture.width)
-    draw_objects(
+    draw.draw_objects(
         picture,
         detections.boxes.float().cpu().numpy(),
         detections.labels.cpu().numpy(),
@@ -102,7 +101,7 @@ def draw_detections(picture: Image.Image, detections: Detections, classes: list[
 
 def framed_detections(picture: Image.Image, detections: Detections, classes: list[str]) -> Image.Image:
     """The picture, at its own size, with boxes, masks, classes and scores."""
-    return boxed_frame(
+    return draw.boxed_frame(
         picture,
         detections.boxes.float().cpu().numpy(),
         detections.labels.cpu().numpy(),

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from transept import draw
 from transept.data.classification.image_set import ImageSet, label_words
 from transept.data.images import Skipped, as_shown
-from transept.draw.precision_recall import ClassCurve, draw_threshold_curves
-from transept.draw.scores import draw_calibration
-from transept.draw.sheet import Labelled, draw_sheet
 from transept.metrics.calibration import calibration
 from transept.metrics.classes import plain_classes
 from transept.metrics.multi_label import MultiLabelMeter, MultiLabelScores, curve_of, multi_label_scores
@@ -68,7 +66,7 @@ def multi_label_evaluation(
         | _curves(classes, labels, probabilities, scores)
         | {
             "calibration.png": partial(
-                draw_calibration, curve, of="a label", right="that have the label", unit="labels"
+                draw.draw_calibration, curve, of="a label", right="that have the label", unit="labels"
             ),
             "worst.png": partial(_draw_worst, images, classes, labels, probabilities, thresholds),
         },
@@ -96,8 +94,8 @@ def _curves(classes: Sequence[str], labels: np.ndarray, probabilities: np.ndarra
         chosen = float(scores.classes.recall[i]), float(scores.classes.precision[i])
         # From the highest threshold on: recall rises.
         line = curve.recall[::-1], curve.precision[::-1]
-        curves.append(ClassCurve(name, float(scores.average_precision[i]), *line, chosen))
-    return {"precision_recall.png": partial(draw_threshold_curves, curves)} if curves else {}
+        curves.append(draw.ClassCurve(name, float(scores.average_precision[i]), *line, chosen))
+    return {"precision_recall.png": partial(draw.draw_threshold_curves, curves)} if curves else {}
 
 
 def _draw_worst(
@@ -118,5 +116,5 @@ def _draw_worst(
         shown = np.flatnonzero((labels[i] == 1) | (probabilities[i] >= thresholds))
         shown = shown[np.argsort(-probabilities[i, shown], kind="stable")][:8]
         best: list[tuple[str, float]] = [(classes[int(k)], float(probabilities[i, k])) for k in shown]
-        items.append(Labelled(images.paths[i].name, picture, best, label_words(labels[i], classes)))
-    draw_sheet(items, path)
+        items.append(draw.Labelled(images.paths[i].name, picture, best, label_words(labels[i], classes)))
+    draw.draw_sheet(items, path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from transept.draw.scores import draw_confusion
+from transept import draw
 from transept.tasks.task import Column, Table
 from transept.words import distinct, listed
 
@@ -57,7 +57,7 @@ def class_files(
     counts = [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)]
     return per_class_file(per_class) | {
         "confusion.csv": partial(write_csv, ["true", *names], counts),
-        "confusion.png": partial(draw_confusion, matrix, names, names, unit),
+        "confusion.png": partial(draw.draw_confusion, matrix, names, names, unit),
     }
 
 

@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchvision import tv_tensors
 
+from transept import draw
 from transept.data.channels import fit_channels
 from transept.data.images import as_bytes, size_of
 from transept.data.resizing import Normalise, squashed
 from transept.data.segmentation.ade20k_classes import ADE20K_CLASSES
 from transept.data.segmentation.sets import SegmentationSplits, load_segmentation_splits
 from transept.data.segmentation.transforms import SegmentationPreprocessing, TestScale
-from transept.draw.frames import tinted_frame
-from transept.draw.overlay import draw_overlay, label_image, shares
 from transept.errors import TranseptError, UsageError
 from transept.export.logits import export_logits
 from transept.export.onnx import DEFAULT_FORMATS, Exported
@@ -356,20 +355,20 @@ class Segmenter(DenseTask):
 
     def items(self, prediction: Segmentation) -> list[Item]:
         """The share of the picture that each class has."""
-        return [Item(name, share) for name, share in shares(prediction.labels.cpu().numpy(), self.classes).items()]
+        return [Item(name, share) for name, share in draw.shares(prediction.labels.cpu().numpy(), self.classes).items()]
 
     def columns(self, inference: SegmentationInference) -> dict[str, type]:
         """A row for each class that occurs."""
         return {"class": str, "share": float}
 
     def label_map(self, prediction: Segmentation) -> Image.Image:
-        return label_image(prediction.labels.cpu().numpy(), self.palette)
+        return draw.label_image(prediction.labels.cpu().numpy(), self.palette)
 
     def draw(self, picture: Image.Image, prediction: Segmentation, path: Path) -> None:
-        draw_overlay(picture, prediction.labels.cpu().numpy(), self.classes, self.palette, path)
+        draw.draw_overlay(picture, prediction.labels.cpu().numpy(), self.classes, self.palette, path)
 
     def draw_frame(self, picture: Image.Image, prediction: Segmentation) -> Image.Image:
-        return tinted_frame(picture, prediction.labels.cpu().numpy(), self.classes, self.palette)
+        return draw.tinted_frame(picture, prediction.labels.cpu().numpy(), self.classes, self.palette)
 
     def results(self, out: Path | None, *, inputs: Iterable[Path] = (), **options: Any) -> SegmenterResults:
         return SegmenterResults(self, self.palette, out or Path("predictions"), inputs)

@@ -11,10 +11,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from transept import draw
 from transept.data.images import as_shown
 from transept.data.segmentation.sets import SegmentationSet, SegmentationSplits
-from transept.draw.overlay import draw_overlay, label_image
-from transept.draw.worst import Compared, draw_compared
 from transept.errors import TranseptError
 from transept.files import write_together
 from transept.metrics.classes import class_scores, most_confused, plain_classes
@@ -111,8 +110,8 @@ class WorstPictures:
             image, mask = pictures[-place]
             picture = as_shown(image).convert("RGB").resize(predicted.shape[::-1], reducing_gap=2.0)
             name = pictures.paths[-place].name
-            items.append(Compared(name, f"mIoU {-iou:.1%}", picture, _small(mask.numpy()), predicted))
-        draw_compared(items, classes, palette, path)
+            items.append(draw.Compared(name, f"mIoU {-iou:.1%}", picture, _small(mask.numpy()), predicted))
+        draw.draw_compared(items, classes, palette, path)
 
 
 def _small(labels: np.ndarray) -> np.ndarray:
@@ -166,8 +165,8 @@ class SegmenterResults(Results):
         write_together(
             self.out,
             {
-                files["overlay"]: lambda file: draw_overlay(picture, labels, task.classes, self._palette, file),
-                files["labels"]: lambda file: label_image(labels, self._palette).save(file),
+                files["overlay"]: lambda file: draw.draw_overlay(picture, labels, task.classes, self._palette, file),
+                files["labels"]: lambda file: draw.label_image(labels, self._palette).save(file),
                 files["json"]: lambda file: file.write_text(text, encoding="utf-8"),
             },
         )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as v2
 
+from transept import draw
 from transept.checks import shown
 from transept.data.classification.transforms import Preprocessing, eval_transform
 from transept.data.images import DARK, Picture, Skipped, as_array, as_bytes, is_unstated, plain_skipped, read_image
@@ -371,9 +372,8 @@ class Task(nn.Module, ABC):
 
     def draw_frame(self, picture: Image.Image, prediction: Any) -> Image.Image:
         """A frame of a video with the prediction, of the same size."""
-        from transept.draw.frames import labelled_frame  # Matplotlib, for which only drawing waits
 
-        return labelled_frame(picture, [(item.label, item.score) for item in self.items(prediction)])
+        return draw.labelled_frame(picture, [(item.label, item.score) for item in self.items(prediction)])
 
     @abstractmethod
     def results(self, out: Path | None, *, inputs: Iterable[Path], **options: Any) -> Results:
