@@ -24,6 +24,8 @@ FORMS = (
     "crossformer_tiny",
     "cat_tiny",
     "cabvit_h_l1",
+    "crossvit_small_240",
+    "bixt_ti_l64_p16",
     "xcit_small_12_p16_224",
 )
 # The CabViT paper's comparison, at batch 1.
@@ -84,8 +86,7 @@ def main() -> None:
             forms.remove("onnxruntime")  # it computes in float32 alone
         kept = f"forms-{args.dtype}-{args.processor}"  # each kind of processor has its own
         for name in args.models:  # kept as they come: compiling takes a minute for each form
-            peers = () if name in WITH_PEER else None
-            result = run((name,), few, peers=peers, batches=(1, 8), forms=forms, dtype=getattr(torch, args.dtype))
+            result = run((name,), few, peers=(), batches=(1, 8), forms=forms, dtype=getattr(torch, args.dtype))
             save(kept, together([result, *others(kept, name)]))
     if part("training"):
         steps = [run((name,), few, peers=(), batches=(8,), forms=("eager",), training=True) for name in WITH_PEER]
