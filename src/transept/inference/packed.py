@@ -132,10 +132,11 @@ class PackedLinear(nn.Linear):
     def packed(self) -> Tensor:
         """The weight in oneDNN's layout, made anew when it was replaced, moved or written to."""
         state = self.weight.data_ptr(), self.weight._version
-        if self._packed is None or self._packed[0] != state:
+        kept = self._packed  # which another thread may put away meanwhile
+        if kept is None or kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._packed = state, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-        return self._packed[1]
+                kept = self._packed = state, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+        return kept[1]
 
     def _packs(self, input: Tensor) -> bool:
         weight = self.weight

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from transept.data.images import BadImageError, Picture, read_image, size_of
 from transept.data.loading import Samples, batch_loader
@@ -56,7 +57,8 @@ class Inputs(Samples):
             groups[made.shape].append((number, made))
         for same in groups.values():
             some, inputs = zip(*same, strict=True)
-            chunk.groups.append((list(some), torch.stack(inputs)))
+            # As `torch.stack`, but in a reader's process right into the memory that is shared with the model's.
+            chunk.groups.append((list(some), default_collate(list(inputs))))
         return chunk
 
     def _read(self, number: int) -> Picture:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from transept.inference.package import weights_digest
 from transept.labelling.inputs import Batches, Chunk, Inputs
 from transept.labelling.pictures import Pictures
 from transept.labelling.plan import Plan, begin, kept_rows, make_folder
+from transept.labelling.streams import Streams, streams_for
 from transept.tasks.forms import in_form
 from transept.tasks.table_results import table_writer
 from transept.tasks.task import Task
@@ -131,37 +133,49 @@ class ShardWriter:
     def __init__(self, job: Job, *, workers: int, done: Callable[[int], None] = lambda pictures: None) -> None:
         self._job, self._workers, self._done = job, workers, done
         self._task = in_form(job.task, job.form, job.dtype)
-        self._batch_size = job.task.pictures_at_once(job.inference)
+        at_once = job.task.pictures_at_once(job.inference)
+        self._streams = streams_for(job.task, job.form, at_once)
+        self._batch_size = at_once // self._streams  # all streams together hold as many as one would
 
     def write(self, shards: Sequence[int]) -> None:
         """See `write_shards`."""
         plan, task = self._job.plan, self._job.task
         inputs = Inputs(self._job.pictures, task.reading, task.input_of(exact=self._job.is_exact))
         chunks = inputs.chunks([plan.numbers(shard) for shard in shards], self._batch_size, workers=self._workers)
-        for shard, some in groupby(chunks, lambda chunk: chunk.numbers[0] // plan.rows):
-            self._write(shard, some)
+        with Streams(self._streams) as streams:
+            for shard, some in groupby(chunks, lambda chunk: chunk.numbers[0] // plan.rows):
+                self._write(shard, some, streams)
 
-    def _write(self, shard: int, chunks: Iterable[Chunk]) -> None:
+    def _write(self, shard: int, chunks: Iterable[Chunk], streams: Streams[dict[int, tuple[Any, ...]]]) -> None:
         rows: dict[int, tuple[Any, ...]] = {}
         sizes: dict[int, tuple[int, int]] = {}
+
+        def answered(batches: Iterable[tuple[list[int], Tensor]]) -> None:
+            for batch in batches:
+                for some in streams.call(partial(self._answers, shard, sizes, *batch)):
+                    keep(some)
+
+        def keep(some: dict[int, tuple[Any, ...]]) -> None:
+            rows.update(some)
+            self._done(len(some))
+
         batches = Batches(self._batch_size)
         for chunk in chunks:
             sizes |= chunk.sizes
-            rows |= {number: self._bad(number, reason) for number, reason in chunk.errors.items()}
+            keep({number: self._bad(number, reason) for number, reason in chunk.errors.items()})
             for numbers, inputs in chunk.groups:
-                for batch in batches.add(numbers, inputs):
-                    rows |= self._answered(shard, sizes, *batch)
-        for batch in batches.rest():
-            rows |= self._answered(shard, sizes, *batch)
+                answered(batches.add(numbers, inputs))
+        answered(batches.rest())
+        for some in streams.rest():
+            keep(some)
         table = table_writer(self._job.plan.file(shard), self._job.columns)
         table.add([rows[number] for number in self._job.plan.numbers(shard)])
         table.finish()
 
     def _bad(self, number: int, reason: str) -> tuple[Any, ...]:
-        self._done(1)
         return (str(self._job.pictures.path(number)), *(None for _ in range(len(self._job.columns) - 2)), reason)
 
-    def _answered(
+    def _answers(
         self, shard: int, sizes: Mapping[int, tuple[int, int]], numbers: Sequence[int], inputs: Tensor
     ) -> dict[int, tuple[Any, ...]]:
         task, inference = self._task, self._job.inference
@@ -171,7 +185,6 @@ class ShardWriter:
             maps = (self._label_map(shard, number, answer),) if task.has_label_map else ()
             record = task.picture_record(answer, inference, size)
             rows[number] = (str(self._job.pictures.path(number)), width, height, *record, *maps, None)
-        self._done(len(rows))
         return rows
 
     def _label_map(self, shard: int, number: int, answer: Any) -> str:

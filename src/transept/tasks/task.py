@@ -344,7 +344,7 @@ class Task(nn.Module, ABC):
         return partial(as_bytes, channels=self.in_chans)
 
     def answers(self, inputs: Tensor, inference: Any) -> list[Any]:
-        """As `predict`, of inputs of one shape: `b c H W`."""
+        """As `predict`, of inputs of one shape: `b c H W`; labelling calls it from several threads at once."""
         return self.predict(list(inputs), inference)
 
     def picture_columns(self, inference: Any) -> dict[str, Any]:
