@@ -25,7 +25,7 @@ DINO_HEAD = ("head.mlp.{*}", "head.last_layer.{*}")
 
 NORMALIZATION = ("normalize.mean", "normalize.std")
 """Of pictures, which RobustBench and others put into the model, before the network."""
-_NORMALIZED = Names(((NORMALIZATION[0],) * 2, (NORMALIZATION[1],) * 2, ("{*}", "model.{*}")))
+_NORMALIZED = Names((("normalize.{}", "normalize.{}"), ("{*}", "model.{*}")))
 _EASYCV = Names((("head.{}", "head_0.fc_cls.{}"), ("{*}", "backbone.model.{*}")))
 """A classifier of EasyCV whose last layer is its own."""
 
