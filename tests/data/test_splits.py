@@ -212,6 +212,15 @@ def test_test_pictures_without_annotations_are_said(tmp_path: Path):
     assert "the pictures of 'test2017' have no annotations and are not measured" in splits.parts.found(splits, 0.2)
 
 
+def test_validation_pictures_without_annotations_are_said(tmp_path: Path):
+    coco(tmp_path / "annotations/instances_train2017.json", tmp_path / "train2017")
+    for name in ("val2017", "test2017"):
+        (tmp_path / name).mkdir()
+    splits = load_detection_splits(str(tmp_path))
+    assert splits.parts.held_out
+    assert "the pictures of 'val2017' have no annotations and are not measured" in splits.parts.found(splits, 0.2)
+
+
 def test_several_coco_files_without_splits(tmp_path: Path):
     coco(tmp_path / "a.json", tmp_path / "images")
     (tmp_path / "settings.json").write_text("{}")

@@ -25,9 +25,12 @@ from transept.models.backbone import Backbone
 from transept.models.registry import build_skeleton, family_of
 from transept.weights.catalogue.records import CHECKPOINTS
 from transept.weights.convert import CONVERTERS, from_official, to_official
+from transept.weights.convert.rules import entries_of, tensors_of
+from transept.weights.convert.systems import unframed
 from transept.weights.files.reading import Contents, read_checkpoint
 from transept.weights.identify import identify
 from transept.weights.load import find_checkpoint
+from transept.weights.report import Reason
 
 PORTS: Mapping[str, Any] = json.loads((HERE / "ports.json").read_text())
 
@@ -42,14 +45,17 @@ def stored(name: str, folder: Path) -> Path:
 def model_of(name: str) -> Backbone:
     note = PORTS[name]
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in note["options"].items()}
-    return transept.create_model(note["model"], num_classes=5, **options).eval()
+    return transept.create_model(note["model"], **{"num_classes": 5, **options}).eval()
 
 
 @torch.inference_mode()
-def error(name: str, model: Backbone) -> float:
-    """The largest difference from the logits that the writer's own model gave."""
-    logits = model(torch.from_numpy(image(PORTS[name]["options"]["img_size"])))
-    return (logits - torch.tensor(PORTS[name]["logits"])).abs().max().item()
+def error(name: str, model: Backbone, network: str = "logits") -> float:
+    """The largest difference from the logits that the writer's own model gave, or another `network` in its file."""
+    picture = torch.from_numpy(image(PORTS[name]["options"]["img_size"]))
+    if PORTS[name]["writer"] == "RobustBench":  # its models take pixels
+        mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+        picture = (picture - mean) / std
+    return (model(picture) - torch.tensor(PORTS[name][network])).abs().max().item()
 
 
 @pytest.mark.parametrize("name", PORTS)
@@ -58,16 +64,84 @@ def test_files_of_other_code_bases(name: str, tmp_path: Path):
     """Every tensor finds its place, and goes back to its name and layout; outputs are those of the writer's model."""
     path, model = stored(name, tmp_path), model_of(name)
     report = transept.load_weights(model, path)
-    assert report.dialect == PORTS[name]["writer"]
-    assert all("computed" in key.why for key in report.keys if "dropped" in key.actions)
+    assert report.dialect == PORTS[name].get("dialect", PORTS[name]["writer"])
+    harmless = (Reason.COMPUTED, Reason.PREPROCESSING)
+    assert all(key.reason in harmless for key in report.keys if "dropped" in key.actions)
     family = family_of(model)
     assert family is not None
-    theirs = read_checkpoint(path).tensors
+    theirs = tensors_of(unframed(entries_of(read_checkpoint(path).tensors)))
     back = from_official(model.state_dict(), family.name, report.dialect)
     assert back.keys() == theirs.keys() - set(report.dropped)
     assert all(torch.equal(back[key], theirs[key]) for key in back)
     if not name.startswith("mindcv"):
         assert error(name, model) < 3e-6
+
+
+def test_a_normalization_inside_the_file_becomes_the_preprocessing(tmp_path: Path):
+    """As RobustBench builds its models for CIFAR."""
+    path, model = stored("robustbench_xcit.pth.tar", tmp_path), model_of("robustbench_xcit.pth.tar")
+    report = transept.load_weights(model, path)
+    assert report.dropped == ["normalize.mean", "normalize.std"]
+    assert model.pretrained_cfg["mean"] == pytest.approx((0.5071, 0.4867, 0.4408))
+    assert model.pretrained_cfg["std"] == pytest.approx((0.2675, 0.2565, 0.2761))
+    assert transept.transforms_for(model).transforms[-1].mean == pytest.approx((0.5071, 0.4867, 0.4408))
+
+
+@pytest.mark.parametrize(
+    ("tag", "mean", "std"),
+    [  # RobustBench 1.1.1 and the configs of its authors
+        ("robust_eps4_in1k", (0, 0, 0), (1, 1, 1)),
+        ("robust_eps8_in1k", (0, 0, 0), (1, 1, 1)),
+        ("robust_flowers102", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("robust_cifar10", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+        ("robust_cifar100", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    ],
+)
+def test_robust_models_see_what_they_were_trained_with(tag: str, mean: tuple[float, ...], std: tuple[float, ...]):
+    preprocessing = find_checkpoint(f"xcit_small_12_p16.{tag}").preprocessing
+    assert (preprocessing.mean, preprocessing.std, preprocessing.crop_pct) == (mean, std, 1)
+
+
+@pytest.mark.parametrize(
+    ("frame", "beside"),
+    [
+        ("model.{}", {"normalize.mean": torch.zeros(1, 3, 1, 1), "normalize.std": torch.ones(1, 3, 1, 1)}),
+        ("backbone.model.{}", {"head_0.fc_cls.weight": torch.zeros(10, 128), "head_0.fc_cls.bias": torch.zeros(10)}),
+    ],
+    ids=["RobustBench", "EasyCV"],
+)
+def test_frames_are_looked_through(frame: str, beside: dict[str, Tensor]):
+    skeleton = build_skeleton("xcit_nano_12_p16_224").state_dict()
+    state = {name: torch.zeros(value.shape) for name, value in skeleton.items() if "head" not in name}
+    state = from_official(state, "XCiT", "timm")
+    framed = {frame.format(name): value for name, value in state.items()} | beside
+    identity = identify(Contents(tensors=framed, format="PyTorch"))
+    assert identity is not None
+    assert (identity.model, identity.dialect, identity.agreement) == ("xcit_nano_12_p16_224", "timm", 1)
+    assert identity.num_classes == (10 if "head_0.fc_cls.bias" in beside else None)
+
+
+def test_the_teacher_of_vissl_lies_with_the_loss(tmp_path: Path):
+    name = "vissl_xcit.torch"
+    path, model = stored(name, tmp_path), model_of(name)
+    report = transept.load_weights(model, path)
+    assert report.wrappers == ("classy_state_dict.base_model.model.trunk", "teacher")
+    assert error(name, model, "teacher") > 0.1
+    assert transept.load_weights(model, path, wrapper="teacher").wrapper == "teacher"
+    assert error(name, model, "teacher") < 3e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("cait", "cait_xxs24_224"), ("crossvit", "crossvit_9_240"), ("crossformer", "crossformer_tiny")]
+)
+def test_vit_pytorch_is_refused_by_name(name: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its class token alone would fit, with strict=False."""
+    path = stored(f"lucidrains_{name}.pt", tmp_path)
+    for strict in (True, False):
+        with pytest.raises(transept.TranseptError, match="is a model of vit-pytorch, which is built otherwise than"):
+            transept.load_weights(build_skeleton(model), path, strict=strict)
+    assert main(["convert", "--identify", str(path)]) == 1
+    assert "is a model of vit-pytorch" in capsys.readouterr().err
 
 
 def test_mindcv_computes_otherwise(tmp_path: Path):

@@ -216,15 +216,14 @@ def matches(root: Path, form: str, choice: Choice) -> dict[str, Path]:
     return found
 
 
-def note_bare_tests(parts: Parts, root: Path, forms: Sequence[str], lacks: str) -> Parts:
-    """With a remark where folders of test pictures have no truth, as COCO's."""
-    if parts.tests:
-        return parts
-    for form in forms:
-        for name in matches(root, form, Choice()):
-            if kind_of(name) == "test":
-                return replace(parts, note=f"the pictures of {name!r} have no {lacks} and are not measured")
-    return parts
+def note_bare_splits(parts: Parts, root: Path, forms: Sequence[str], lacks: str) -> Parts:
+    """With a remark where folders of pictures have no truth: those of a test, as COCO's, or of a validation, too."""
+    wanted: list[Kind] = [] if parts.tests else ["test"]
+    if parts.held_out and kind_of(parts.train) == "train":  # first, for it is what the run would be judged on
+        wanted.insert(0, "val")
+    bare = {kind_of(name): name for form in forms for name in matches(root, form, Choice())}
+    name = next((bare[kind] for kind in wanted if kind in bare), None)
+    return replace(parts, note=f"the pictures of {name!r} have no {lacks} and are not measured") if name else parts
 
 
 def lowest(names: Sequence[str], share: float) -> list[int]:

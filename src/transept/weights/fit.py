@@ -12,9 +12,17 @@ from transept.models.backbone import Backbone, Family
 from transept.models.registry import family_of
 from transept.weights.convert import OFFICIAL, converter_of, dialect_of
 from transept.weights.convert.rules import Dialect, Entries, any_match, entries_of
-from transept.weights.convert.systems import BACKBONE, DINO_HEAD, PARTS, holds_backbone, method_of
+from transept.weights.convert.systems import (
+    BACKBONE,
+    DINO_HEAD,
+    NORMALIZATION,
+    PARTS,
+    holds_backbone,
+    method_of,
+    unframed,
+)
 from transept.weights.files.reading import Contents
-from transept.weights.identify import identify
+from transept.weights.identify import foreign, identify
 from transept.weights.report import KeyReport, LoadReport, Reason
 from transept.words import listed
 
@@ -47,6 +55,7 @@ _HEAD_TABLE = "relative_position_bias_table"
 _Why = tuple[Reason, str]
 _COUNTER = Reason.COUNTER, "a counter of training steps, which evaluation does not read"
 _PROJECTION = Reason.BESIDE_BACKBONE, "the projection of self-supervised training, which only that needs"
+_NORMALIZATION = Reason.PREPROCESSING, "of the pictures, which model.pretrained_cfg has now"
 
 
 def load_contents(
@@ -59,7 +68,9 @@ def load_contents(
     Raises:
         TranseptError: the file's tensors do not fit; the model is unchanged.
     """
-    entries = entries_of(contents.tensors)
+    if what := foreign(contents):
+        raise TranseptError(f"{source!r} {what}")
+    entries = unframed(entries_of(contents.tensors))
     whole = getattr(model, "backbone", None)
     backbone = whole if isinstance(whole, Backbone) else model
     family = family_of(backbone)
@@ -79,7 +90,11 @@ def load_contents(
         inside = _fit_backbone(inside, backbone, family, dropped, other_classes)
         others = _fit_classes(others, model, dropped, other_classes)
         entries = {**{prefix + name: entry for name, entry in inside.items()}, **others}
-    return _write(model, entries, dropped, contents, source, dialect, strict)
+    report = _write(model, entries, dropped, contents, source, dialect, strict)
+    if any(key.reason is Reason.PREPROCESSING for key in dropped) and isinstance(backbone, Backbone):
+        mean, std = (tuple(contents.tensors[name].flatten().tolist()) for name in NORMALIZATION)
+        backbone.pretrained_cfg.update(mean=mean, std=std)
+    return report
 
 
 def _officially(entries: Entries, family: str, file_format: str) -> tuple[Entries, Dialect | None]:
@@ -120,6 +135,9 @@ def _fit_backbone(
 ) -> Entries:
     state = model.state_dict()
     entries = dict(entries)
+    for name in NORMALIZATION:
+        if name in entries:
+            _drop(entries, name, _NORMALIZATION, dropped)
     for name in [name for name in entries if name not in state]:
         if why := _no_place(name, model, family):
             _drop(entries, name, why, dropped)

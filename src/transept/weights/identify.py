@@ -8,8 +8,8 @@ from functools import cache
 from transept.models.backbone import Family, ModelConfig
 from transept.models.registry import FAMILIES, build_skeleton
 from transept.weights.convert import OFFICIAL, dialect_of
-from transept.weights.convert.rules import Entries, entries_of
-from transept.weights.convert.systems import BACKBONE, METHODS, holds_backbone, method_of
+from transept.weights.convert.rules import Entries, any_match, entries_of
+from transept.weights.convert.systems import BACKBONE, METHODS, NORMALIZATION, holds_backbone, method_of, unframed
 from transept.weights.files.reading import Contents
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -43,7 +43,8 @@ def identify(contents: Contents) -> Identity | None:
     """The variant, form and dialect of a file; None where it is of none of our families."""
     best: Identity | None = None
     for family in FAMILIES:
-        identity = _within(family, entries_of(contents.tensors), contents.format)
+        entries = {name: e for name, e in unframed(entries_of(contents.tensors)).items() if name not in NORMALIZATION}
+        identity = _within(family, entries, contents.format)
         if identity and (best is None or identity.agreement > best.agreement):
             best = identity
     return best
@@ -53,6 +54,24 @@ def part_of(contents: Contents) -> str:
     """What a file is that holds a known part of a model alone: the rest of a sentence; "" for all others."""
     if contents.tensors and contents.tensors.keys() <= {"linear.weight", "linear.bias"}:
         return "is a classifier alone, as of DINO's evaluation; load its backbone first, then it with strict=False"
+    return ""
+
+
+_VIT_PYTORCH = ("to_patch_embedding.{*}", "sm_image_embedder.{*}", "layers.{}.1.layers.{}.{}.dpb.{*}")
+"""Names of its CaiT and XCiT, CrossViT, CrossFormer."""
+
+
+def foreign(contents: Contents) -> str:
+    """What a file is whose network goes by the name of one of ours and computes something else: the rest of a sentence.
+
+    "" for all others. Loading what fits of such a file, if only a class token, would make no model of it.
+    """
+    if any(any_match(_VIT_PYTORCH, name) for name in contents.tensors):
+        return (
+            "is a model of vit-pytorch, which is built otherwise than the papers' code (queries without biases, other "
+            "norms, heads of a width of their own), so that its weights fit none of ours; take published ones, as "
+            "`transept models --weights` lists them"
+        )
     return ""
 
 

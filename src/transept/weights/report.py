@@ -19,6 +19,7 @@ class Reason(Enum):
     PYRAMID_LEVEL = "a level of the pyramid that file or model lacks"
     COMPUTED = "computed, not learned"
     COUNTER = "counts steps of training"
+    PREPROCESSING = "the pictures' mean and deviation, which the model's pretrained_cfg has"
 
 
 FRESH = {

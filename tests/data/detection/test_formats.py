@@ -277,6 +277,55 @@ def test_yolo_as_roboflow_lays_it_out(tmp_path: Path):
     np.testing.assert_allclose(target["boxes"].numpy(), [DOG], atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "val: images/valdiation",
+            "data.yaml' has the line 'val: images/valdiation', and nothing is there in .*put the",
+        ),
+        ("val: [sheets/train, images/more]", "has the line 'val: images/more', and nothing is there"),
+        ("train: images/trian", "has the line 'train: images/trian', and nothing is there"),
+        ("val: images/none", "images/none' of .*data.yaml' has no pictures; put them there, or take its line out"),
+    ],
+)
+def test_a_line_of_yolo_that_leads_nowhere(tmp_path: Path, line: str, message: str):
+    """Rather than to divide the training pictures: ultralytics refuses it, too."""
+    root = copied(tmp_path, "yolo", "sheets/train/a.jpg")
+    (root / "images" / "none").mkdir(parents=True)
+    lines = {"train": "train: sheets/train"} | {line.partition(":")[0]: line}
+    (root / "data.yaml").write_text("\n".join([*lines.values(), "names: [cat, dog]"]))
+    with pytest.raises(TranseptError, match=message):
+        load(root)
+
+
+def test_what_yolo_may_say_of_its_places(tmp_path: Path):
+    """Several folders, from `path`; a test split that an export names and does not bring."""
+    root = copied(tmp_path, "yolo", "set/images/train/a.jpg", "set/images/more/a.jpg", "set/images/val/b.jpg")
+    (root / "data.yaml").write_text(
+        "path: ../set\ntrain: [images/train, images/more]\nval: images/val\ntest: ../test/images\nnames: [cat, dog]"
+    )
+    with pytest.warns(TranseptWarning, match="the line 'test: ../test/images', and nothing is there .*passed over"):
+        sets = find_annotations(root)
+    assert sets is not None
+    names = {split: [image["file_name"] for image in each.content["images"]] for split, each in sets.items()}
+    assert names == {"train": ["set/images/train/a.jpg", "set/images/more/a.jpg"], "val": ["set/images/val/b.jpg"]}
+
+
+def test_the_usual_place_instead_of_that_of_yolo(tmp_path: Path):
+    root = copied(tmp_path, "yolo", "images/train/a.jpg", "images/val/b.jpg")
+    (root / "data.yaml").write_text("train: images/train\nval: images/valdiation\nnames: [cat, dog]")
+    with pytest.warns(TranseptWarning, match="'val: images/valdiation', which leads nowhere; .*images/val' is taken"):
+        assert len(load_detection_splits(str(root)).val) == 1
+
+
+def test_a_list_of_voc_without_a_name(tmp_path: Path):
+    root = copied(tmp_path, "voc_detection", "JPEGImages/a.jpg", "JPEGImages/b.jpg")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("\n")
+    with pytest.raises(TranseptError, match="val.txt' lists no pictures; write their names in it, or take it away"):
+        load(root)
+
+
 def test_xml_that_could_grow_is_not_parsed(tmp_path: Path):
     (tmp_path / "annotations.xml").write_text(
         '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "cccc"><!ENTITY d "&b;&b;">]><annotations>&d;</annotations>'

@@ -4,6 +4,11 @@
     paddle     paddlepaddle, ppim
     keras      keras, zeromodels, torch (KERAS_BACKEND=torch)
     mindspore  mindspore, mindcv
+    easycv     pai-easycv with what it imports, timm 0.5.4, mmcv 1.7.2, setuptools < 81
+    vissl      vissl, classy-vision, fairscale and what they import, setuptools < 81
+    robust     robustbench, timm
+    mmpretrain mmpretrain, mmcv-lite, mmengine
+    lucidrains vit-pytorch
 
 Each writes its own models, filled by `values`, with its own function, and notes the logits that it gets; `ports.json`
 keeps these with the versions. The files are compressed, since an archive of small tensors is mostly padding.
@@ -41,8 +46,15 @@ def image(size: int) -> np.ndarray:
     return np.random.RandomState(7).standard_normal((2, 3, size, size)).astype(np.float32)
 
 
-def keep(path: Path, writer: str, packages: tuple[str, ...], model: str, options: dict, logits) -> None:
-    """Compress the file and note what it is; `options` are those of our model."""
+def digits(logits) -> list[list[float]]:
+    return [[float(f"{value:.8g}") for value in row] for row in np.asarray(logits)]
+
+
+def keep(path: Path, writer: str, packages: tuple[str, ...], model: str, options: dict, logits, **more) -> None:
+    """Compress the file and note what it is; `options` are those of our model.
+
+    `more`: the names it has, where they are another's (`dialect`); the logits of another network in it (`teacher`).
+    """
     record = HERE / "ports.json"
     notes = json.loads(record.read_text()) if record.exists() else {}
     (HERE / f"{path.name}.xz").write_bytes(lzma.compress(path.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
@@ -51,8 +63,8 @@ def keep(path: Path, writer: str, packages: tuple[str, ...], model: str, options
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "model": model,
         "options": options,
-        "logits": [[float(f"{value:.8g}") for value in row] for row in np.asarray(logits)],
-    }
+        "logits": digits(logits),
+    } | more
     record.write_text(json.dumps(dict(sorted(notes.items())), indent=1) + "\n")
 
 
@@ -183,7 +195,191 @@ def mindspore(folder: Path) -> None:
         keep(file, "MindCV", ("mindspore", "mindcv"), ours, options | dict(img_size=48), logits)
 
 
+XCIT = dict(embed_dim=8, depth=2, num_heads=2)
+TINY, NANO = "xcit_tiny_12_p16_224", "xcit_nano_12_p16_224"  # with and without the norm of all tokens
+
+
+def fill(net) -> None:
+    """The values of a module of PyTorch, but for counters and for what is computed or given."""
+    import torch
+
+    for name, tensor in net.state_dict().items():
+        if not name.endswith(("num_batches_tracked", "normalize.mean", "normalize.std")):
+            tensor.copy_(torch.from_numpy(values(name, tensor.shape)))
+    net.eval()
+
+
+def easycv(folder: Path) -> None:
+    import torch
+
+    class Compiled(types.ModuleType):
+        """Where MMCV looks for its compiled operations, which none of these models calls."""
+
+        def __getattr__(self, name: str):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return print
+
+    sys.modules["mmcv._ext"] = Compiled("mmcv._ext")
+    from easycv.models import builder
+    from easycv.models.backbones import pytorch_image_models_wrapper as wrapper
+    from easycv.models.backbones.xcit_transformer import XCiT
+    from mmcv.runner import save_checkpoint
+
+    # Its own table of XCiT has no small one.
+    wrapper._MODEL_MAP["xcit_small_12_p16"] = lambda **options: XCiT(
+        patch_size=16, eta=1.0, tokens_norm=True, **options
+    )
+    for file, classes, head in (
+        ("easycv_xcit.pth", CLASSES, dict(with_fc=False)),
+        ("easycv_xcit_fc.pth", 0, dict(with_fc=True, in_channels=8, num_classes=CLASSES)),
+    ):
+        backbone = dict(type="PytorchImageModelWrapper", model_name="xcit_small_12_p16", num_classes=classes, **XCIT)
+        net = builder.build_model(
+            dict(type="Classification", backbone=backbone, head=dict(type="ClsHead", **head), pretrained=False)
+        )
+        fill(net)
+        with torch.no_grad():
+            (logits,) = net.head_0(net.backbone(torch.from_numpy(image(48))))
+        save_checkpoint(net, str(folder / file), meta=dict(epoch=1))
+        packages = ("pai-easycv", "mmcv", "timm")
+        options = XCIT | dict(img_size=48)
+        keep(folder / file, "EasyCV", packages, TINY, options, logits.numpy(), dialect="official")
+
+
+def vissl(folder: Path) -> None:
+    import torch
+    import torchvision.datasets.kinetics as kinetics
+
+    kinetics.Kinetics400 = kinetics.Kinetics  # its former name, which Classy Vision imports
+    from vissl.config import AttrDict
+    from vissl.losses.dino_loss import DINOLoss
+    from vissl.models import build_model
+    from vissl.utils.checkpoint import CheckpointWriter
+    from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
+
+    config = compose_hydra_configuration(
+        [
+            "config=pretrain/dino/dino_16gpus_xcit_small_12_p16",
+            "config.MODEL.TRUNK.XCIT.HIDDEN_DIM=8",
+            "config.MODEL.TRUNK.XCIT.NUM_LAYERS=2",
+            "config.MODEL.TRUNK.XCIT.NUM_HEADS=2",
+        ]
+    )
+    _, config = convert_to_attrdict(config)
+    ((_, head),) = config.MODEL.HEAD.PARAMS
+    head.update(dims=[8, 16, 16, 8], num_clusters=[16])
+    student, teacher = (build_model(config.MODEL, config.OPTIMIZER) for _ in range(2))
+    fill(student)
+    fill(teacher)
+    with torch.no_grad():
+        teacher.trunk.norm.bias += 1
+    loss = DINOLoss(AttrDict(config.LOSS.dino_loss | dict(output_dim=16)))
+    loss.momentum_teacher = teacher
+    content = {
+        "phase_idx": 250,
+        "loss": loss.state_dict(),
+        "classy_state_dict": {"base_model": student.get_classy_state(), "loss": loss.get_classy_state()},
+    }
+    writer = CheckpointWriter(str(folder), False, "phase", 250, "disk")
+    writer.save_consolidated_checkpoint(content)
+    with torch.no_grad():
+        features, better = (network.trunk(torch.from_numpy(image(48)))[0].numpy() for network in (student, teacher))
+    file = (folder / writer.get_checkpoint_name()).rename(folder / "vissl_xcit.torch")
+    options = XCIT | dict(img_size=48, num_classes=0)
+    packages = ("vissl", "classy-vision", "torch")
+    keep(file, "VISSL", packages, TINY, options, features, dialect="official", teacher=digits(better))
+
+
+def robust(folder: Path) -> None:
+    import torch
+    from timm.models.xcit import Xcit
+
+    # The package imports its attacks, too.
+    place = Path(importlib.metadata.distribution("robustbench").locate_file("robustbench"))
+    for name in ("robustbench", "robustbench.model_zoo", "robustbench.model_zoo.architectures"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(place.joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = package
+    from robustbench.model_zoo.architectures import xcit
+
+    net = Xcit(patch_size=16, eta=1.0, tokens_norm=True, num_classes=CLASSES, **XCIT)
+    net.default_cfg = xcit.default_cfgs["debenedetti2022light_xcit_s12_cifar100_linf"]
+    net = xcit.normalize_timm_model(xcit.adapt_model_patches(net, 4))
+    fill(net)
+    picture = torch.from_numpy(image(32))
+    with torch.no_grad():
+        logits = net(picture).numpy()
+    file = folder / "robustbench_xcit.pth.tar"
+    torch.save({"arch": "xcit_small_12_p4_32", "epoch": 1, "state_dict": net.state_dict()}, file)
+    options = XCIT | dict(img_size=32, patch_size=4, stem_depth=4)
+    keep(file, "RobustBench", ("robustbench", "timm"), TINY, options, logits, dialect="timm")
+
+
+def mmpretrain(folder: Path) -> None:
+    import torch
+    from mmengine.runner.checkpoint import save_checkpoint
+    from mmpretrain.models import build_classifier
+
+    for patch, norm in (16, True), (8, False):
+        backbone = dict(
+            type="XCiT",
+            patch_size=patch,
+            embed_dims=8,
+            depth=2,
+            num_heads=2,
+            layer_scale_init_value=1.0,
+            tokens_norm=norm,
+        )
+        head = dict(type="LinearClsHead", num_classes=CLASSES, in_channels=8, loss=dict(type="CrossEntropyLoss"))
+        net = build_classifier(dict(type="ImageClassifier", backbone=backbone, head=head))
+        fill(net)
+        with torch.no_grad():
+            logits = net(torch.from_numpy(image(48)), mode="tensor").numpy()
+        file = folder / f"mmpretrain_xcit_p{patch}.pth"
+        save_checkpoint({"meta": {}, "state_dict": net.state_dict()}, str(file))
+        ours = TINY if norm else NANO.replace("p16", "p8")
+        packages = ("mmpretrain", "mmengine", "mmcv-lite")
+        keep(file, "MMPretrain", packages, ours, XCIT | dict(img_size=48), logits)
+
+
+def lucidrains(folder: Path) -> None:
+    """Another mathematics (norms around the patches' projection, no bias of queries, ...), which is to be refused."""
+    import torch
+    from vit_pytorch.cait import CaiT
+    from vit_pytorch.cross_vit import CrossViT
+    from vit_pytorch.crossformer import CrossFormer
+
+    common = dict(image_size=32, num_classes=CLASSES)
+    cait = CaiT(patch_size=16, dim=16, depth=1, cls_depth=1, heads=2, dim_head=8, mlp_dim=32, **common)
+    cross = CrossViT(
+        image_size=48,
+        num_classes=CLASSES,
+        sm_dim=16,
+        lg_dim=16,
+        depth=1,
+        lg_enc_depth=1,
+        cross_attn_depth=1,
+        **{f"{part}_{what}": 4 for part in ("sm_enc", "lg_enc", "cross_attn") for what in ("heads", "dim_head")},
+        sm_enc_mlp_dim=16,
+        lg_enc_mlp_dim=16,
+    )
+    former = CrossFormer(
+        dim=(32,) * 4,
+        depth=(1, 0, 0, 0),
+        global_window_size=2,
+        local_window_size=2,
+        cross_embed_kernel_sizes=((4,), (2,), (2,), (2,)),
+        num_classes=CLASSES,
+    )
+    for name, net in ("cait", cait), ("crossvit", cross), ("crossformer", former):
+        fill(net)
+        torch.save(net.state_dict(), folder / "file")
+        (HERE / f"lucidrains_{name}.pt.xz").write_bytes(lzma.compress((folder / "file").read_bytes()))
+
+
 if __name__ == "__main__":
-    writers = {"birder": birder, "paddle": paddle, "keras": keras, "mindspore": mindspore}
+    writers = {"birder": birder, "paddle": paddle, "keras": keras, "mindspore": mindspore, "easycv": easycv}
+    writers |= {"vissl": vissl, "robust": robust, "mmpretrain": mmpretrain, "lucidrains": lucidrains}
     with tempfile.TemporaryDirectory() as folder:
         writers[sys.argv[1]](Path(folder))

@@ -17,7 +17,7 @@ from transept.data.measure import complete, refuse_reading
 from transept.data.places import say_links
 from transept.data.reading import PLAIN, Reading, WantedReading
 from transept.data.scenes import DigitScenes, SceneOptions
-from transept.data.splits import Choice, Parts, matches, note_bare_tests, refuse_folds, say_unmeasured, take
+from transept.data.splits import Choice, Parts, matches, note_bare_splits, refuse_folds, say_unmeasured, take
 from transept.errors import TranseptError, UsageError
 from transept.style import Color
 from transept.words import listed
@@ -182,7 +182,7 @@ def read_annotations(
     sources = _find_sources(root, data, choice, masks)
     parts = take([name for name in sources if name], data, choice, learns=halves == "both")
     if halves == "both":
-        parts = note_bare_tests(parts, root, ("{}", "images/{}"), "annotations")
+        parts = note_bare_splits(parts, root, ("{}", "images/{}"), "annotations")
     contents = {name: sources[name]() for name in ([parts.val] if halves == "val" else parts.read)}
     train, val = contents.get(parts.train), contents[parts.val]
     if parts.held_out:

@@ -32,7 +32,7 @@ from transept.data.segmentation.pictures import (
     SegmentationSet,
 )
 from transept.data.segmentation.pixels import black_and_white, check_training_pixels, count_classes
-from transept.data.splits import Choice, Fold, Parts, held_out, kind_of, matches, note_bare_tests, refuse_folds, take
+from transept.data.splits import Choice, Fold, Parts, held_out, kind_of, matches, note_bare_splits, refuse_folds, take
 from transept.errors import TranseptError, TranseptWarning, UsageError
 from transept.files import files_below, read_text
 from transept.ops.masks import IGNORE_LABEL
@@ -286,7 +286,7 @@ def _folder_sets(
     """Training (where it is read) and measured pictures, and what has no partner."""
     parts = take([name for name in folders if name], str(root), choice, learns=halves == "both")
     if halves == "both":
-        parts = note_bare_tests(parts, root, [pictures for pictures, _ in _LAYOUTS], "masks")
+        parts = note_bare_splits(parts, root, [pictures for pictures, _ in _LAYOUTS], "masks")
     ending = next((each for each in _MASK_ENDINGS if _masks_end_so(folders[parts.val].masks, each)), "")
     table = _table(root, ending, classes, reduce_zero_label)
     sets, skipped = [], []

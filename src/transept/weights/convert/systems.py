@@ -1,8 +1,8 @@
-"""Whole detectors and segmenters in the files of mmdetection and mmsegmentation: which system, and its backbone."""
+"""What a backbone lies in: detectors and segmenters of mmdetection and mmsegmentation, frames of other code bases."""
 
 from collections.abc import Iterable
 
-from transept.weights.convert.rules import any_match
+from transept.weights.convert.rules import Entries, Names, any_match
 
 BACKBONE = "backbone."
 
@@ -21,6 +21,24 @@ PARTS = ("neck.", "bbox_head.", "rpn_head.", "roi_head.", "decode_head.", "auxil
 """A system's parts beside its backbone, by how their names begin."""
 DINO_HEAD = ("head.mlp.{*}", "head.last_layer.{*}")
 """The projection of self-supervised training, beside the backbone in student and teacher files."""
+
+
+NORMALIZATION = ("normalize.mean", "normalize.std")
+"""Of pictures, which RobustBench and others put into the model, before the network."""
+_NORMALIZED = Names((("normalize.{}", "normalize.{}"), ("{*}", "model.{*}")))
+_EASYCV = Names((("head.{}", "head_0.fc_cls.{}"), ("{*}", "backbone.model.{*}")))
+"""A classifier of EasyCV whose last layer is its own."""
+
+
+def unframed(entries: Entries) -> Entries:
+    """The names of the network that another code base put into a frame; those of `NORMALIZATION` stay as they are."""
+    names = set(entries)
+    if names >= set(NORMALIZATION) and all(name.startswith("model.") for name in names.difference(NORMALIZATION)):
+        return _NORMALIZED.read(entries)
+    framed = {name for name in names if name.startswith("backbone.model.")}
+    if framed and names > framed and all(any_match(("head_0.fc_cls.{}",), name) for name in names - framed):
+        return _EASYCV.read(entries)
+    return entries
 
 
 def method_of(names: Iterable[str]) -> str:

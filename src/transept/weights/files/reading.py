@@ -69,6 +69,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "timm_model.", "_bac
 models; taken off where all names have them."""
 _VISSL = ("classy_state_dict", "base_model", "model", "trunk")
 """Where VISSL keeps the backbone, beside the heads of training."""
+_VISSL_TEACHER = "momentum_teacher.trunk.", "momentum_teacher.module.trunk."
+"""How the names of the teacher's backbone begin, which VISSL's DINO keeps with its loss."""
 _COUNTERS = ("n_averaged",)
 """Beside the weights in the state dict of torch's AveragedModel."""
 _TWINS = ("Student", "Teacher")  # PASSL's distillation keeps two networks in one state dict
@@ -277,6 +279,15 @@ def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:
         trunk = _mapping(trunk.get(name))
     if _holds_weights(trunk):
         dicts[".".join(_VISSL)] = trunk
+        loss = _mapping(_mapping(top.get(_VISSL[0])).get("loss"))
+        teacher = {
+            name.removeprefix(start): value
+            for start in _VISSL_TEACHER
+            for name, value in loss.items()
+            if isinstance(name, str) and name.startswith(start)
+        }
+        if _holds_weights(teacher):
+            dicts["teacher"] = teacher
     for name in WRAPPERS:
         inner = _mapping(top.get(name))
         if _holds_weights(inner):

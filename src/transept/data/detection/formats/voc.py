@@ -85,6 +85,8 @@ def _files(root: Path) -> dict[str, list[Path]]:
         for split, file in lists.items()
     }
     for split, listed in names.items():
+        if not listed and split != "test":
+            raise TranseptError(f"{str(lists[split])!r} lists no pictures; write their names in it, or take it away")
         lost = next((name for name in listed if not is_inside(folder / f"{name}.xml", root)), None)
         if lost is not None:
             raise TranseptError(

@@ -7,19 +7,20 @@ from typing import Any
 from transept.data.detection.formats.content import SPLITS, Annotated, Contents, Shape, polygon, upright_size
 from transept.data.images import EXTENSIONS
 from transept.data.places import is_inside
-from transept.errors import TranseptError
+from transept.errors import TranseptError, warn
 from transept.files import files_below, is_there, read_text, read_yaml
 
 
 def read_yolo(root: Path) -> dict[str, Annotated] | None:
     """Sets whose YAML file names the classes, or `classes.txt`, a line each, beside a folder `labels` or in it.
 
-    Pictures lie where it says (`train: images/train`, or a list `train.txt`), or in `images/train`, `train/images` or
-    `images`; the labels in folders called `labels` instead of `images`. A picture with an empty label file, or with
-    none, has no objects.
+    Pictures lie where it says (`train: images/train`, a list `train.txt`, or several of them), or in `images/train`,
+    `train/images` or `images`; the labels in folders called `labels` instead of `images`. A picture with an empty label
+    file, or with none, has no objects. A `test:` that leads nowhere is passed over with a word: exports always name it.
 
     Raises:
-        TranseptError: a file cannot be read, or a line is no box or polygon.
+        TranseptError: a file cannot be read, `train:` or `val:` leads nowhere or to no picture, or a line is no box or
+            polygon.
     """
     pages = {file: page for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if (page := _page(file))}
     if not pages:
@@ -33,11 +34,16 @@ def read_yolo(root: Path) -> dict[str, Annotated] | None:
         raise TranseptError(f"{str(root)!r} has several YAML files with 'names': {', '.join(f.name for f in pages)}")
     file, page = next(iter(pages.items()))
     contents = Contents(file, root, _names(page["names"], file))
-    pictures = {split: _pictures(place, root) for split, place in _places(root, page).items()}
-    if not pictures:
+    places = _places(root, page, file)
+    if not places:
         raise TranseptError(
             f"{str(file)!r} names no folder of pictures that is there, and {str(root)!r} has no images/"
         )
+    pictures = {split: [each for one in many for each in _pictures(one, root)] for split, many in places.items()}
+    for split, paths in pictures.items():
+        if not paths and split != "test":
+            where = " and ".join(repr(str(place)) for place in places[split])
+            raise TranseptError(f"{where} of {str(file)!r} has no pictures; put them there, or take its line out")
     for split, paths in pictures.items():
         for path in paths:
             _add(contents, split, path, root)
@@ -78,16 +84,40 @@ def _names(names: Any, file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _places(root: Path, page: dict[str, Any]) -> dict[str, Path]:
+def _places(root: Path, page: dict[str, Any], file: Path) -> dict[str, list[Path]]:
     """The folders or lists of pictures by split."""
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
+    lost: dict[str, str] = {}
     for name, split in SPLITS.items():
+        if split in found:
+            continue
         said = page.get(name)
-        named = _ends_in(root, said) if isinstance(said, str) else None
-        for place in (named, root / "images" / name, root / name / "images"):
-            if split not in found and place is not None and is_there(place):
-                found[split] = place
-    return found or ({"": root / "images"} if (root / "images").is_dir() else {})
+        parts = [part for part in (said if isinstance(said, list) else [said]) if part and isinstance(part, str)]
+        named = {part: _said(root, page.get("path"), part) for part in parts}
+        missing = next((part for part, place in named.items() if place is None), None)
+        usual = next((place for place in (root / "images" / name, root / name / "images") if is_there(place)), None)
+        if named and missing is None:
+            found[split] = [place for place in named.values() if place]
+        elif usual and len(named) < 2:
+            found[split] = [usual]
+            if missing:
+                warn(f"{str(file)!r} has the line '{name}: {missing}', which leads nowhere; {str(usual)!r} is taken")
+        elif missing:
+            lost[split] = f"{name}: {missing}"
+    for split, line in lost.items():
+        if split in found:
+            continue
+        sentence = f"{str(file)!r} has the line {line!r}, and nothing is there in {str(root)!r}"
+        if split == "test":
+            warn(f"{sentence}; its test pictures are passed over")
+        else:
+            raise TranseptError(f"{sentence}; put the pictures there, correct the line, or take it out")
+    return found or ({"": [root / "images"]} if (root / "images").is_dir() else {})
+
+
+def _said(root: Path, path: Any, name: str) -> Path | None:
+    """What a line leads to, from the folder that `path` names where that is in the data folder, too."""
+    return (_ends_in(root, f"{path}/{name}") if isinstance(path, str) else None) or _ends_in(root, name)
 
 
 def _ends_in(root: Path, name: str) -> Path | None:
