@@ -20,7 +20,7 @@ from transept.doctor.weights import image_for, sample, state_dict_for
 from transept.inference.compile import best_precision, compiler_problem, in_precision
 from transept.inference.fuse import fuse
 from transept.inference.processor import available_cores, instructions
-from transept.models.registry import machine_memory
+from transept.machine import machine_memory
 from transept.tasks.forms import seconds_before_forms
 from transept.weights.load import create_model
 
