@@ -106,6 +106,16 @@ def narrow(name: str) -> Any:
     return tiny(name) if small is None else transept.create_model(name, img_size=64, num_classes=7, **small)
 
 
+def noisy(name: str, std: float, **options: Any) -> Any:
+    """A model whose matrices are noise of one deviation, so that what each branch says shows in the output."""
+    torch.manual_seed(0)
+    model = transept.create_model(name, **options).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=std)
+    return model
+
+
 def lively(model: nn.Module) -> nn.Module:
     """LayerScale starts at 1e-5 in deep models, BiXT's head at 0: so that errors in any branch show in the output."""
     for key, parameter in model.named_parameters():

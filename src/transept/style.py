@@ -4,6 +4,8 @@ import colorsys
 
 LEAST = 9.0
 """Points of the smallest letters, in a figure that is printed at its own size in inches."""
+WIDEST = 10.0
+"""Inches of a sheet of many pictures: scaled to a page of 700 pixels its smallest letters are still 9 pixels high."""
 LEAST_PIXELS = 12
 """The same on frames of a video, which have no inches: at the 96 pixels in an inch of a screen."""
 

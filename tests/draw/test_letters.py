@@ -25,7 +25,7 @@ from transept.draw.worst import Compared, Judged, draw_compared, draw_judged
 from transept.explain.page import Panel, Row, draw_attention
 from transept.metrics.calibration import Calibration
 from transept.models.registry import list_models
-from transept.style import LEAST, LEAST_PIXELS, drawing_palette
+from transept.style import LEAST, LEAST_PIXELS, WIDEST, drawing_palette
 from transept.training.jobs.job import Score
 from transept.training.loop.curves import draw_curves
 from transept.training.loop.dry_run import draw_batch
@@ -40,6 +40,7 @@ class Written:
     def __init__(self) -> None:
         self.sizes: dict[Text, Any] = {}
         self.boxes: dict[Text, np.ndarray] = {}
+        self.inches = 0.0
 
     def check(self) -> None:
         assert self.sizes
@@ -63,6 +64,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Written:
 
     def record(self: Text, renderer, *args, **options):
         if self.get_visible() and self.get_text().strip():
+            figure = self.get_figure(root=True)
+            seen.inches = figure.get_figwidth() if figure else 0.0
             seen.sizes[self], seen.boxes[self] = self.get_fontsize(), np.array(self.get_window_extent(renderer).extents)
         return draw(self, renderer, *args, **options)
 
@@ -112,6 +115,10 @@ def sheet(names: list[str], path: Path) -> None:
 def sheet_of_wrong_ones(names: list[str], path: Path) -> None:
     items = [Labelled(FILE, picture(i), best_of(names)[:1] if i else [], names[1]) for i in range(2)]
     draw_sheet(items, path)
+
+
+def many_pictures(names: list[str], path: Path) -> None:
+    draw_sheet([Labelled(FILE, picture(i), best_of(names), names[1]) for i in range(24)], path)
 
 
 def judged(names: list[str], path: Path) -> None:
@@ -229,6 +236,35 @@ OTHERS = [calibration, curves, attention, attention_of_a_tall_picture, first_cro
 def test_letters_can_be_read(draw: Callable[[list[str], Path], None], number: int, written: Written, tmp_path: Path):
     draw(names_of(number), tmp_path / "drawn.png")
     written.check()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["nucleus"],
+        ["cat", "dog"],
+        ["a", "b", "c"],
+        [
+            "leaf of a potato plant with late blight, first stage",
+            "leaf of a potato plant with late blight, second stage",
+        ],
+        ["W" * 60, "iris", "a photograph of a temple"],
+    ],
+)
+def test_few_classes_have_their_whole_names(names: list[str], written: Written, tmp_path: Path):
+    matrix = np.arange(len(names) ** 2).reshape(len(names), -1) * 1_234_567
+    draw_confusion(matrix, names, names, "pictures", tmp_path / "drawn.png")
+    written.check()
+    texts = ["".join(text.get_text().split()) for text in written.boxes]
+    assert all(texts.count("".join(name.split())) == 1 for name in names)  # and one with its count
+    assert {"predicted", "true(pictures)", "oftherow"} <= set(texts)
+
+
+@pytest.mark.parametrize("draw", [sheet, sheet_of_wrong_ones, judged, compared, many_pictures])
+def test_sheets_are_no_wider_than_a_page(draw: Callable[[list[str], Path], None], written: Written, tmp_path: Path):
+    """A sheet of more columns would be scaled down on a page, and its letters with it."""
+    draw(names_of(3), tmp_path / "drawn.png")
+    assert 4 < written.inches <= WIDEST
 
 
 def test_frames_of_videos():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import transept
 from tests.golden import weights
 from tests.golden.recorded import build, largest_difference
-from tests.helpers import image
+from tests.helpers import image, noisy
 from transept.models.bixt import BiDirectionalCrossAttention, TokensReadLatents
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bixt"
@@ -20,12 +20,7 @@ SMALL: dict[str, Any] = dict(depth=3, embed_dim=48, num_latents=5, num_classes=7
 
 
 def small(**options: Any) -> Any:
-    torch.manual_seed(0)
-    model = transept.create_model("bixt_ti_l64_p16", **({"img_size": 64} | SMALL | options)).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.1)
-    return model
+    return noisy("bixt_ti_l64_p16", 0.1, **({"img_size": 64} | SMALL | options))
 
 
 def run(model: Any, tokens: Tensor, latents: Tensor, blocks: slice = slice(None)) -> tuple[Tensor, Tensor]:

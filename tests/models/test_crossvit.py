@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 import transept
 from tests.golden import weights
 from tests.golden.recorded import build, largest_difference
-from tests.helpers import image
+from tests.helpers import image, noisy
 from transept.explain.attention import _layers, _reading
 from transept.models.crossvit import branch_grids
 from transept.weights.convert import from_official
@@ -24,12 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "crossvit"
 
 
 def small(**options: Any) -> Any:
-    torch.manual_seed(0)
-    model = transept.create_model("crossvit_tiny_240", **({"img_size": 72} | SMALL | options)).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.2)
-    return model
+    return noisy("crossvit_tiny_240", 0.2, **({"img_size": 72} | SMALL | options))
 
 
 def sequences(model: Any, x: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -344,6 +344,7 @@ def test_the_tabs(browser: Browser, task: Classifier, digits: list[Path], tmp_pa
         browser.wait("document.querySelector('#attention img')?.naturalWidth > 500")
         browser.run("document.querySelector('.label-wrap').click()")
         browser.wait("document.querySelectorAll('#history img').length === 1")
+        assert browser.run("document.querySelector('#history').getBoundingClientRect().height") < 200  # a row, no more
         assert violations(browser) == []
         assert browser.run("document.documentElement.scrollWidth") <= width
 

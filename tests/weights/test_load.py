@@ -19,10 +19,22 @@ from transept.extras import install
 from transept.weights.catalogue.records import CHECKPOINTS
 from transept.weights.convert import from_official
 from transept.weights.fetch.keeping import local_path
+from transept.weights.files.reading import PUBLISHED
 from transept.weights.files.writing import write_state_dict
 from transept.weights.load import default_checkpoint
 
 TINY = dict(depth=1, img_size=32, num_classes=5)
+
+
+@pytest.mark.parametrize("ending", [*PUBLISHED, ".PTH"])
+def test_files_of_others_are_files_and_no_names(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By their endings, wherever a file or a name may stand."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TranseptError, match=f"there is no weights file 'weights{ending}'"):
+        transept.create_model("cait_xxs24_224", weights=f"weights{ending}", **TINY)
+    Path(f"weights{ending}").write_bytes(b"anything")
+    with pytest.raises(TranseptError, match="is a checkpoint, which does not say what its model is for"):
+        transept.load(f"weights{ending}")
 
 
 @pytest.fixture

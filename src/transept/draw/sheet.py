@@ -13,10 +13,11 @@ from transept.draw.boxes import add_outline
 from transept.draw.legend import shorten
 from transept.draw.plain import plain_text
 from transept.files import write_atomically
-from transept.style import GRID, LEAST, OURS, QUIET, TEXT
+from transept.style import GRID, LEAST, OURS, QUIET, TEXT, WIDEST
 
 _WIDE, _LINE = 2.3, 0.2
 """Inches of a picture, and of a line below it."""
+_COLUMNS = int((WIDEST - 0.1) / (_WIDE + 0.1))
 _SHARE = 0.62
 """Inches of a percentage."""
 
@@ -44,7 +45,7 @@ class Labelled(NamedTuple):
 @plain_text
 def draw_sheet(items: Sequence[Labelled], path: Path) -> None:
     """Each picture above its file name and a bar for each of its best classes."""
-    columns = min(len(items), max(3, math.ceil(math.sqrt(len(items) * 1.4))))
+    columns = min(len(items), max(3, math.ceil(math.sqrt(len(items) * 1.4))), _COLUMNS)
     rows = math.ceil(len(items) / columns)
     bars = max(1, *(len(item.best) for item in items))
     title = _LINE * (1 if all(item.truth is None for item in items) else 2)

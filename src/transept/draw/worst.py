@@ -19,9 +19,9 @@ from transept.draw.plain import plain_text
 from transept.files import write_atomically
 from transept.style import LEAST, MISSED, QUIET, RIGHT, WRONG, Color
 
-_COLUMNS, _WIDE = 4, 3.1
+_COLUMNS, _WIDE = 3, 3.2
 """Pictures of a row, and inches of each."""
-_PANEL = 1.85
+_PANEL = 1.63
 """Inches of each of a segmenter's three."""
 _NAMED = 30
 """Classes of a legend."""
@@ -114,7 +114,7 @@ def draw_compared(items: Sequence[Compared], classes: Sequence[str], palette: Se
     shown = [int(number) for number in np.argsort(-counts[: len(classes)], kind="stable") if counts[number]]
     across = 4 if columns == 2 else 2
     legend = 0.23 * math.ceil(min(len(shown), _NAMED + 1) / across) + 0.2
-    wide = 3 * _PANEL * columns + 0.3
+    wide = 3 * _PANEL * columns + 0.2
     figure = Figure(figsize=(wide, sum(heights) + legend), dpi=144, layout="constrained")
     grid = figure.add_gridspec(rows, columns, height_ratios=heights, wspace=0.03)
     for i, item in enumerate(items):
@@ -122,11 +122,12 @@ def draw_compared(items: Sequence[Compared], classes: Sequence[str], palette: Se
         panels = [
             (shorten(item.name, 60, _PANEL), item.picture),
             ("true", overlay(item.picture, item.true, palette)),
-            (shorten(f"predicted, {item.score}", inches=_PANEL), overlay(item.picture, item.predicted, palette)),
+            (shorten(f"answer, {item.score}", inches=_PANEL), overlay(item.picture, item.predicted, palette)),
         ]
         for k, (title, picture) in enumerate(panels):
             axes = figure.add_subplot(cells[k])
             axes.imshow(picture, interpolation="antialiased")
+            axes.set_anchor("W")  # below the beginning of its title, which is wider than a tall picture
             axes.set_axis_off()
             axes.set_title(title, fontsize=LEAST, color=QUIET, pad=2, loc="left")
     room = wide / across - 0.55

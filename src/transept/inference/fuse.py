@@ -144,9 +144,9 @@ def _fold_activations(layers: nn.Sequential) -> None:
 
 def _fold_scale(block: nn.Module, name: str, layer_name: str) -> None:
     path, _, leaf = name.rpartition(".")
-    if path and not hasattr(block, path):  # a block that ends one of its streams
+    owner = dict(block.named_modules()).get(path)  # of an empty path the block itself
+    if owner is None:  # a block that ends one of its streams has no scale there
         return
-    owner = block.get_submodule(path)
     scale = getattr(owner, leaf)
     if scale is None:  # fused before, or the model has none
         return

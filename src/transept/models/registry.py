@@ -2,12 +2,10 @@
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from transept.errors import UsageError, unknown
+from transept.machine import machine_memory
 from transept.models import bixt, cabvit, cait, cat, crossformer, crossvit, xcit
 from transept.models.backbone import Backbone, Family, ModelConfig, native_size
 
@@ -149,16 +148,6 @@ def _check_memory(build: Callable[[], nn.Module]) -> None:
             build()
     finally:
         hook.remove()
-
-
-def machine_memory() -> int | None:
-    """Bytes that this machine, or the container, has; None where the system does not say."""
-    limits = []
-    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(ValueError, OSError):  # "max" is no number
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits, default=None)
 
 
 def check_numbers(options: Mapping[str, Any]) -> None:

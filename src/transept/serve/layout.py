@@ -24,6 +24,8 @@ CSS = """
 .gradio-container, .gradio-container * {min-width: 0}
 #picture img {width: 100%; height: 100%; object-fit: contain}
 #time, #time-1 {opacity: 0.85}
+#history .grid-wrap {min-height: 0 !important}
+.report .image-container {padding-top: 36px}
 #history .grid-container {grid-template-columns: repeat(auto-fill, 96px) !important}
 #files .icon-button:has(button) {display: none}
 button[role=tab].selected {color: #a13d05 !important}
@@ -243,10 +245,19 @@ def _rows(path: Path, answer: Answer) -> list[list[Any]]:
 
 
 def _of_the_run(name: str, report: Sequence[Path]) -> None:
-    """Pictures that training and `eval` have drawn."""
-    for file in report:
+    """Pictures that training and `eval` have drawn: curves first, the worst pictures last."""
+    order = list(_WORDS)
+    for file in sorted(report, key=lambda file: order.index(file.stem) if file.stem in order else len(order)):
         gr.Markdown(f"## {plain(_WORDS.get(file.stem, file.stem.replace('_', ' ')))}")
-        gr.Image(str(file), show_label=False, interactive=False, format="png", buttons=["fullscreen", "download"])
+        # Its buttons lie above the picture (CSS), not on what is written in its corner.
+        gr.Image(
+            str(file),
+            show_label=False,
+            interactive=False,
+            format="png",
+            buttons=["fullscreen", "download"],
+            elem_classes="report",
+        )
     if not any(file.stem == "confusion" for file in report):
         command = f"transept eval {name} --report {name}/report"
         gr.Markdown(f"Confusion matrix, calibration and the worst pictures appear here after `{plain(command)}`.")

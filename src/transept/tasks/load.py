@@ -11,6 +11,7 @@ from transept.tasks.registry import TASKS
 from transept.tasks.run_folder import BEST, CONFIG, FOLDS
 from transept.tasks.task import Task, read_task
 from transept.weights.catalogue.records import Checkpoint, checkpoints_of
+from transept.weights.files.reading import PUBLISHED
 from transept.weights.load import default_checkpoint, find_checkpoint
 
 
@@ -41,7 +42,7 @@ def load(source: str | PathLike[str]) -> Task:
     systems = [kind for kind in TASKS if method in kind.methods]
     if backbone and systems:
         return systems[0].from_checkpoint(_system_checkpoint(systems[0], method, backbone))
-    if path.suffix.lower() in _CHECKPOINTS and path.is_file():
+    if path.suffix.lower() in PUBLISHED and path.is_file():
         raise TranseptError(
             f"{name!r} is a checkpoint, which does not say what its model is for; 'transept train RECIPE "
             "--model.weights FILE' starts from it, create_model(NAME, weights=FILE) loads it, 'transept convert "
@@ -60,10 +61,6 @@ def load(source: str | PathLike[str]) -> Task:
         return kinds[0].from_checkpoint(checkpoint)
     except UsageError as error:
         raise UsageError(f"{name!r} is no run folder, and {error}") from error
-
-
-_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".pdparams", ".npz", ".h5")
-"""Endings of files that others publish."""
 
 
 def trained_file(path: Path) -> Path:

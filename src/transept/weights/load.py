@@ -15,7 +15,7 @@ from transept.models.backbone import Backbone
 from transept.weights.catalogue.records import CHECKPOINTS, Checkpoint, checkpoints_of, set_preprocessing, unpublished
 from transept.weights.fetch.download import fetch
 from transept.weights.fetch.locate import locate
-from transept.weights.files.reading import check_is_file, read_checkpoint
+from transept.weights.files.reading import PUBLISHED, check_is_file, read_checkpoint
 from transept.weights.fit import load_contents
 from transept.weights.report import LoadReport, Reason
 from transept.weights.timm_entries import register_models
@@ -181,10 +181,10 @@ def check_source(source: str) -> None:
 def _is_published(source: str) -> bool:
     """Whether it is written as the `name.tag` of published weights."""
     path = Path(source)
-    return "." in source and "/" not in source and path.suffix not in _SUFFIXES and not path.exists()
+    return "." in source and "/" not in source and path.suffix.lower() not in _ENDINGS and not path.exists()
 
 
 register_models(create_model)
 
 _SCHEMES = ("http://", "https://")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams", ".tar", ".torch", ".h5")
+_ENDINGS = (".safetensors", *PUBLISHED)

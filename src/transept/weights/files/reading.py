@@ -28,6 +28,8 @@ from transept.weights.files.stored_tensors import StoredTensors, is_array, is_te
 from transept.weights.files.unpickling import ActingGlobalError, Call, Global, OddKey, Span, plain
 
 StateDict = dict[str, Tensor]
+PUBLISHED = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".torch", ".pdparams", ".npz", ".h5")
+"""Endings of the checkpoints that others publish. What is in a file is found by its contents, not by these."""
 PICKLE = "PaddlePaddle"
 """The format of a pickle of NumPy arrays, which is how PaddlePaddle writes."""
 
