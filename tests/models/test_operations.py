@@ -28,6 +28,8 @@ COUNTS = {  #                 eager           fused
     "crossformer_tiny": (Calls(85, 10), Calls(85, 10)),
     "cabvit_h_l1": (Calls(79, 1), Calls(65, 1)),
     "cabvit_p_l0": (Calls(44, 0), Calls(44, 0)),
+    "crossvit_tiny_240": (Calls(157, 2), Calls(175, 8)),  # one query goes to the tokens, in products of a few rows
+    "bixt_ti_l64_p16": (Calls(103, 12), Calls(103, 12)),
 }
 UNCOUNTED = {"_unsafe_view", "_reshape_alias", "empty", "gelu"}
 """A fused model has GELU in the product before it where that is quicker on this processor."""
