@@ -102,6 +102,12 @@ def test_robust_models_see_what_they_were_trained_with(tag: str, mean: tuple[flo
     assert (preprocessing.mean, preprocessing.std, preprocessing.crop_pct) == (mean, std, 1)
 
 
+@pytest.mark.parametrize("size", ["small_12_p16", "small_12_p8", "medium_24_p16", "medium_24_p8"])
+def test_a_mirror_wants_the_pictures_of_what_it_mirrors(size: str):
+    mirror, original = (find_checkpoint(f"xcit_{size}_224.{tag}") for tag in ("easycv_dino_in1k", "dino_in1k"))
+    assert mirror.preprocessing == original.preprocessing
+
+
 @pytest.mark.parametrize(
     ("frame", "beside"),
     [

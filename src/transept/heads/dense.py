@@ -21,7 +21,7 @@ FOCAL_BIAS = -math.log(99)
 
 
 class Scale(nn.Module):
-    """One learnt factor."""
+    """One learnt factor (FCOS, Section 3.2: one for each level)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Scale(nn.Module):
 
 
 def tower(in_channels: int, channels: int, depth: int, norm: ConvNorm | None) -> nn.Sequential:
-    """`depth` 3x3 convolutions with their norms and ReLUs."""
+    """`depth` 3x3 convolutions with their norms and ReLUs (RetinaNet, Section 4)."""
     widths = [in_channels] + [channels] * depth
     return nn.Sequential(*(ConvNormAct(a, b, norm=norm) for a, b in pairwise(widths)))
 
@@ -72,9 +72,9 @@ def spread(assignment: Int[Tensor, " v"], valid: Bool[Tensor, " p"]) -> Int[Tens
 def focal_loss(
     logits: Float[Tensor, "p k"], assignment: Int[Tensor, " p"], labels: Int[Tensor, " n"]
 ) -> Float[Tensor, ""]:
-    """The sum over priors and classes of the focal loss, alpha 0.25 and gamma 2, without the ignored priors.
+    """The sum over priors and classes of the focal loss (RetinaNet, Section 3), alpha 0.25 and gamma 2.
 
-    The labels are those of the boxes that the assignment numbers.
+    Ignored priors do not count. The labels are those of the boxes that the assignment numbers.
     """
     truth = torch.zeros_like(logits)
     positive = (assignment >= 0).nonzero().flatten()

@@ -9,7 +9,7 @@ from transept.ops.attention import attend
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention, as in ViT; in BiXT that of the latents."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ def scale_modules(dim: int, patch_size: int) -> list[nn.Module]:
 
 
 class Shrink(nn.Module):
-    """Max-pool of `factor`, as `nn.MaxPool2d`, except that a side shorter than `factor` gives 1 and not an error."""
+    """The max-pool of XCiT's dense models, but a side shorter than `factor` gives 1 and not an error."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()

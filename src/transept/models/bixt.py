@@ -144,7 +144,7 @@ class PatchEmbed(nn.Module):
 
 
 class Scale(nn.Module):
-    """LayerScale's vector `gamma`, where a model has it."""
+    """LayerScale's vector `gamma`, where a model has it: the published `ed256LS`."""
 
     def __init__(self, dim: int, init_scale: float | None) -> None:
         super().__init__()
@@ -235,7 +235,8 @@ class BiDirectionalCrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Bi-directional cross-attention, then an MLP, for latents and tokens, each behind its norms and drop path.
+    """Bi-directional cross-attention, then an MLP, for latents and tokens, each behind its norms and drop path: the
+    paper's refinement of both streams.
 
     Both residuals start from the streams as they came.
     """

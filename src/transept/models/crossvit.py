@@ -170,7 +170,7 @@ class TransformerBlock(nn.Module):
 
 
 class BranchEncoder(nn.ModuleList):
-    """The blocks of one branch in one stage."""
+    """The blocks of one branch in one stage (Section 3.2)."""
 
     def forward(self, x: Tensor, checkpointing: bool = False) -> Tensor:  # b (1+n) c -> b (1+n) c
         for block in self:
@@ -179,7 +179,7 @@ class BranchEncoder(nn.ModuleList):
 
 
 class CrossAttention(nn.Module, ShowsAttention):
-    """Attention of one token, the first, to all."""
+    """Attention of one token, the first, to all (Section 3.3)."""
 
     attention_kind = "class"
     maps_per_token = False
@@ -214,7 +214,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class ClassTokenProjection(nn.Sequential):
-    """The way of a class token to the width of the other branch, or back."""
+    """The way of a class token to the width of the other branch, or back (Section 3.3)."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__(nn.LayerNorm(dim, eps=1e-6), nn.GELU(), nn.Linear(dim, out_dim))
@@ -310,7 +310,7 @@ class CrossViTTrunk(Backbone):
                 nn.init.zeros_(module.bias)
 
     def pictures(self, x: Tensor) -> list[Tensor]:
-        """The image `b 3 H W` as each branch sees it: of whole patches."""
+        """The image `b 3 H W` as each branch sees it: of whole patches, resized as in the official code."""
         grids = self.grids if self.squash else branch_grids((x.shape[-2], x.shape[-1]))
         sizes = [(h * patch, w * patch) for (h, w), patch in zip(grids, PATCH_SIZES, strict=True)]
         return [

@@ -65,10 +65,13 @@ def xcit() -> Iterator[Checkpoint]:
     for size in tables.XCIT_DINO:
         name = f"xcit_{size}_224"
         facts: dict[str, Any] = dict(
-            task="self-supervised", method="dino", note=f"backbone without a classifier; {_UNSEEN}"
+            task="self-supervised",
+            method="dino",
+            preprocessing=cropped(224),
+            note=f"backbone without a classifier; {_UNSEEN}",
         )
         yield _easycv(f"selfsup/xcit/dino_xcit_{size}_pretrain", name, "dino_in1k", **facts)
-        facts |= dict(model=name, origin="DINO", licence="Apache-2.0", preprocessing=cropped(224))
+        facts |= dict(model=name, origin="DINO", licence="Apache-2.0")
         folder = f"{FB}/dino/dino_xcit_{size}_pretrain/dino_xcit_{size}"
         yield direct(f"{folder}_pretrain.pth", tag="dino_in1k", **facts | dict(note="backbone without a classifier"))
         note = "teacher, or the student by wrapper='student'; both with the projection of training, which is left"
@@ -87,7 +90,7 @@ def xcit() -> Iterator[Checkpoint]:
         source="VISSL model zoo",
         licence="MIT",
         preprocessing=cropped(224),
-        note="backbone without a classifier; phase 250 of 300",
+        note="the student's backbone without a classifier, wrapper='teacher' takes the teacher's; phase 250 of 300",
     )
     yield from _robust()
     for size, path, sha256 in tables.XCIT_BIRDER:
@@ -217,9 +220,9 @@ def crossvit() -> Iterator[Checkpoint]:
             origin="lucid",
             file=f"lucid_crossvit-{size}.safetensors",
             sha256=sha256,
-            licence="",
+            licence="Apache-2.0",
             preprocessing=cropped(240),
-            note=f"converted from timm's; names inferred; {_UNSEEN}",
+            note=f"converted from timm's; names as in lucid-dl 3.16.0; {_UNSEEN}",
         )
     entry = _birder("crossvit_9d_il-common", "crossvit_9_dagger_240", "il_common", "08f674d8", 240)
     yield replace(entry, options={}, note=f"{entry.note}; {crossvit_names.BIRDER.departs}")

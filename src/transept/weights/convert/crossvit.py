@@ -7,7 +7,7 @@ from transept.weights.convert.sizes import resize_positions
 
 _TOKENS = ("pos_embed.{}", "pos_embed_{}"), ("cls_token.{}", "cls_token_{}")
 TIMM = Dialect("timm", rules=(Names(_TOKENS),), marks=("pos_embed_{}", "cls_token_{}"))
-# Its names were inferred from what its files are said to be: timm's, with `stages` outside.
+# As its model has them (lucid-dl 3.16.0): timm's names, with `stages` outside.
 LUCID = Dialect(
     "lucid", rules=(Names((*_TOKENS, ("blocks.{}.{*}", "stages.{}.{*}"))),), marks=("stages.{}.blocks.{*}",)
 )
