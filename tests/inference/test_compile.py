@@ -57,8 +57,8 @@ def test_any_number_of_images():
 
 @pytest.mark.slow  # the compiler takes half a minute
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is without oneDNN")
-def test_one_image_goes_to_onednn_where_mkl_is_slow(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(packed, "mkl_is_slow", lambda: True)
+def test_one_image_goes_to_onednn_where_mkl_is_narrow(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packed, "mkl_is_narrow", lambda: True)
     model = small("xcit_nano_12_p8_224")
     compiled, code = run_and_get_cpp_code(lambda: transept.compile(model, "float32", batch=1))
     assert compiled.form.error < 2e-5

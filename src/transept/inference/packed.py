@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from transept.inference.processor import fast_bfloat16
-from transept.layers.linear import linear, mkl_is_slow
+from transept.layers.linear import linear, mkl_is_narrow
 
 _WORTH_PACKING = 20_000_000
 """Multiply-accumulates, about half a millisecond: in less, the choice costs as much as it can save."""
@@ -79,10 +79,10 @@ class _Capture:
 def fixed_sizes(fixed: bool) -> Iterator[None]:
     """What is compiled within is for the CPU and, where this is `fixed`, for one size of all inputs.
 
-    In graphs of a fixed size Inductor gives float32 products to MKL (torch 2.15), also where that is slow; in others to
-    oneDNN, with packed weights.
+    In graphs of a fixed size Inductor gives float32 products to MKL (torch 2.15), also where oneDNN is quicker; in
+    others to oneDNN, with packed weights.
     """
-    _Capture.sizes_are_fixed = fixed and mkl_is_slow()
+    _Capture.sizes_are_fixed = fixed and mkl_is_narrow()
     try:
         yield
     finally:

@@ -52,7 +52,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _by_onednn(x: Tensor, weight: Tensor, *, gradients: bool) -> bool:
     return (
         not torch.compiler.is_compiling()
-        and (mkl_is_slow() or (not gradients and weight.numel() >= _LARGE and _mkl_is_narrow()))
+        and (mkl_is_slow() or (not gradients and weight.numel() >= _LARGE and mkl_is_narrow()))
         and not torch.jit.is_tracing()
         and x.dtype == torch.float32 == weight.dtype
         and x.device.type == "cpu" == weight.device.type
@@ -67,11 +67,11 @@ def _by_onednn(x: Tensor, weight: Tensor, *, gradients: bool) -> bool:
 @cache
 def mkl_is_slow() -> bool:
     """Whether this is an AMD processor from Zen 5 on: those before halve 512-bit operations, and MKL loses little."""
-    return _mkl_is_narrow() and bool(torch.cpu.get_capabilities().get("avx_vnni"))  # Zen 4 lacks it
+    return mkl_is_narrow() and bool(torch.cpu.get_capabilities().get("avx_vnni"))  # Zen 4 lacks it
 
 
 @cache
-def _mkl_is_narrow() -> bool:
+def mkl_is_narrow() -> bool:
     """Whether MKL leaves 512-bit operations unused that oneDNN uses: on AMD processors from Zen 4 on."""
     found = torch.cpu.get_capabilities()
     return (
