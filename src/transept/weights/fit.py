@@ -167,9 +167,9 @@ def _no_place(name: str, model: Backbone, family: Family) -> _Why | None:
         return Reason.NO_CLASSIFIER, "part of the classifier, which a pyramid does not have"
     if model.is_pyramid and any_match(_PYRAMID_PARTS, name):
         return Reason.PYRAMID_LEVEL, "of a level that out_indices leaves out"
-    if any_match(_HEAD, name):
-        return Reason.NO_CLASSIFIER, "the model was built without a classifier"
-    return _PROJECTION if any_match(DINO_HEAD, name) else None
+    if any_match(DINO_HEAD, name):
+        return _PROJECTION
+    return (Reason.NO_CLASSIFIER, "the model was built without a classifier") if any_match(_HEAD, name) else None
 
 
 def _fit_channels(entries: Entries, state: Mapping[str, torch.Tensor]) -> Entries:

@@ -53,7 +53,7 @@ def digits(logits) -> list[list[float]]:
 def keep(path: Path, writer: str, packages: tuple[str, ...], model: str, options: dict, logits, **more) -> None:
     """Compress the file and note what it is; `options` are those of our model.
 
-    `more`: the names it has, where they are another's (`dialect`); the logits of another network in it (`teacher`).
+    `more`: the names it has, where another's (`dialect`); the logits of another network (`teacher`, `student`).
     """
     record = HERE / "ports.json"
     notes = json.loads(record.read_text()) if record.exists() else {}
@@ -245,6 +245,23 @@ def easycv(folder: Path) -> None:
         packages = ("pai-easycv", "mmcv", "timm")
         options = XCIT | dict(img_size=48)
         keep(folder / file, "EasyCV", packages, TINY, options, logits.numpy(), dialect="official")
+    net = builder.build_model(
+        dict(
+            type="DINO",
+            backbone=backbone,
+            neck=dict(type="DINONeck", in_dim=8, out_dim=8, hidden_dim=8, bottleneck_dim=8),
+            pretrained=False,
+            config=dict(use_bn_in_head=False, norm_last_layer=True, drop_path_rate=0.0),
+        )
+    )
+    fill(net)
+    with torch.no_grad():
+        net.teacher.backbone.model.norm.bias += 1
+        better, features = (n.backbone(torch.from_numpy(image(48)))[0].flatten(1) for n in (net.teacher, net.student))
+    file = folder / "easycv_dino.pth"
+    save_checkpoint(net, str(file), meta=dict(epoch=1))
+    options = XCIT | dict(img_size=48, num_classes=0)
+    keep(file, "EasyCV", packages, TINY, options, better.numpy(), dialect="official", student=digits(features))
 
 
 def vissl(folder: Path) -> None:

@@ -27,7 +27,8 @@ NORMALIZATION = ("normalize.mean", "normalize.std")
 """Of pictures, which RobustBench and others put into the model, before the network."""
 _NORMALIZED = Names((("normalize.{}", "normalize.{}"), ("{*}", "model.{*}")))
 _EASYCV = Names((("head.{}", "head_0.fc_cls.{}"), ("{*}", "backbone.model.{*}")))
-"""A classifier of EasyCV whose last layer is its own."""
+"""A classifier of EasyCV whose last layer is its own, or a network of its DINO."""
+_EASYCV_HEADS = ("head_0.fc_cls.{}", *DINO_HEAD)
 
 
 def unframed(entries: Entries) -> Entries:
@@ -36,7 +37,7 @@ def unframed(entries: Entries) -> Entries:
     if names >= set(NORMALIZATION) and all(name.startswith("model.") for name in names.difference(NORMALIZATION)):
         return _NORMALIZED.read(entries)
     framed = {name for name in names if name.startswith("backbone.model.")}
-    if framed and names > framed and all(any_match(("head_0.fc_cls.{}",), name) for name in names - framed):
+    if framed and names > framed and all(any_match(_EASYCV_HEADS, name) for name in names - framed):
         return _EASYCV.read(entries)
     return entries
 

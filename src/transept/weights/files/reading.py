@@ -76,6 +76,7 @@ _VISSL_TEACHER = "momentum_teacher.trunk.", "momentum_teacher.module.trunk."
 _COUNTERS = ("n_averaged",)
 """Beside the weights in the state dict of torch's AveragedModel."""
 _TWINS = ("Student", "Teacher")  # PASSL's distillation keeps two networks in one state dict
+_EASYCV_TWINS = ("teacher", "student")  # and so does EasyCV's DINO, with parts of the student again beside them
 _TRAINING_STATE = frozenset(
     "optimizer optimizers optimizer_states lr_scheduler lr_schedulers scheduler scaler grad_scaler loss_scaler amp "
     "meta args config epoch dino_loss center loss rng_state callbacks loops hyper_parameters criterion".split()
@@ -357,8 +358,10 @@ def _pick(path: Path, dicts: Mapping[str, dict[Any, Any]], wanted: str | None) -
 
 
 def _networks(entries: dict[Any, Any]) -> tuple[str, ...]:
-    """The networks of a distillation that PASSL saved together, the student first."""
+    """The networks that a distillation saved together, the one first that its authors use."""
     owners = {name.partition(".")[0] for name, value in entries.items() if isinstance(name, str) and _is_weight(value)}
+    if owners.issuperset(_EASYCV_TWINS) and owners.issubset((*_EASYCV_TWINS, "backbone", "tneck")):
+        return _EASYCV_TWINS
     return tuple(name for name in _TWINS if name in owners) if owners.issubset(_TWINS) else ()
 
 
