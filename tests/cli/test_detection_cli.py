@@ -163,7 +163,7 @@ def test_a_table_without_objects_has_a_header(
     argv = ["predict", str(model), str(data / "val2017" / "0.png"), "--score", "0.99"]
     assert main([*argv, "--out", str(tmp_path / "a.csv")]) == 0
     assert (tmp_path / "a.csv").read_text().splitlines() == ["path,label,score,x1,y1,x2,y2"]
-    assert "a.csv: 0 rows of 1 pictures" in capsys.readouterr().out
+    assert "a.csv: 0 rows of 1 picture\n" in capsys.readouterr().out
     (tmp_path / "b.csv").mkdir()
     assert "is a folder; give the name of a file" in fails(capsys, [*argv, "--out", str(tmp_path / "b.csv")], 2)
 

@@ -1,6 +1,7 @@
 """What `eval` and `train` say that they read, over tasks and entry points."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ def test_a_class_without_pictures_is_not_measured(files: Path, tmp_path: Path, c
     page, said = measured(capsys, str(files / "model.safetensors"), "--data", str(tmp_path))
     assert page["images"] == 3
     assert "1 class has nothing to be measured on" in said
+
+
+def test_a_dry_run_of_few_pictures_named_by_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The batch is what there is of it, and a class is not taken for the number of its pictures."""
+    fill(tmp_path / "flat", 6, 5)
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "flat" / name).rename(tmp_path / "flat" / str(number))
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "quick", "--data", "flat", "--dry-run", *QUICK, "--batch_size", "64"]) == 0
+    said = capsys.readouterr().out
+    held = int(re.search(r"(\d+) pictures to train on", said)[1])
+    assert f"= 1 process x 1 part of {held} (batch_size is 64, but there are no more), " in said
+    assert re.search(r"2 classes to train on: '\d' \d, '\d' \d$", said, re.MULTILINE)
 
 
 def test_a_run_measures_what_it_held_out_and_its_test_split(

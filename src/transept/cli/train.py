@@ -118,10 +118,12 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> None:
     own = {name: value for name, value in options.items() if name == recipe.task or name not in JOBS}
     print(yaml.safe_dump(own, sort_keys=False, allow_unicode=True))
     height, width = size.image
+    batch = min(size.batch, size.pictures)
+    few = f" (batch_size is {size.batch}, but there are no more)" if batch < size.batch else ""
     shares = f"{size.processes} process{'es' if size.processes > 1 else ''} x {size.accumulate} part"
     lines = {
         "pictures": size.found,
-        "batch": f"{size.batch} = {shares}{'s' if size.accumulate > 1 else ''} of {size.part}, {height} x {width}",
+        "batch": f"{batch} = {shares}{'s' if size.accumulate > 1 else ''} of {size.part}{few}, {height} x {width}",
         "steps": f"{size.steps:,}, {size.steps_per_epoch:,} between evaluations",
         "parameters": f"{size.parameters / 1e6:.2f} M, of which {size.learning / 1e6:.2f} M learn",
         "memory": f"about {(size.weights_bytes + size.kept_bytes) / 2**20:,.0f} MiB in each process: "

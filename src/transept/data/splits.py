@@ -390,6 +390,11 @@ def _spread(counts: Mapping[str, int]) -> str:
         return ""
     ranked = sorted(counts.items(), key=lambda pair: (pair[1], pair[0]))
     if len(ranked) <= _SHOWN_CLASSES:
-        return f" to train on: {', '.join(f'{name} {count:,}' for name, count in ranked)}"
+        return f" to train on: {', '.join(f'{_quoted(name)} {count:,}' for name, count in ranked)}"
     (rare, least), (frequent, most) = ranked[0], ranked[-1]
-    return f" to train on, from {rare} {least:,} to {frequent} {most:,}"
+    return f" to train on, from {_quoted(rare)} {least:,} to {_quoted(frequent)} {most:,}"
+
+
+def _quoted(name: str) -> str:
+    """A name that is a number in quotation marks, for a number of pictures follows it."""
+    return f"'{name}'" if name.isdecimal() else name

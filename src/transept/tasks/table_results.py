@@ -41,7 +41,9 @@ class TableResults(Results):
 
     def finish(self) -> str:
         self._write.finish()
-        return f"{self.out}: {self._count} rows of {len(self.rows)} pictures"
+        pictures = len(self.rows)
+        rows = f"{self._count} row{'' if self._count == 1 else 's'}"
+        return f"{self.out}: {rows} of {pictures} picture{'' if pictures == 1 else 's'}"
 
     def table(self, top: int) -> Table:
         return Table(

@@ -70,7 +70,7 @@ class _Labeller:
         self._rows = None if results.needs_all else results.count
 
     def says(self) -> str:
-        rows = "" if self._rows is None else f"{self._rows} rows of "
+        rows = "" if self._rows is None else f"{self._rows} row{'' if self._rows == 1 else 's'} of "
         each = "" if self.labelled == self.frames else f", of which {self.labelled} were looked at"
         return f"{rows}{self.frames} frames{each}"
 
