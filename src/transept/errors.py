@@ -51,9 +51,13 @@ def warn(sentence: str) -> None:
     warnings.warn(sentence, TranseptWarning, stacklevel=3)
 
 
-def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
-    """`no model is called 'xcit_nano'; did you mean 'xcit_nano_12_p16_224'?`, or the known names where none is near."""
-    return UsageError(f"no {kind} is called {name!r}; {advice(name, known, hint)}")
+def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> UsageError:
+    """`no model is called 'xcit_nano'; did you mean 'xcit_nano_12_p16_224'?`, or the known names where none is near.
+
+    A name may be what YAML makes of a key that is not text: a number, a date, nothing.
+    """
+    text = str(name)
+    return UsageError(f"no {kind} is called {text!r}; {advice(text, known, hint)}")
 
 
 _MOST_NAMED = 16

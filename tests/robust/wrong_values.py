@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import date
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -152,12 +153,16 @@ def recipe(ground: Ground, draw: Any) -> Call:
         if isinstance(options, dict):
             options[name] = draw(values)
             wrong += [name, "model"]
-    (folder / "page.yaml").write_text(yaml.safe_dump(page))
+    if draw(st.integers(0, 9)) == 0:  # what YAML makes of keys that are not text
+        key = draw(st.sampled_from([None, 4, 1.5, True, date(2020, 1, 1)]))
+        _put(page, [*draw(st.sampled_from([[], ["model"], ["model", "options"], [task]])), key], 1)
+        wrong.append(str(key))
+    (folder / "page.yaml").write_text(yaml.safe_dump(page, sort_keys=False))
     words = ["train", str(folder / "page.yaml"), "--dry-run", "--out", str(folder / "plan"), *words]
     return Call(words, [*wrong, "page.yaml", "has no split", "--skip-bad"])
 
 
-def _put(page: dict[str, Any], names: list[str], value: Any) -> None:
+def _put(page: dict[str, Any], names: list[Any], value: Any) -> None:
     for name in names[:-1]:
         inner = page.setdefault(name, {})
         if not isinstance(inner, dict):

@@ -4,9 +4,11 @@ An option without a range stands in `FREE`, so that a new one must state its own
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from transept.cli.main import main
 from transept.errors import UsageError
@@ -247,3 +249,17 @@ def test_the_only_wrong_value_of_any_page():
 def test_the_exit_code_and_the_whole_sentence(options: str, said: str, capsys: pytest.CaptureFixture):
     assert main(["train", "digits", "--data", "no such folder", *options.split()]) == 2
     assert capsys.readouterr().err == f"transept: {said}\n"
+
+
+@pytest.mark.parametrize(("key", "text"), [("~", "None"), ("4", "4"), ("true", "True"), ("2020-01-01", "2020-01-01")])
+@pytest.mark.parametrize("section", ["", "model", "model.options"])
+def test_keys_that_are_not_text(key: str, text: str, section: str, tmp_path: Path):
+    """`&depth: 4`, with a slip of the finger, is an anchor for nothing."""
+    page: Any = {"task": "classify", "data": "digits", "model": {"name": "xcit_nano_12_p8_224", "options": {}}}
+    inner = page
+    for name in filter(None, section.split(".")):
+        inner = inner[name]
+    inner["KEY"] = 1
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(page).replace("KEY", key))
+    with pytest.raises(UsageError, match=rf"no (recipe option|option of .*) is called '(model\.)?{text}'; "):
+        parse_recipe(read_recipe(str(tmp_path / "a.yaml")), [])
