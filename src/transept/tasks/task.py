@@ -511,8 +511,7 @@ class ModelTask(Task):
 
 def warned_of_dark(picture: Picture, source: str | Path | BinaryIO, *, name: str | Path, reading: Reading) -> bool:
     """Warns of a picture that will look black because nobody says how many of its 16 bits are used; whether it did."""
-    dark = not reading.pixel_range and as_array(picture).max(initial=0) < 256 * DARK
-    if not dark or not is_unstated(source, name=name, reading=reading):
+    if reading.pixel_range or not _is_dark(picture) or not is_unstated(source, name=name, reading=reading):
         return False
     warnings.warn(
         f"{str(name or source)!r} has 16 bits and uses less than an eighth of them, so that it looks black; "
@@ -521,6 +520,12 @@ def warned_of_dark(picture: Picture, source: str | Path | BinaryIO, *, name: str
         stacklevel=3,
     )
     return True
+
+
+def _is_dark(picture: Picture) -> bool:
+    """By some of the pixels first: of most pictures they show that it is not."""
+    some = picture.resize((16, 16), Image.Resampling.NEAREST) if isinstance(picture, Image.Image) else picture
+    return all(as_array(each).max(initial=0) < 256 * DARK for each in (some, picture))
 
 
 _Task = TypeVar("_Task", bound=Task)
