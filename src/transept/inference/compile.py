@@ -22,7 +22,7 @@ from transept.data.resizing import Size, squashed
 from transept.errors import TranseptError, UsageError, unknown
 from transept.heads.roi import BoxHead, MaskHead
 from transept.inference.fuse import fuse
-from transept.inference.packed import fixed_sizes
+from transept.inference.packed import fixed_sizes, no_trials
 from transept.inference.processor import fast_bfloat16
 from transept.models.backbone import Backbone, native_size
 
@@ -145,7 +145,7 @@ def fused_in_precision(
         if backbone is None:
             return fuse(model), ("float32", "no size of images is known on which bfloat16 could be tried")
         images = sample_images(backbone, backbone.config.img_size, 1).to(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), no_trials():  # other numbers of images will come
         error = spread_error(tree_leaves(model(images)), tree_leaves(made(images)))
     if refused := _too_far(error):
         return fuse(model), ("float32", refused)
