@@ -9,6 +9,7 @@ Inductor's frozen graphs contain the same operator.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import RLock
 from time import perf_counter
 from typing import Any
 
@@ -28,6 +29,8 @@ _ROWS, _IMAGES = 2048, 8
 """What is tried is this much of a larger batch: some milliseconds, not half of the first batch's time."""
 _measured: dict[tuple, bool] = {}
 """Kinds of work, and whether the second way of doing it was quicker when both were tried in this process."""
+_trial = RLock()
+"""Held by the thread that tries, for which those that want to know the same wait."""
 _tries = ContextVar("_tries", default=True)
 
 
@@ -44,17 +47,22 @@ def no_trials() -> Iterator[None]:
 def quicker(kind: tuple, first: Callable[[], object], second: Callable[[], object]) -> bool:
     """Whether the second way takes clearly less time than the first; each kind of work is measured once, in turns."""
     kind = (torch.get_num_threads(), kind)
-    known = _measured.get(kind)
-    if known is None and not _tries.get():
-        return False
-    if known is None:
-        seconds: list[list[float]] = [[], []]
-        for way in (0, 1) * _TRIES:
-            started = perf_counter()
-            (first, second)[way]()
-            seconds[way].append(perf_counter() - started)
-        known = _measured[kind] = min(seconds[1]) < _CLEARLY * min(seconds[0])
-    return known
+    if kind not in _measured:
+        if not _tries.get():
+            return False
+        with _trial:
+            if kind not in _measured:
+                _measured[kind] = _try(first, second)
+    return _measured[kind]
+
+
+def _try(first: Callable[[], object], second: Callable[[], object]) -> bool:
+    seconds: list[list[float]] = [[], []]
+    for way in (0, 1) * _TRIES:
+        started = perf_counter()
+        (first, second)[way]()
+        seconds[way].append(perf_counter() - started)
+    return min(seconds[1]) < _CLEARLY * min(seconds[0])
 
 
 def runs_on_cpu(x: Tensor) -> bool:
