@@ -51,6 +51,7 @@ def test_a_users_own_choice_stays(monkeypatch: pytest.MonkeyPatch, name: str, va
     assert not keep_freed_memory()
 
 
+@pytest.mark.slow  # two processes, each of which imports all
 def test_verbs_keep_it():
     script = "from transept.cli.main import main; main(['models', '--json'])"
     run = subprocess.run(
