@@ -7,6 +7,13 @@ import time
 import transept
 
 
+def printed(code: str) -> str:
+    """What a process of its own prints."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 def test_import_adds_little_to_torch_and_registers_what_timm_lacks():
     """In one process, for each start costs seconds; processor time, where other programs do not count."""
     code = (
@@ -18,9 +25,7 @@ def test_import_adds_little_to_torch_and_registers_what_timm_lacks():
         "assert timm.create_model('xcit_nano_12_p16_224').__module__.startswith('timm')\n"
         "assert type(timm.create_model('crossformer_tiny')).__module__ == 'transept.models.crossformer'\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert float(run.stdout) < 1
+    assert float(printed(code)) < 1
 
 
 def test_verbs_wait_for_nothing_that_they_may_not_need():
@@ -35,9 +40,7 @@ def test_verbs_wait_for_nothing_that_they_may_not_need():
         "assert transept.draw.Labelled.__module__ == 'transept.draw.sheet'\n"
         "assert 'matplotlib' in sys.modules\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == []
+    assert printed(code).split() == []
 
 
 def test_small_models_are_made_in_an_instant():
