@@ -32,8 +32,8 @@ def test_verbs_wait_for_nothing_that_they_may_not_need():
     code = (
         "import sys, transept.cli.predict, transept.cli.eval, transept.cli.features\n"
         "from transept.data.images import sample_picture\n"
-        "from transept.inference.compile import fused_in_precision\n"
-        "fused_in_precision(transept.create_model('cait_xxs24_224', depth=1, img_size=32))\n"
+        "from transept.inference.compile import checked_precision\n"
+        "checked_precision(transept.create_model('cait_xxs24_224', depth=1, img_size=32))\n"
         "assert sample_picture().size == (640, 427)\n"
         "print(*{'matplotlib', 'sklearn', 'scipy', 'lightning', 'pandas'} & set(sys.modules))\n"
         "import transept.draw\n"

@@ -125,10 +125,8 @@ def compile(
     raise AssertionError("float32 is always accepted")
 
 
-def fused_in_precision(
-    model: M, dtype: Precision = "auto", images: Tensor | None = None
-) -> tuple[M, tuple[Dtype, str]]:
-    """`fuse`'s copy of a model in the best precision, chosen as `compile` does: the copy, its precision, and why.
+def checked_precision(model: nn.Module, dtype: Precision = "auto", images: Tensor | None = None) -> tuple[Dtype, str]:
+    """The precision that a model's fused form takes, chosen as `compile` does, and why.
 
     Args:
         model: any.
@@ -137,19 +135,17 @@ def fused_in_precision(
     """
     device = next(model.parameters()).device
     precision, reason = best_precision(dtype, device)
-    made = in_precision(fuse(model), precision)
     if dtype != "auto" or precision == "float32":
-        return made, (precision, reason)
+        return precision, reason
     if images is None:
         backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
         if backbone is None:
-            return fuse(model), ("float32", "no size of images is known on which bfloat16 could be tried")
+            return "float32", "no size of images is known on which bfloat16 could be tried"
         images = sample_images(backbone, backbone.config.img_size, 1).to(device)
     with torch.inference_mode(), no_trials():  # other numbers of images will come
-        error = spread_error(tree_leaves(model(images)), tree_leaves(made(images)))
-    if refused := _too_far(error):
-        return fuse(model), ("float32", refused)
-    return made, (precision, reason)
+        error = spread_error(tree_leaves(model(images)), tree_leaves(in_precision(fuse(model), precision)(images)))
+    refused = _too_far(error)
+    return ("float32", refused) if refused else (precision, reason)
 
 
 def _too_far(error: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from transept.files import write_atomically
-from transept.inference.compile import Precision, fused_in_precision
+from transept.inference.compile import Precision, checked_precision
 from transept.inference.package import weights_digest
 from transept.labelling.inputs import Batches, Chunk, Inputs
 from transept.labelling.pictures import Pictures
@@ -86,7 +86,7 @@ def plan_job(
     if form == "auto":
         form = "fused" if device.type == "cpu" else "eager"
     if form in ("fused", "compiled"):
-        _, (dtype, reason) = fused_in_precision(task, dtype)
+        dtype, reason = checked_precision(task, dtype)
         report(f"{form} in {dtype}: {reason}")
     asked = {
         "task": task.name,

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 from torch import Tensor
 
 from transept.errors import TranseptError, TranseptWarning, unknown
-from transept.inference.compile import Dtype, Precision, best_precision, compile, fused_in_precision
+from transept.inference.compile import Dtype, Precision, best_precision, checked_precision, compile, in_precision
+from transept.inference.fuse import fuse
 from transept.inference.package import ENDING, load_package, weights_digest
 from transept.inference.processor import instructions
 from transept.tasks.task import Task
@@ -105,9 +106,9 @@ def seconds_before_forms(dtype: Dtype) -> tuple[float, float]:
 
 
 def _fused(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor | None = None) -> T:
-    made, (precision, reason) = fused_in_precision(task, dtype, images)
+    precision, reason = checked_precision(task, dtype, images)
     report(f"fused in {precision}: {reason}")
-    return made
+    return in_precision(fuse(task), precision)
 
 
 def _compiled(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor) -> T:

@@ -372,7 +372,6 @@ class Task(nn.Module, ABC):
 
     def draw_frame(self, picture: Image.Image, prediction: Any) -> Image.Image:
         """A frame of a video with the prediction, of the same size."""
-
         return draw.labelled_frame(picture, [(item.label, item.score) for item in self.items(prediction)])
 
     @abstractmethod
