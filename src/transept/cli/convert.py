@@ -12,7 +12,7 @@ from transept.weights.convert import OFFICIAL, find_dialect, from_official
 from transept.weights.files.reading import Contents, read_checkpoint
 from transept.weights.files.writing import check_suffix, write_state_dict
 from transept.weights.fit import load_contents
-from transept.weights.identify import Identity, foreign, identify, part_of
+from transept.weights.identify import Identity, identify, why_unknown
 from transept.weights.load import create_model, find_file
 from transept.weights.report import LoadReport
 from transept.words import visible
@@ -45,8 +45,7 @@ def run(args: argparse.Namespace) -> None:
         _tell(args, contents, identity)
         return
     if identity is None and args.model is None:
-        what = foreign(contents) or part_of(contents) or "is of none of our families; give --model NAME if it should be"
-        raise TranseptError(f"{args.source!r} {what}")
+        raise TranseptError(f"{args.source!r} {why_unknown(contents)}")
     name, family = find_model(args.model or identity.model)  # pyright: ignore[reportOptionalMemberAccess]
     find_dialect(family.name, args.to)
     model = _model(name, identity, pyramid=args.backbone)
@@ -67,9 +66,7 @@ def _model(name: str, identity: Identity | None, *, pyramid: bool) -> Backbone:
 
 def _tell(args: argparse.Namespace, contents: Contents, identity: Identity | None) -> None:
     if identity is None:
-        what = f"holds {len(contents.tensors)} tensors of none of our families, "
-        what += f"e.g. {next(iter(contents.tensors), 'nothing')!r}"
-        raise TranseptError(f"{args.source!r} {foreign(contents) or part_of(contents) or what}")
+        raise TranseptError(f"{args.source!r} {why_unknown(contents)}")
     form = find_dialect(identity.family, identity.dialect)
     facts: dict[str, Any] = {
         "source": args.source,

@@ -50,13 +50,6 @@ def identify(contents: Contents) -> Identity | None:
     return best
 
 
-def part_of(contents: Contents) -> str:
-    """What a file is that holds a known part of a model alone: the rest of a sentence; "" for all others."""
-    if contents.tensors and contents.tensors.keys() <= {"linear.weight", "linear.bias"}:
-        return "is a classifier alone, as of DINO's evaluation; load its backbone first, then it with strict=False"
-    return ""
-
-
 _VIT_PYTORCH = ("to_patch_embedding.{*}", "sm_image_embedder.{*}", "layers.{}.1.layers.{}.{}.dpb.{*}")
 """Names of its CaiT and XCiT, CrossViT, CrossFormer."""
 
@@ -73,6 +66,16 @@ def foreign(contents: Contents) -> str:
             "`transept models --weights` lists them"
         )
     return ""
+
+
+def why_unknown(contents: Contents) -> str:
+    """What a file is of which `identify` knows no model: the rest of a sentence."""
+    if what := foreign(contents):
+        return what
+    if contents.tensors and contents.tensors.keys() <= {"linear.weight", "linear.bias"}:
+        return "is a classifier alone, as of DINO's evaluation; load its backbone first, then it with strict=False"
+    first = next(iter(contents.tensors), "nothing")
+    return f"holds {len(contents.tensors)} tensors of none of our families, e.g. {first!r}; --model NAME takes it for one"
 
 
 def _within(family: Family, entries: Entries, file_format: str) -> Identity | None:
