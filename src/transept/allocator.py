@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
 
     Threads that are started later take their memory from where the first one does. By themselves they have pools of
     their own, of pieces of 64 MiB, which go back when they are free whatever is set here: labelling, with a batch in
-    each thread, spent a sixteenth of its processor time on that. `MALLOC_ARENA_MAX` in the environment decides instead.
+    each thread, spent a tenth of its processor time on that. `MALLOC_ARENA_MAX` in the environment decides instead.
 
     Nothing is changed on other systems, or where the environment sets this allocator up (`GLIBC_TUNABLES`,
     `MALLOC_TRIM_THRESHOLD_`, ...). With another allocator in its place (jemalloc, tcmalloc) it has no effect.
