@@ -12,22 +12,26 @@ pytestmark = pytest.mark.skipif(not _has_glibc(), reason="another C library, who
 
 _COUNT_FAULTS = """
 import json, resource, torch
+from concurrent.futures import ThreadPoolExecutor
 from transept.allocator import keep_freed_memory
 kept = {kept}
 def step():
-    activations = [torch.ones(12 << 20) for _ in range(5)]  # 48 MiB each, more than glibc keeps by itself
-for _ in range(2):
-    step()
+    activations = [torch.ones({mib} << 18) for _ in range(240 // {mib})]  # more than glibc keeps by itself
+def steps(count):
+    for _ in range(count):
+        step()
+thread = ThreadPoolExecutor(1)
+run = (lambda count: thread.submit(steps, count).result()) if {thread} else steps
+run(2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    step()
+run(3)
 print(json.dumps([kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
 """
 
 
-def faults(kept: str) -> tuple[bool, int]:
+def faults(kept: str, *, mib: int = 48, thread: bool = False) -> tuple[bool, int]:
     run = subprocess.run(
-        [sys.executable, "-c", _COUNT_FAULTS.format(kept=kept)],
+        [sys.executable, "-c", _COUNT_FAULTS.format(kept=kept, mib=mib, thread=thread)],
         capture_output=True,
         text=True,
         check=True,
@@ -40,6 +44,15 @@ def test_pages_are_mapped_once():
     _, many = faults("False")
     assert asked
     assert few < many / 2  # an aligned block needs a little more than its like that was freed
+
+
+def test_threads_map_pages_once_unless_a_user_gives_them_pools(monkeypatch: pytest.MonkeyPatch):
+    asked, few = faults("keep_freed_memory()", mib=20, thread=True)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
+    still, many = faults("keep_freed_memory()", mib=20, thread=True)
+    assert asked
+    assert still
+    assert few < many / 2
 
 
 @pytest.mark.parametrize(
@@ -55,7 +68,11 @@ def test_a_users_own_choice_stays(monkeypatch: pytest.MonkeyPatch, name: str, va
 def test_verbs_keep_it():
     script = "from transept.cli.main import main; main(['models', '--json'])"
     run = subprocess.run(
-        [sys.executable, "-c", _COUNT_FAULTS.format(kept="None").replace("import json,", f"{script}\nimport json,")],
+        [
+            sys.executable,
+            "-c",
+            _COUNT_FAULTS.format(kept="None", mib=48, thread=False).replace("import json,", f"{script}\nimport json,"),
+        ],
         capture_output=True,
         text=True,
         check=True,

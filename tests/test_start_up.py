@@ -49,3 +49,16 @@ def test_small_models_are_made_in_an_instant():
         started = time.process_time()
         transept.create_model(name)
         assert time.process_time() - started < 1.5, name
+
+
+def test_a_command_looks_for_no_garbage_among_its_libraries():
+    code = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count()))\n"  # called last
+        "from transept.cli.main import main\n"
+        "main(['info', 'cait_xxs24_224'])\n"
+        "kept = gc.get_freeze_count()\n"
+        "main(['models', 'cait_xxs24_224'])\n"  # torch is there now
+        "print(gc.isenabled(), kept > 100_000, gc.get_freeze_count() <= kept)\n"
+    )
+    assert printed(code).split()[-4:] == ["True", "True", "True", "0"]

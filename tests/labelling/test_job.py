@@ -22,7 +22,7 @@ from transept.data.detection.transforms import DetectionPreprocessing
 from transept.data.images import sample_picture
 from transept.errors import TranseptError, UsageError
 from transept.labelling.inputs import Batches
-from transept.labelling.job import plan_job, written
+from transept.labelling.job import ShardWriter, plan_job, written
 from transept.labelling.pictures import find_pictures
 from transept.tasks.classify import Classifier
 from transept.tasks.detect import Detector
@@ -199,6 +199,9 @@ def test_the_form_is_that_of_the_processor_for_all_rows(tmp_path: Path):
     assert job.plan.asked["dtype"] in ("bfloat16", "float32")
     assert said[0].startswith(f"fused in {job.dtype}: ")
     assert written(job.plan) == (0, 0, 0)
+    assert (job.formed is None) == (job.dtype == "float32")  # made once, to compare and to label
+    assert job.formed is None or ShardWriter(job, workers=0)._task is job.formed
+    assert plan_job(task, pictures, tmp_path / "other", task.inference(), form="compiled")[0].formed is None
 
 
 def _label_slowly(source: Path, folder: Path, workers: int) -> None:

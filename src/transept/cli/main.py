@@ -1,11 +1,15 @@
 """`transept VERB ...`: finds the verb, runs it, and turns errors into one sentence and an exit code."""
 
 import argparse
+import atexit
+import gc
 import os
 import shutil
 import signal
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -133,10 +137,30 @@ def _run(argv: list[str]) -> int:
         raise unknown("verb", verb, VERBS)
     keep_freed_memory()
     with warnings_as_sentences(quiet=rank_of_environment() > 0):
-        module = import_module(f"transept.cli.{verb}")
+        with _kept_modules():
+            module = import_module(f"transept.cli.{verb}")
         parser = Parser(prog=f"transept {verb}", description=module.__doc__, epilog=CODES, allow_abbrev=False)
         add_arguments(parser, module)
         return module.run(parser.parse(argv[1:])) or 0
+
+
+@contextmanager
+def _kept_modules() -> Iterator[None]:
+    """Python looks for no garbage while the verb's libraries are imported, and never among what they made.
+
+    A million objects that stay to the end: looking through them again and again took a quarter of a verb's start. A
+    process that imported torch before, a notebook's, keeps its own ways.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # else extensions report at the end what nobody freed
+    finally:
+        gc.enable()
 
 
 def add_arguments(parser: argparse.ArgumentParser, verb: ModuleType) -> None:

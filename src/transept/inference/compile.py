@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import RLock
 from time import perf_counter
 from types import FunctionType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -125,8 +125,17 @@ def compile(
     raise AssertionError("float32 is always accepted")
 
 
-def checked_precision(model: nn.Module, dtype: Precision = "auto", images: Tensor | None = None) -> tuple[Dtype, str]:
-    """The precision that a model's fused form takes, chosen as `compile` does, and why.
+class Checked(NamedTuple, Generic[M]):
+    """The precision that a model's fused form takes, and what is known of it."""
+
+    precision: Dtype
+    reason: str
+    fused: M | None = None
+    """The model in this form, where it was made to compare outputs."""
+
+
+def checked_precision(model: M, dtype: Precision = "auto", images: Tensor | None = None) -> Checked[M]:
+    """The precision that a model's fused form takes, chosen as `compile` does.
 
     Args:
         model: any.
@@ -136,16 +145,17 @@ def checked_precision(model: nn.Module, dtype: Precision = "auto", images: Tenso
     device = next(model.parameters()).device
     precision, reason = best_precision(dtype, device)
     if dtype != "auto" or precision == "float32":
-        return precision, reason
+        return Checked(precision, reason)
     if images is None:
         backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
         if backbone is None:
-            return "float32", "no size of images is known on which bfloat16 could be tried"
+            return Checked("float32", "no size of images is known on which bfloat16 could be tried")
         images = sample_images(backbone, backbone.config.img_size, 1).to(device)
+    fused = in_precision(fuse(model), precision)
     with torch.inference_mode(), no_trials():  # other numbers of images will come
-        error = spread_error(tree_leaves(model(images)), tree_leaves(in_precision(fuse(model), precision)(images)))
+        error = spread_error(tree_leaves(model(images)), tree_leaves(fused(images)))
     refused = _too_far(error)
-    return ("float32", refused) if refused else (precision, reason)
+    return Checked("float32", refused) if refused else Checked(precision, reason, fused)
 
 
 def _too_far(error: float) -> str:

@@ -25,7 +25,7 @@ _WORTH_PACKING = 20_000_000
 _TRIES = 3
 _CLEARLY = 0.95
 """Measured alone, with everything in the cache, what is only as quick loses in a whole model."""
-_ROWS, _IMAGES = 2048, 8
+_ROWS, _IMAGES = 1024, 4
 """What is tried is this much of a larger batch: some milliseconds, not half of the first batch's time."""
 _measured: dict[tuple, bool] = {}
 """Kinds of work, and whether the second way of doing it was quicker when both were tried in this process."""

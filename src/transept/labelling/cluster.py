@@ -62,7 +62,7 @@ def _written(job: Job, shards: Sequence[int], processes: int, workers: int) -> I
 
     device = next(job.task.parameters()).device.type
     share = _share(ray.cluster_resources(), processes, gpu=device == "cuda")
-    sent = ray.put(replace(job, task=job.task.cpu()))
+    sent = ray.put(replace(job, task=job.task.cpu(), formed=None))
     ray.data.DataContext.get_current().enable_progress_bars = False
     numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     written = numbers.map_batches(

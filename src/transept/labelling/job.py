@@ -38,6 +38,8 @@ class Job:
     plan: Plan
     form: str
     dtype: Precision
+    formed: Task | None = None
+    """The task in its form, where it was made to choose the precision; it is not sent to others."""
 
     @property
     def is_exact(self) -> bool:
@@ -85,8 +87,9 @@ def plan_job(
     device = next(task.parameters()).device
     if form == "auto":
         form = "fused" if device.type == "cpu" else "eager"
+    formed = None
     if form in ("fused", "compiled"):
-        dtype, reason = checked_precision(task, dtype)
+        dtype, reason, formed = checked_precision(task, dtype)
         report(f"{form} in {dtype}: {reason}")
     asked = {
         "task": task.name,
@@ -100,7 +103,8 @@ def plan_job(
     }
     rows = rows or (kept_rows(folder) if resume else None) or (ROWS_OF_DENSE if task.is_dense else ROWS)
     plan = Plan(folder=folder, pictures=len(pictures), rows=rows, asked=asked)
-    job = Job(task=task, inference=inference, pictures=pictures, plan=plan, form=form, dtype=dtype)
+    formed = formed if form == "fused" else None
+    job = Job(task=task, inference=inference, pictures=pictures, plan=plan, form=form, dtype=dtype, formed=formed)
     table_writer(plan.file(0), job.columns)  # raises where there is no pyarrow
     return job, begin(plan, resume=resume)
 
@@ -132,7 +136,7 @@ class ShardWriter:
 
     def __init__(self, job: Job, *, workers: int, done: Callable[[int], None] = lambda pictures: None) -> None:
         self._job, self._workers, self._done = job, workers, done
-        self._task = in_form(job.task, job.form, job.dtype)
+        self._task = in_form(job.task, job.form, job.dtype) if job.formed is None else job.formed
         at_once = job.task.pictures_at_once(job.inference)
         self._streams = streams_for(job.task, job.form, at_once)
         self._batch_size = at_once // self._streams  # all streams together hold as many as one would

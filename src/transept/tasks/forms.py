@@ -106,9 +106,9 @@ def seconds_before_forms(dtype: Dtype) -> tuple[float, float]:
 
 
 def _fused(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor | None = None) -> T:
-    precision, reason = checked_precision(task, dtype, images)
+    precision, reason, made = checked_precision(task, dtype, images)
     report(f"fused in {precision}: {reason}")
-    return in_precision(fuse(task), precision)
+    return in_precision(fuse(task), precision) if made is None else made
 
 
 def _compiled(task: T, dtype: Precision, report: Callable[[str], None], images: Tensor) -> T:

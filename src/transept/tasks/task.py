@@ -35,6 +35,7 @@ from transept.tasks.data_options import DataOptions
 from transept.tasks.saving import METADATA_KEY, describe, save_task
 from transept.weights.catalogue.records import Checkpoint
 from transept.weights.files.reading import read_checkpoint
+from transept.weights.undrawn import UndrawnWeights
 
 Halves = Literal["both", "val"]
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
@@ -549,7 +550,8 @@ def read_task(path: Path, kinds: Sequence[type[_Task]]) -> _Task:
             names = " or ".join(each.name for each in kinds)
             raise TranseptError(f"{str(path)!r} holds a model that was trained to {name}, not to {names}")
         kind = next(each for each in kinds if each.name == name)
-        task = kind.build(description)
+        with UndrawnWeights():
+            task = kind.build(description)
         task.reading = Reading.of(description["reading"]) if "reading" in description else PLAIN
         # Our own names are whole: what other code's wrappers put before all of theirs is part of them.
         task.stored.load_state_dict({contents.prefix + key: value for key, value in contents.tensors.items()})
