@@ -341,6 +341,7 @@ def test_a_range_measured_on_the_pictures(unsaid: Path, scenes: Path, capsys: py
     assert "pixel_range=auto is measured on pictures, and here are none" in line
 
 
+@pytest.mark.slow  # what a run kept is in its files, as above; how one is told, the other verbs show
 def test_exported_files_say_how_a_model_was_told_to_read(unsaid: Path, tmp_path: Path):
     words = ["export", str(unsaid), "--out", str(tmp_path), "--format", "pt2", "--pixel_range", "[0, 4095]"]
     assert main(words) == 0
