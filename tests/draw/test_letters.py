@@ -234,7 +234,13 @@ OTHERS = [calibration, curves, attention, attention_of_a_tall_picture, first_cro
 
 
 @pytest.mark.parametrize(
-    ("draw", "number"), [(draw, number) for number in (3, 200) for draw in OF_CLASSES] + [(draw, 80) for draw in OTHERS]
+    ("draw", "number"),
+    [
+        *((draw, 3) for draw in OF_CLASSES),
+        # A matrix of 200 names is drawn for seconds.
+        *(pytest.param(draw, 200, marks=[pytest.mark.slow] if draw is confusion else []) for draw in OF_CLASSES),
+        *((draw, 80) for draw in [confusion, *OTHERS]),
+    ],
 )
 def test_letters_can_be_read(draw: Callable[[list[str], Path], None], number: int, written: Written, tmp_path: Path):
     draw(names_of(number), tmp_path / "drawn.png")

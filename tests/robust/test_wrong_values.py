@@ -1,6 +1,6 @@
 """Whatever is wrong, the answer is exit code 0, 1 or 2 and one line that names it, in a moment.
 
-The quick suite tries 24 calls of each kind, the slow one 60, always the same. TRANSEPT_CASES=4000 tries that many calls
+The quick suite tries 16 calls of each kind, the slow one 60, always the same. TRANSEPT_CASES=4000 tries that many calls
 of each kind, others than the suite's, and -s says how they were answered.
 """
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.robust.wrong_values import KINDS, Answer, Call, Ground, ask, faults
 
 ASKED = os.environ.get("TRANSEPT_CASES")
-CASES = [int(ASKED)] if ASKED else [24, pytest.param(60, marks=pytest.mark.slow)]
+CASES = [int(ASKED)] if ASKED else [16, pytest.param(60, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
