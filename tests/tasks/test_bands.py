@@ -311,7 +311,7 @@ def answer_of(capsys: pytest.CaptureFixture[str], words: list[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("range_option", ["--pixel_range", "--pixel-range"])
+@pytest.mark.parametrize("range_option", ["--pixel_range", pytest.param("--pixel-range", marks=pytest.mark.slow)])
 def test_models_that_do_not_say_it_are_told(
     unsaid: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], range_option: str
 ):
