@@ -1,6 +1,10 @@
-"""What every variant of every family promises, as checks that take its name; at a small size of its own shape."""
+"""What every variant of every family promises, as checks that take its name; at a small size of its own shape.
+
+`make` builds it: `tiny` of its own widths, `slim` of few channels, which none of these promises is about.
+"""
 
 import copy
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -9,19 +13,21 @@ import torch
 from torch import nn
 
 import transept
-from tests.helpers import image, lively, narrow, tiny
+from tests.helpers import image, lively, narrow, slim, tiny
+
+Make = Callable[..., Any]
 
 
 @cache
 @torch.inference_mode(False)  # kept for tests that train
-def model_of(name: str, features_only: bool = False) -> nn.Module:
+def model_of(name: str, make: Make, features_only: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    return lively(tiny(name, features_only=features_only)).eval()
+    return lively(make(name, features_only=features_only)).eval()
 
 
 @torch.inference_mode()
-def check_forward_of_any_size_and_batch(name: str) -> None:
-    model = model_of(name)
+def check_forward_of_any_size_and_batch(name: str, make: Make = tiny) -> None:
+    model = model_of(name, make)
     whole = model(image())
     assert whole.shape == (2, 7)
     assert torch.allclose(whole[1:], model(image()[1:]), atol=1e-5), "an image's logits depend on its neighbours"
@@ -40,8 +46,8 @@ def check_gradients_reach_every_parameter(name: str) -> None:
 
 
 @torch.inference_mode()
-def check_head(name: str) -> None:
-    model: Any = copy.deepcopy(model_of(name))
+def check_head(name: str, make: Make = tiny) -> None:
+    model: Any = copy.deepcopy(model_of(name, make))
     features = model.forward_features(image())
     assert torch.equal(model.forward_head(features), model(image()))
     pooled = model.forward_head(features, pre_logits=True)
@@ -60,8 +66,8 @@ def check_head(name: str) -> None:
 
 
 @torch.inference_mode()
-def check_pyramid(name: str) -> None:
-    model = model_of(name, features_only=True)
+def check_pyramid(name: str, make: Make = tiny) -> None:
+    model = model_of(name, make, features_only=True)
     for height, width in ((64, 96), (70, 107), (16, 16)):
         levels = model(image(2, height, width))
         assert [level.shape[1] for level in levels] == model.feature_info.channels()
@@ -69,15 +75,15 @@ def check_pyramid(name: str) -> None:
             slack = max(1, 16 / stride)  # a grid of whole patches may be rounded up, then doubled or halved
             assert abs(level.shape[2] - height / stride) < slack
             assert abs(level.shape[3] - width / stride) < slack
-    both = tiny(name, features_only=True, out_indices=(1, 3)).eval()
+    both = make(name, features_only=True, out_indices=(1, 3)).eval()
     both.load_state_dict(model.state_dict(), strict=False)
     assert all(torch.equal(a, b) for a, b in zip(both(image()), model(image())[1::2], strict=True))
     assert both.feature_info.reduction() == [8, 32]
 
 
 @torch.inference_mode()
-def check_intermediates(name: str) -> None:
-    model = model_of(name)
+def check_intermediates(name: str, make: Make = tiny) -> None:
+    model = model_of(name, make)
     final, maps = model.forward_intermediates(image(1, 64, 96))
     torch.testing.assert_close(final, model.forward_features(image(1, 64, 96)), rtol=0, atol=0)
     wanted = [(lv["num_chs"], round(64 / lv["reduction"]), round(96 / lv["reduction"])) for lv in model.feature_info]
@@ -92,7 +98,7 @@ def check_gradient_checkpointing_changes_nothing(name: str) -> None:
     results = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = lively(tiny(name, drop_path_rate=0.2)).train()
+        model = lively(slim(name, drop_path_rate=0.2)).train()
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(1)
         model(image(4)).square().sum().backward()
@@ -107,7 +113,7 @@ def check_gradient_checkpointing_changes_nothing(name: str) -> None:
 
 def check_what_evaluation_keeps_follows_the_parameters(name: str) -> None:
     """Position biases are kept from one evaluation to the next, and must not outlive their parameters."""
-    model = lively(tiny(name)).eval()
+    model = lively(slim(name)).eval()
     with torch.inference_mode():
         first = model(image())
         assert torch.equal(model(image()), first)
@@ -115,7 +121,7 @@ def check_what_evaluation_keeps_follows_the_parameters(name: str) -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
         changed = model(image())
-    fresh = tiny(name).eval()
+    fresh = slim(name).eval()
     fresh.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(changed, fresh(image()))
@@ -127,9 +133,9 @@ def check_what_evaluation_keeps_follows_the_parameters(name: str) -> None:
 
 @torch.inference_mode()
 def check_other_channels_and_precision(name: str) -> None:
-    grey = tiny(name, in_chans=1).eval()
+    grey = slim(name, in_chans=1).eval()
     assert grey(image()[:, :1]).shape == (2, 7)
-    model = model_of(name)
+    model = model_of(name, slim)
     expected = model(image())
     half = copy.deepcopy(model)
     assert torch.allclose(half.bfloat16()(image().bfloat16()).float(), expected, atol=0.1, rtol=0.1)
@@ -142,8 +148,9 @@ def check_captured_whole_and_exported(name: str) -> None:
     captured = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.allclose(captured(image()), expected, atol=1e-6)
     program = torch.export.export(model, (image(),), dynamic_shapes={"x": {0: torch.export.Dim("b", min=1, max=8)}})
-    assert torch.allclose(program.module()(image()), expected, atol=1e-6)
-    assert torch.allclose(program.module()(image(5))[:1], model(image(5))[:1], atol=1e-5)
+    exported = program.module()
+    assert torch.allclose(exported(image()), expected, atol=1e-6)
+    assert torch.allclose(exported(image(5))[:1], model(image(5))[:1], atol=1e-5)
 
 
 @torch.inference_mode()

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 import transept
 
 
@@ -14,9 +16,10 @@ def printed(code: str) -> str:
     return run.stdout
 
 
-def test_import_adds_little_to_torch_and_registers_what_timm_lacks():
-    """In one process, for each start costs seconds; processor time, where other programs do not count."""
-    code = (
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """By one process, for each start costs seconds; processor time, where other programs do not count."""
+    return printed(
         "import sys, torch, time; a = time.process_time(); import transept; print(time.process_time() - a)\n"
         "assert not {'timm', 'torchvision', 'lightning', 'rich', 'jaxtyping'} & set(sys.modules)\n"
         "import importlib.util; importlib.util.find_spec('timm')\n"  # transformers asks so, and imports nothing
@@ -24,13 +27,7 @@ def test_import_adds_little_to_torch_and_registers_what_timm_lacks():
         "assert {'crossformer_small', 'cat_tiny', 'cabvit_h_l1'} <= set(timm.list_models())\n"
         "assert timm.create_model('xcit_nano_12_p16_224').__module__.startswith('timm')\n"
         "assert type(timm.create_model('crossformer_tiny')).__module__ == 'transept.models.crossformer'\n"
-    )
-    assert float(printed(code)) < 1
-
-
-def test_verbs_wait_for_nothing_that_they_may_not_need():
-    code = (
-        "import sys, transept.cli.predict, transept.cli.eval, transept.cli.features\n"
+        "import transept.cli.predict, transept.cli.eval, transept.cli.features\n"
         "from transept.data.images import sample_picture\n"
         "from transept.inference.compile import checked_precision\n"
         "checked_precision(transept.create_model('cait_xxs24_224', depth=1, img_size=32))\n"
@@ -39,8 +36,15 @@ def test_verbs_wait_for_nothing_that_they_may_not_need():
         "import transept.draw\n"
         "assert transept.draw.Labelled.__module__ == 'transept.draw.sheet'\n"
         "assert 'matplotlib' in sys.modules\n"
-    )
-    assert printed(code).split() == []
+    ).splitlines()
+
+
+def test_import_adds_little_to_torch_and_registers_what_timm_lacks(said: list[str]):
+    assert float(said[0]) < 1
+
+
+def test_verbs_wait_for_nothing_that_they_may_not_need(said: list[str]):
+    assert said[1].split() == []
 
 
 def test_small_models_are_made_in_an_instant():

@@ -196,12 +196,18 @@ def test_bad_files_stop_training_unless_told_otherwise(run: Path, capsys, tmp_pa
     assert load_splits(str(root), skip_bad_images=True).skipped[0].path.name == "bad.png"
 
 
-def test_exit_code_of_a_process_and_debug(tmp_path: Path):
-    """Exit code and streams of the command; with --debug, the error itself."""
-    command = [sys.executable, "-m", "transept.cli.main"]
-    plain = subprocess.run([*command, "eval", str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (plain.returncode, plain.stdout) == (1, "")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["predic"], 2), pytest.param(["eval", "."], 1, marks=pytest.mark.slow)],  # the second imports torch
+)
+def test_exit_code_of_a_process(words: list[str], code: int, tmp_path: Path):
+    command = [sys.executable, "-m", "transept.cli.main", *words]
+    plain = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (plain.returncode, plain.stdout) == (code, "")
     assert plain.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_error_itself(tmp_path: Path):
     with pytest.raises(TranseptError, match="is no run folder"):
         main(["eval", str(tmp_path), "--debug"])
 

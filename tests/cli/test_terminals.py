@@ -20,8 +20,8 @@ pty = pytest.importorskip("pty")  # not on Windows
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
 SMALL = (
-    "--schedule.epochs 2 --schedule.warmup_epochs 1 --model.img_size 16 --model.options.embed_dim 16 "
-    "--model.options.num_heads 2 --model.options.depth 1 --batch_size 256"
+    "--schedule.iterations 4 --schedule.evaluate_every 2 --model.img_size 16 --model.options.embed_dim 16 "
+    "--model.options.num_heads 2 --model.options.depth 1 --batch_size 64"
 ).split()
 NANO = "xcit_nano_12_p16"
 MODELS = ["models", "xcit_nano*"]

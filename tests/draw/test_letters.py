@@ -70,6 +70,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Written:
         return draw(self, renderer, *args, **options)
 
     monkeypatch.setattr(Text, "draw", record)
+    monkeypatch.setattr("matplotlib.image.imsave", lambda *_, **__: None)  # nobody reads the file, and PNG takes long
     return seen
 
 
@@ -227,15 +228,25 @@ OF_CLASSES = [
     objects, classes_of_pixels, low_overlay, sheet, sheet_of_wrong_ones, judged, compared, compared_alone, confusion,
     detectors_curves, curves_over_thresholds, first_batch, first_batch_of_several_labels,
 ]  # fmt: skip
+SHEETS = [sheet, sheet_of_wrong_ones, judged, compared]
+"""Of these a sheet of more columns would be scaled down on a page, and its letters with it."""
 OTHERS = [calibration, curves, attention, attention_of_a_tall_picture, first_crops, speeds, growth]
 
 
 @pytest.mark.parametrize(
-    ("draw", "number"), [(draw, number) for number in (3, 200) for draw in OF_CLASSES] + [(draw, 80) for draw in OTHERS]
+    ("draw", "number"),
+    [
+        *((draw, 3) for draw in OF_CLASSES),
+        # A matrix of 200 names is drawn for seconds.
+        *(pytest.param(draw, 200, marks=[pytest.mark.slow] if draw is confusion else []) for draw in OF_CLASSES),
+        *((draw, 80) for draw in [confusion, *OTHERS]),
+    ],
 )
 def test_letters_can_be_read(draw: Callable[[list[str], Path], None], number: int, written: Written, tmp_path: Path):
     draw(names_of(number), tmp_path / "drawn.png")
     written.check()
+    if draw in SHEETS:
+        assert 4 < written.inches <= WIDEST
 
 
 @pytest.mark.parametrize(
@@ -260,10 +271,8 @@ def test_few_classes_have_their_whole_names(names: list[str], written: Written, 
     assert {"predicted", "true(pictures)", "oftherow"} <= set(texts)
 
 
-@pytest.mark.parametrize("draw", [sheet, sheet_of_wrong_ones, judged, compared, many_pictures])
-def test_sheets_are_no_wider_than_a_page(draw: Callable[[list[str], Path], None], written: Written, tmp_path: Path):
-    """A sheet of more columns would be scaled down on a page, and its letters with it."""
-    draw(names_of(3), tmp_path / "drawn.png")
+def test_a_sheet_of_many_pictures_is_no_wider_than_a_page(written: Written, tmp_path: Path):
+    many_pictures(names_of(3), tmp_path / "drawn.png")
     assert 4 < written.inches <= WIDEST
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import transept
 from tests.golden import weights
 from tests.golden.make import FAMILIES, fingerprint
+from tests.helpers import blank
 
 GOLDEN = sorted(path for name in FAMILIES for path in (Path(__file__).parent / name).glob("*.json"))
 RECORDED = ("cat_tiny", "cabvit_h_l1", "crossformer_tiny", "xcit_nano_12_p16", "cait_xxs24_224")
@@ -28,7 +28,7 @@ def shapes_of(model: torch.nn.Module, golden: dict) -> dict[str, list[int]]:
 
 
 def build(golden: dict) -> torch.nn.Module:
-    model = transept.create_model(golden["model"], features_only=golden["dense"], **options_of(golden))
+    model = blank(golden["model"], features_only=golden["dense"], **options_of(golden))
     shapes = shapes_of(model, golden)
     state = {key: torch.from_numpy(value) for key, value in weights.state_dict_for(shapes).items()}
     model.load_state_dict(state, strict=False)

@@ -107,7 +107,7 @@ def test_other_dtypes_autocast_captured_graphs_and_little_work_are_torchs_own(on
 
 
 @needs_onednn
-@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "crossformer_tiny"])
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", pytest.param("crossformer_tiny", marks=pytest.mark.slow)])
 def test_a_step_multiplies_weights_by_the_quicker_library_alone(onednn, name: str):
     """What is left to MKL are products of few numbers: below the bound, or of classes."""
     model = transept.create_model(name, num_classes=2).train()

@@ -446,6 +446,7 @@ def test_half_precision_autocast_is_close():
     torch.testing.assert_close(low.float(), model(x), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.slow  # what is captured, tests/models/test_contract.py compares
 def test_compiled_model_is_the_same():
     model = lively(CAT(replace(TINY, depths=(1, 0, 0, 1)), num_classes=7))
     x = torch.randn(2, 3, 64, 128)

@@ -14,7 +14,7 @@ from torch import nn
 
 import transept
 from tests import contract, toy_family
-from tests.helpers import image
+from tests.helpers import image, tiny
 from transept.cli.main import main
 from transept.data.classification.transforms import preprocessing_of
 from transept.errors import TranseptError, UsageError
@@ -173,7 +173,7 @@ def test_explain_attention_of_its_own(folder: Path, tmp_path: Path):
 
 @torch.no_grad()
 def test_fuse():
-    model = contract.model_of(TOY)
+    model = contract.model_of(TOY, tiny)
     assert torch.allclose(transept.fuse(model)(image()), model(image()), atol=1e-5)
 
 
@@ -197,5 +197,7 @@ def test_detector_and_segmenter(create: str, method: str, tmp_path: Path):
 
 def test_elsewhere(tmp_path: Path):
     assert timm.create_model(TOY, num_classes=5)(image()).shape == (2, 5)
-    transept.save_pretrained(contract.model_of(TOY), tmp_path / "saved")
-    assert torch.equal(transept.from_pretrained(str(tmp_path / "saved"))(image()), contract.model_of(TOY)(image()))
+    transept.save_pretrained(contract.model_of(TOY, tiny), tmp_path / "saved")
+    assert torch.equal(
+        transept.from_pretrained(str(tmp_path / "saved"))(image()), contract.model_of(TOY, tiny)(image())
+    )

@@ -279,8 +279,15 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         yield browser
 
 
+@pytest.mark.parametrize("refused", [1, pytest.param(6, marks=pytest.mark.slow)])  # all of them by the client, above
 def test_in_a_browser(
-    url: str, task: Classifier, browser: Browser, digits: list[Path], bad_files: dict[Path, str], tmp_path: Path
+    url: str,
+    task: Classifier,
+    browser: Browser,
+    digits: list[Path],
+    bad_files: dict[Path, str],
+    tmp_path: Path,
+    refused: int,
 ):
     """A person takes an example, drops a picture of their own, and one that is none."""
     upload, example = "#picture input[type=file]", "document.querySelectorAll('.gallery button, .gallery-item')"
@@ -300,7 +307,7 @@ def test_in_a_browser(
     browser.resize(1280)
     large = tmp_path / "large.png"
     large.write_bytes(bytes(600_000))
-    for file, sentence in {**bad_files, large: "large.png"}.items():
+    for file, sentence in [*list(bad_files.items())[:refused], (large, "large.png")]:
         browser.open(url)
         browser.send_file(upload, file)
         browser.wait("document.querySelector('.toast-body') !== null")
@@ -326,7 +333,7 @@ def open_tab(browser: Browser, name: str) -> None:
     browser.run(f"{tabs}.find(tab => tab.innerText.trim() === {name!r}).click()")
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 400])
 def test_the_tabs(browser: Browser, task: Classifier, digits: list[Path], tmp_path: Path, width: int):
     """Two models side by side, several pictures in a table, pictures of the run; no fault for a screen reader."""
     from transept.serve.page import serving

@@ -311,7 +311,7 @@ def answer_of(capsys: pytest.CaptureFixture[str], words: list[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("range_option", ["--pixel_range", "--pixel-range"])
+@pytest.mark.parametrize("range_option", ["--pixel_range", pytest.param("--pixel-range", marks=pytest.mark.slow)])
 def test_models_that_do_not_say_it_are_told(
     unsaid: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], range_option: str
 ):
@@ -341,6 +341,7 @@ def test_a_range_measured_on_the_pictures(unsaid: Path, scenes: Path, capsys: py
     assert "pixel_range=auto is measured on pictures, and here are none" in line
 
 
+@pytest.mark.slow  # what a run kept is in its files, as above; how one is told, the other verbs show
 def test_exported_files_say_how_a_model_was_told_to_read(unsaid: Path, tmp_path: Path):
     words = ["export", str(unsaid), "--out", str(tmp_path), "--format", "pt2", "--pixel_range", "[0, 4095]"]
     assert main(words) == 0

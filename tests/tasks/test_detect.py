@@ -19,6 +19,8 @@ from transept.ops.matching import RandomSampler
 from transept.tasks.detect import METHODS, Detector
 from transept.tasks.detect_methods import TwoStage
 
+# Cascade Mask R-CNN is Cascade R-CNN with the masks of Mask R-CNN, which these show of both.
+QUICK = [pytest.param(m, marks=[pytest.mark.slow] if m == "cascade_mask_rcnn" else []) for m in METHODS]
 TINY = dict(backbone="xcit_nano_12_p8", depth=2, embed_dim=32, num_heads=2, num_classes=3, width=32)
 
 
@@ -65,7 +67,7 @@ def test_losses_reach_every_parameter(method: str):
         assert parameter.grad.any() or name.startswith(("bbox_head.scales", "neck.fpn_convs")), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK)
 def test_images_without_objects(method: str):
     detector = tiny(method)
     images = torch.randn(2, 3, 96, 128)
@@ -82,7 +84,8 @@ def test_images_without_objects(method: str):
 
 @pytest.mark.parametrize(
     ("method", "backbone"),
-    [(method, "cabvit_h_l1") for method in METHODS] + [("retinanet", name) for name in list(NARROW)[1:]],
+    [pytest.param(*each.values, "cabvit_h_l1", marks=each.marks) for each in QUICK]
+    + [("retinanet", name) for name in list(NARROW)[1:]],
 )
 def test_what_gets_no_gradient_does_not_ask_for_one(method: str, backbone: str):
     width = 64 if method in ("fcos", "atss") else 32
@@ -97,7 +100,7 @@ def test_what_gets_no_gradient_does_not_ask_for_one(method: str, backbone: str):
     assert bool(idle) == (detector.neck.start_level > 0 and backbone != "crossformer_tiny")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK)
 @torch.no_grad()
 def test_a_batch_is_its_images(method: str):
     detector = tiny(method).eval()
@@ -120,7 +123,7 @@ def test_a_batch_is_its_images(method: str):
             assert found.image_masks((height, width)).shape == (len(found.boxes), height, width)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK)
 @torch.no_grad()
 def test_boxes_come_back_in_the_original_image(method: str):
     detector = tiny(method).eval()

@@ -49,11 +49,12 @@ def test_export_and_onnx_with_any_batch(method: str, backbone: str, size: tuple[
     limits.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(tmp_path / "segmenter.onnx", limits, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1:] == [3, *size]
+    exported = program.module()
     for batch in (1, 3):
         images = torch.randn(batch, 3, *size)
         expected = segmenter(images)
-        assert error(program.module()(images), expected) < 1e-5
+        assert error(exported(images), expected) < 1e-5
         (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         assert error(torch.from_numpy(np.asarray(output)), expected) < 1e-4
     with pytest.raises(AssertionError, match=str(size[0])):
-        program.module()(torch.randn(2, 3, 64, 96))
+        exported(torch.randn(2, 3, 64, 96))

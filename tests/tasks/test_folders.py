@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import transept
-from tests.helpers import FAMILIES, image, tiny
+from tests.helpers import FAMILIES, image, slim, tiny
 from transept.data.classification.transforms import Preprocessing
 from transept.errors import UsageError
 from transept.models.registry import skeletons
@@ -42,7 +42,7 @@ def classifier() -> Classifier:
 @torch.inference_mode()
 def test_round_trip(name: str, features_only: bool, tmp_path: Path):
     options = dict(features_only=True, out_indices=(0, 2)) if features_only else dict(in_chans=3)
-    model = tiny(name, **options).eval()
+    model = slim(name, **options).eval()
     for key, buffer in model.named_buffers():
         if "running_mean" in key:  # BatchNorm's statistics are saved too
             buffer.uniform_()
@@ -169,7 +169,7 @@ def test_timm_is_not_named_where_it_lacks_the_model(tmp_path: Path):
 @pytest.mark.parametrize("name", ["cat_tiny", "crossformer_tiny", "cabvit_h_l1"])
 @torch.inference_mode()
 def test_timm_gives_our_models_the_weights_it_is_told(name: str, tmp_path: Path):
-    model = tiny(name).eval()
+    model = slim(name).eval()
     model.pretrained_cfg["mean"] = (0.5, 0.5, 0.5)
     transept.save_pretrained(model, tmp_path)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()

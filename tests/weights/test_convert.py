@@ -18,6 +18,7 @@ from torch import Tensor
 import transept
 from tests.golden import weights
 from tests.golden.make import fingerprint
+from tests.helpers import blank
 from transept.models.registry import FAMILIES, build_skeleton
 from transept.weights.convert import converter_of, from_official, to_official
 from transept.weights.files.reading import read_checkpoint
@@ -41,7 +42,10 @@ def recipe(model: torch.nn.Module) -> State:
     """The weights of the recordings under the official names, counters included."""
     own = model.state_dict()
     values = weights.state_dict_for({key: value.shape for key, value in own.items() if value.is_floating_point()})
-    return {key: torch.from_numpy(values[key]) if key in values else value for key, value in own.items()}
+    return {
+        key: torch.from_numpy(values[key]) if key in values else torch.zeros(value.shape, dtype=value.dtype)
+        for key, value in own.items()
+    }
 
 
 def official(family: str) -> State:
@@ -50,7 +54,7 @@ def official(family: str) -> State:
 
 @cache
 def _official(family: str) -> State:
-    return recipe(transept.create_model(CLASSIFIERS[family][1]))
+    return recipe(build_skeleton(CLASSIFIERS[family][1]))
 
 
 @torch.inference_mode()
@@ -203,7 +207,7 @@ def test_every_format_gives_the_official_outputs(
 ):
     golden, name = CLASSIFIERS[family]
     path = save(layout(official(family), family), tmp_path / f"weights{suffix}")
-    model = transept.create_model(name)
+    model = blank(name)
     report = transept.load_weights(model, path)
     assert error(model, golden) < 1e-5
     assert report.dialect == dialect
@@ -218,7 +222,7 @@ def test_every_format_gives_the_official_outputs(
 def test_a_self_supervised_file_gives_the_teachers_features(tmp_path: Path):
     state = official("XCiT")
     path = save(self_supervised(state, "XCiT"), tmp_path / "dino.pth")
-    model = transept.create_model("xcit_nano_12_p16_224", num_classes=0)
+    model = blank("xcit_nano_12_p16_224", num_classes=0)
     report = transept.load_weights(model, path)
     assert report.wrapper == "teacher"
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -226,7 +230,7 @@ def test_a_self_supervised_file_gives_the_teachers_features(tmp_path: Path):
     assert "projection of self-supervised training" in str(report)
     report = transept.load_weights(model, path, wrapper="student")
     assert not model.cls_token.any()
-    classifier = transept.create_model("xcit_nano_12_p16_224", num_classes=10)
+    classifier = blank("xcit_nano_12_p16_224", num_classes=10)
     assert transept.load_weights(classifier, path).missing == ["head.weight", "head.bias"]
     with pytest.warns(UserWarning, match="has no classifier, so that of xcit_nano_12_p16_224 starts fresh"):
         transept.create_model("xcit_nano_12_p16_224", weights=path)
@@ -279,7 +283,7 @@ def test_the_backbone_of_an_official_detector_or_segmenter(tmp_path: Path, syste
     options = {}
     for key, value in json.loads((GOLDEN / f"{golden}.json").read_text())["options"].items():
         options[key] = tuple(value) if isinstance(value, list) else value
-    model = transept.create_model(name, features_only=True, **options)
+    model = blank(name, features_only=True, **options)
     inner = recipe(model)
     shapes = {key: list(value.shape) for key, value in inner.items() if value.is_floating_point()}
     assert fingerprint(shapes) == SYSTEMS[system]["backbone_keys"]
@@ -317,7 +321,7 @@ def test_the_system_in_a_file_is_recognised(tmp_path: Path, system: str):
 
 
 def test_old_names_inside_a_detector(tmp_path: Path):
-    model = transept.create_model("cat_small", features_only=True)
+    model = blank("cat_small", features_only=True)
     state = recipe(model)
     whole = {f"backbone.{key}": value for key, value in first_release(state, "CAT").items()}
     path = save({"state_dict": whole | {"neck.lateral_convs.0.conv.bias": torch.zeros(256)}}, tmp_path / "old.pth")
@@ -332,7 +336,7 @@ def test_a_classifiers_file_starts_a_pyramid(tmp_path: Path, family: str):
     state = official(family)
     path = save({"model": state}, tmp_path / "classifier.pth")
     name = CLASSIFIERS[family][1]
-    pyramid = transept.create_model(name, features_only=True)
+    pyramid = blank(name, features_only=True)
     report = transept.load_weights(pyramid, path)
     own = pyramid.state_dict()
     assert all(torch.equal(own[key].flatten(), state[key].flatten()) for key in own if key in state and key != "ape")
@@ -350,12 +354,12 @@ def test_a_classifiers_file_starts_a_pyramid(tmp_path: Path, family: str):
         transept.TranseptError,
         match=f"this looks like the pyramid of {name}: .*the file lacks (blocks|norm|cls_token).*features_only=True",
     ):
-        transept.load_weights(transept.create_model(name), tmp_path / "pyramid.pth")
+        transept.load_weights(build_skeleton(name), tmp_path / "pyramid.pth")
 
 
 def test_sizes_channels_and_classes_are_fitted_and_reported(tmp_path: Path):
     path = save(official("CaiT"), tmp_path / "cait.safetensors")
-    model = transept.create_model("cait_xxs24_224", img_size=(96, 160), in_chans=1, num_classes=7)
+    model = blank("cait_xxs24_224", img_size=(96, 160), in_chans=1, num_classes=7)
     report = transept.load_weights(model, path)
     assert set(report.resized) == {"pos_embed", "patch_embed.proj.weight"}
     text = str(report)
@@ -364,7 +368,7 @@ def test_sizes_channels_and_classes_are_fitted_and_reported(tmp_path: Path):
     assert "2 dropped (for 1000 classes; the model has 7): head.weight, head.bias" in text
     assert "2 missing (the file is for other classes: starts fresh): head.weight, head.bias" in text
     gray = torch.randn(1, 1, 96, 160)
-    colour = transept.create_model("cait_xxs24_224", img_size=(96, 160), num_classes=0)
+    colour = blank("cait_xxs24_224", img_size=(96, 160), num_classes=0)
     transept.load_weights(colour, path)
     with torch.inference_mode():
         a, b = model.eval().forward_features(gray), colour.eval().forward_features(gray.expand(1, 3, 96, 160))
@@ -376,11 +380,11 @@ def test_cabvit_tables_and_cat_encodings_follow_the_size(tmp_path: Path):
         name = CLASSIFIERS[family][1]
         path = save(official(family), tmp_path / f"{family}.pth")
         options = {} if family == "CabViT" else {"pad": True}
-        resized = transept.create_model(name, img_size=size, **options)
+        resized = blank(name, img_size=size, **options)
         report = transept.load_weights(resized, path)
         assert report.resized
         assert f"to {size} x {size}" in str(report) or "resized 56 x 56 to 112 x 112" in str(report)
-        native = transept.create_model(name, **options)
+        native = blank(name, **options)
         transept.load_weights(native, path)
         image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
@@ -391,11 +395,11 @@ def test_wrong_models_are_recognised(tmp_path: Path):
     path = save(official("CrossFormer"), tmp_path / "weights.pth")
     for name in ("crossformer_small", "cat_tiny", "cait_xxs24_224"):
         with pytest.raises(transept.TranseptError, match=f"do not fit {name}; this looks like crossformer_tiny: "):
-            transept.load_weights(transept.create_model(name), path)
+            transept.load_weights(build_skeleton(name), path)
     other = save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
     assert identify(read_checkpoint(other)) is None
     with pytest.raises(transept.TranseptError, match="the model does not know conv1.weight; the file lacks ape"):
-        transept.load_weights(transept.create_model("cat_tiny"), other)
+        transept.load_weights(build_skeleton("cat_tiny"), other)
 
 
 def test_changed_names_are_errors_that_list_them(tmp_path: Path):
@@ -403,7 +407,7 @@ def test_changed_names_are_errors_that_list_them(tmp_path: Path):
     state["blocks.3.attn.extra"] = torch.zeros(3)
     del state["blocks.5.norm2.weight"]
     path = save(state, tmp_path / "changed.pth")
-    model = transept.create_model("xcit_nano_12_p16_224")
+    model = blank("xcit_nano_12_p16_224")
     with pytest.raises(
         transept.TranseptError,
         match="the model does not know blocks.3.attn.extra; the file lacks blocks.5.norm2.weight; strict=False loads",

@@ -140,7 +140,7 @@ def test_safetensors_and_report(model, tmp_path: Path):
     assert {key.partition(".")[0] for key in report.missing} == {"fpn1", "fpn2"}
 
 
-@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224"])
+@pytest.mark.parametrize("name", ["cait_xxs24_224", pytest.param("xcit_nano_12_p16_224", marks=pytest.mark.slow)])
 def test_many_misfits_are_a_short_sentence(tmp_path: Path, name: str):
     state = transept.create_model(name, depth=2).state_dict()
     other = transept.create_model(name, depth=2, embed_dim=64, num_heads=4)

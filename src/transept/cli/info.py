@@ -17,7 +17,7 @@ from transept.cli.shared.tables import (
     print_table,
     scores_as_printed,
 )
-from transept.cost.kept import count_variant
+from transept.cost.kept import cost_of
 from transept.models.registry import find_model
 from transept.weights.catalogue.records import Checkpoint, checkpoints_of, unpublished
 from transept.weights.fetch.locate import how_to_get
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(family.variants[name]).items()
     }
-    item = card(name, count_variant(name)) | {"family": family.name, "paper": family.paper, "config": config}
+    item = card(name, cost_of(name)) | {"family": family.name, "paper": family.paper, "config": config}
     if args.json:
         print_json(item)
         return

@@ -86,8 +86,10 @@ class _OtherCounter(TorchDispatchMode):
         self.operations = Operations()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
+        out = _as_the_first(packet, args)
+        if out is None:
+            out = func(*args, **(kwargs or {}))
         first = out[0] if isinstance(out, tuple | list) else out
         if packet in flop_registry:
             self.activations += first.numel()
@@ -98,6 +100,23 @@ class _OtherCounter(TorchDispatchMode):
         elif packet in (aten.relu, aten.relu_):
             self.operations.relus += first.numel()
         return out
+
+
+def _as_the_first(packet: Any, args: Any) -> Any:
+    """What operations give whose output is laid out as their first argument; None for all others.
+
+    On the meta device torch works that out in dozens of steps of Python, and models consist of such operations.
+    """
+    if packet not in (aten.add, aten.mul, aten.gelu, aten.relu, aten.native_layer_norm):
+        return None
+    first, *rest = args
+    if packet is aten.native_layer_norm:
+        kept = first.new_empty((*first.shape[: first.ndim - len(rest[0])], *[1] * len(rest[0])))
+        return torch.empty_like(first), kept, kept
+    others = [other for other in rest if isinstance(other, torch.Tensor)]
+    if any(o.dtype != first.dtype or torch.broadcast_shapes(o.shape, first.shape) != first.shape for o in others):
+        return None
+    return torch.empty_like(first) if first.is_floating_point() else None
 
 
 def _on_meta(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """Classes and their colours, written beside a picture, and names cut to the room that there is."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -65,6 +66,7 @@ def shorten(
     return short
 
 
+@lru_cache(maxsize=4096)  # names come again in every panel and batch, and letters are laid out anew for each
 def width(text: str, size: float = LEAST, *, weight: str = "normal") -> float:
     """Inches of a line of letters of so many points; some are wider on the screen, so there is a little more."""
     font = get_font(findfont(FontProperties(weight=weight)))

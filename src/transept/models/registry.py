@@ -187,13 +187,17 @@ def skeletons() -> Iterator[None]:
         yield
 
 
+_FILLING = frozenset("kaiming_uniform_ uniform_ normal_ erfinv_ clamp_ mul_ add_".split())
+
+
 class _WithoutInit(TorchFunctionMode):
     """Leaves out the filling of tensors, which on the meta device does nothing and takes most of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and getattr(func, "__name__", "") in ("clamp_", "erfinv_", "uniform_", "normal_", "mul_", "add_"):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _FILLING and (args or "tensor" in kwargs):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 _ARGUMENTS = {

@@ -97,10 +97,15 @@ def test_files_keep_the_thresholds(run: Path, tmp_path: Path):
     save_pretrained(task, tmp_path / "folder")
     again = from_pretrained(tmp_path / "folder")
     assert again.labelling.thresholds == task.labelling.thresholds
-    exported = task.export(tmp_path / "export", formats=["pt2"])
-    assert exported.about["thresholds"] == task.labelling.thresholds
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(task(images), again(images))
+
+
+@pytest.mark.slow  # an export, for one line of its notes
+def test_exported_files_keep_the_thresholds(run: Path, tmp_path: Path):
+    task: Any = transept.load(run)
+    exported = task.export(tmp_path / "export", formats=["pt2"])
+    assert exported.about["thresholds"] == task.labelling.thresholds
 
 
 def test_columns_say_the_same(run: Path, data: Path):

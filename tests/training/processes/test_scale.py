@@ -162,7 +162,7 @@ def kill_at_random(whole_run: Path, folder: Path, times: int) -> None:
 
 
 def test_killed_at_random_moments(whole_run: Path, tmp_path: Path):
-    kill_at_random(whole_run, tmp_path / "run", 3)
+    kill_at_random(whole_run, tmp_path / "run", 2)
 
 
 @pytest.mark.slow
@@ -180,7 +180,8 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+# Both files are cut off at the end of each.
+@pytest.mark.parametrize("damage", [pytest.param(truncate, marks=pytest.mark.slow), flip_a_bit, Path.unlink])
 def test_a_damaged_state_falls_back_to_the_one_before(damage: Callable[[Path], None], whole_run: Path, tmp_path: Path):
     folder = tmp_path / "run"
     shutil.copytree(whole_run, folder)

@@ -58,6 +58,17 @@ attempt("cached", transept.from_pretrained, "me/mine", token=token)
 attempt("not cached", transept.from_pretrained, "me/open")
 attempt("push offline", transept.push_to_hub, model, "me/mine", token=token)
 """
+SPELLINGS = f"""
+from transept.weights.fetch import hub
+for spelling in {list(OFFLINE)}:
+    os.environ["TRANSEPT_OFFLINE"] = spelling
+    attempt(spelling, hub.download, "me/nowhere", "config.json")
+    attempt(f"push {{spelling}}", hub.create_repository, "me/mine", private=False, token="hf_bad")
+os.environ["TRANSEPT_OFFLINE"] = "perhaps"
+attempt("perhaps", hub.download, "me/nowhere", "config.json")
+os.environ |= {{"TRANSEPT_OFFLINE": "0", "HF_HUB_OFFLINE": "y"}}
+attempt("the hub's", hub.download, "me/nowhere", "config.json")
+"""
 
 
 class Visit(NamedTuple):
@@ -70,7 +81,7 @@ class Visit(NamedTuple):
 
 @pytest.fixture(scope="module")
 def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
-    """One client for all that is asked online, for its process takes seconds to start."""
+    """One client for all that a hub which answers is asked, for its process takes seconds to start."""
     folder = tmp_path_factory.mktemp("hub")
     model = transept.create_model("cait_xxs24_224", img_size=32, depth=1, num_classes=3)
     transept.save_pretrained(model, folder / "f")
@@ -90,7 +101,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
         hub.repositories["them/pickled"].add({"config.json": config, "pytorch_model.bin": b"\x80\x04N."})
         hub.repositories["them/cut"].add({"config.json": config, "model.safetensors": cut})
         hub.repositories["them/odd"].add({"config.json": b"<html>"})
-        yield Visit(hub, folder / "home", client(REFUSED + PUSHED, folder / "home", hub.url))
+        yield Visit(hub, folder / "home", client(REFUSED + PUSHED + SPELLINGS, folder / "home", hub.url))
 
 
 def test_push_and_pull(visit: Visit):
@@ -155,22 +166,8 @@ def test_what_the_hub_refuses(visit: Visit):
     assert not any("pytorch_model.bin" in line for line in hub.log)
 
 
-def test_spellings_of_offline(hub: Hub, tmp_path: Path):
-    found = client(
-        f"""
-from transept.weights.fetch import hub
-for spelling in {list(OFFLINE)}:
-    os.environ["TRANSEPT_OFFLINE"] = spelling
-    attempt(spelling, hub.download, "me/nowhere", "config.json")
-    attempt(f"push {{spelling}}", hub.create_repository, "me/mine", private=False, token="hf_bad")
-os.environ["TRANSEPT_OFFLINE"] = "perhaps"
-attempt("perhaps", hub.download, "me/nowhere", "config.json")
-os.environ |= {{"TRANSEPT_OFFLINE": "0", "HF_HUB_OFFLINE": "y"}}
-attempt("the hub's", hub.download, "me/nowhere", "config.json")
-""",
-        tmp_path,
-        hub.url,
-    )
+def test_spellings_of_offline(visit: Visit):
+    found = visit.found
     for spelling, offline in OFFLINE.items():
         assert ("we are offline (TRANSEPT_OFFLINE is set)" in found[spelling]) is offline, found[spelling]
         assert ("we are offline" in found[f"push {spelling}"]) is offline
