@@ -26,7 +26,7 @@ for keep in KEEP:
     kept = keep()
     run = step if not THREAD else lambda count: thread.submit(step, count).result()
     thread = ThreadPoolExecutor(1)
-    run(2)
+    run(8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run(3)
     print(json.dumps([kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]), flush=True)
@@ -50,9 +50,9 @@ def test_pages_are_mapped_once():
 
 
 def test_threads_map_pages_once_unless_a_user_gives_them_pools(monkeypatch: pytest.MonkeyPatch):
-    ((asked, few),) = faults("(keep_freed_memory,)", mib=20, thread=True)
+    ((asked, few),) = faults("(keep_freed_memory,)", mib=80, thread=True)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
-    ((still, many),) = faults("(keep_freed_memory,)", mib=20, thread=True)
+    ((still, many),) = faults("(keep_freed_memory,)", mib=80, thread=True)
     assert asked
     assert still
     assert few < many / 2
