@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 
 import transept
 from transept.cli.main import main
 from transept.models import registry
+from transept.models.undrawn import UndrawnWeights
 
 SMALL: dict[str, dict[str, Any]] = {
     "bixt_ti_l64_p16": dict(depth=3, embed_dim=48, num_latents=5),
@@ -125,20 +125,9 @@ def noisy(name: str, std: float, **options: Any) -> Any:
     return model
 
 
-class _Undrawn(TorchFunctionMode):
-    """Zeros in place of random numbers, whose drawing is most of the time that a large model takes to be built."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("kaiming_uniform_", "uniform_", "normal_", "erfinv_"):
-            with torch.no_grad():
-                return (args[0] if args else kwargs["tensor"]).zero_()
-        return func(*args, **kwargs)
-
-
 def blank(name: str, **options: Any) -> Any:
     """A model to load weights into: each value that they do not give is not a number, and so are then the outputs."""
-    with _Undrawn():
+    with UndrawnWeights():
         model = transept.create_model(name, **options)
     with torch.no_grad():
         for value in model.state_dict().values():

@@ -8,6 +8,7 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from threading import RLock
 from time import perf_counter
 from types import FunctionType
@@ -107,7 +108,8 @@ def compile(
             try:
                 _compile_parts(made, images, dynamic=batch is None)
             except Exception as error:  # a compiler's failures have no common class
-                name, problem = "fused", f"it cannot be compiled here ({str(error).strip().splitlines()[0]})"
+                what = shorten(str(error).strip().partition("\n\n")[0], 160, placeholder=" ...")
+                name, problem = "fused", f"it cannot be compiled here ({what})"
                 made = in_precision(copy.deepcopy(fused), precision)
         with torch.inference_mode():
             error = spread_error(expected, tree_leaves(made(images)))

@@ -119,7 +119,9 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # ... c -> ... d
         if torch.compiler.is_compiling() and _sizes_are_fixed() and input.dtype == torch.float32:
-            return self._by_onednn(input, self.weight)
+            # As rows: of more dimensions, with a reshape on either side, Inductor fails at this operation (torch 2.15).
+            rows = input.reshape(-1, self.in_features)
+            return self._by_onednn(rows, self.weight).reshape(*input.shape[:-1], self.out_features)
         return self.multiply(input, packed=self._packs(input) and self._is_quicker_packed(input))
 
     def multiply(self, input: Tensor, *, packed: bool) -> Tensor:

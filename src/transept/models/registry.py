@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from transept.errors import UsageError, unknown
 from transept.machine import machine_memory
 from transept.models import bixt, cabvit, cait, cat, crossformer, crossvit, xcit
 from transept.models.backbone import Backbone, Family, ModelConfig, native_size
+from transept.models.undrawn import UndrawnWeights
 
 FAMILIES: list[Family] = [
     cat.FAMILY,
@@ -182,22 +182,9 @@ def build_skeleton(name: str, **options: Any) -> Backbone:
 
 @contextmanager
 def skeletons() -> Iterator[None]:
-    """Modules made within have no memory and no values."""
-    with torch.device("meta"), _WithoutInit():
+    """Modules made within have no memory and no values; drawing them would still take most of the time."""
+    with torch.device("meta"), UndrawnWeights():
         yield
-
-
-_FILLING = frozenset("kaiming_uniform_ uniform_ normal_ erfinv_ clamp_ mul_ add_".split())
-
-
-class _WithoutInit(TorchFunctionMode):
-    """Leaves out the filling of tensors, which on the meta device does nothing and takes most of the time."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _FILLING and (args or "tensor" in kwargs):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 _ARGUMENTS = {

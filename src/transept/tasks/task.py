@@ -31,11 +31,11 @@ from transept.export.onnx import DEFAULT_FORMATS, Exported
 from transept.files import write_together
 from transept.inference.compile import Precision
 from transept.models.backbone import Backbone
+from transept.models.undrawn import UndrawnWeights
 from transept.tasks.data_options import DataOptions
 from transept.tasks.saving import METADATA_KEY, describe, save_task
 from transept.weights.catalogue.records import Checkpoint
 from transept.weights.files.reading import read_checkpoint
-from transept.weights.undrawn import UndrawnWeights
 
 Halves = Literal["both", "val"]
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")

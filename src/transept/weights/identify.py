@@ -75,7 +75,7 @@ def why_unknown(contents: Contents) -> str:
     if contents.tensors and contents.tensors.keys() <= {"linear.weight", "linear.bias"}:
         return "is a classifier alone, as of DINO's evaluation; load its backbone first, then it with strict=False"
     first = next(iter(contents.tensors), "nothing")
-    return f"holds {len(contents.tensors)} tensors of none of our families, e.g. {first!r}; --model NAME takes it for one"
+    return f"holds {len(contents.tensors)} tensors of none of our families, e.g. {first!r}; or say which: --model NAME"
 
 
 def _within(family: Family, entries: Entries, file_format: str) -> Identity | None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import transept
-from transept.weights.undrawn import UndrawnWeights
+from transept.models.undrawn import UndrawnWeights
 
 MODELS = (
     "cat_tiny",
