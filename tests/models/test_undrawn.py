@@ -46,10 +46,19 @@ def test_only_draws_are_left_out():
     with UndrawnWeights():
         norm, counts = nn.BatchNorm2d(3), nn.init.constant_(torch.empty(2), 0.5)
         shuffled = torch.randperm(50)
-        zeros = nn.init.trunc_normal_(torch.empty(2)).zero_().add_(3)
+        zeros = nn.init.normal_(nn.Parameter(torch.empty(2))).detach().zero_().add_(3)
     assert torch.equal(norm.weight, torch.ones(3))
     assert counts.tolist() == [0.5, 0.5]
     assert zeros.tolist() == [3, 3]
     assert sorted(shuffled.tolist()) == list(range(50))
     weights = nn.init.uniform_(torch.zeros(9))
     assert weights.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("bounds", [(-2, 2), (0.5, 3), (3, 4)])
+def test_a_truncated_distribution_ends(bounds: tuple[float, float]):
+    """Of any memory, and where it leaves zeros out."""
+    for content in (torch.nan, torch.inf, 1e9):
+        with UndrawnWeights():
+            weight = nn.init.trunc_normal_(nn.Parameter(torch.full((99,), content)), a=bounds[0], b=bounds[1])
+        assert ((weight >= bounds[0]) & (weight <= bounds[1])).all() or not weight.any()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -22,7 +23,7 @@ _SCALES = {Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_}
 
 
 class UndrawnWeights(TorchFunctionMode):
-    """A model that is built within has memory of any content where its weights would be random.
+    """A model that is built within has zeros where its weights would be random.
 
     Drawing them is most of the time that building takes. Constants, buffers among them, are as ever. All parameters
     must be overwritten, as a strict `load_state_dict` does.
@@ -36,10 +37,16 @@ class UndrawnWeights(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _DRAWS:
-            self._undrawn = args[0] if args else kwargs["tensor"]
-            return self._undrawn
-        if func in _SCALES and args[0] is self._undrawn:  # right after its draw: it would be arithmetic on anything
+        target = args[0] if args else kwargs.get("tensor")
+        # Zeros, and draws where it is no parameter: for a truncated distribution torch (2.15) draws aside what is out
+        # of bounds until nothing is, which of memory as it was found might be never.
+        if func in _DRAWS and isinstance(target, nn.Parameter):
+            self._undrawn = target
+            if not target.is_meta:
+                with torch.no_grad():
+                    target.zero_()
+            return target
+        if func in _SCALES and args[0] is self._undrawn:  # right after its draw
             return self._undrawn
         self._undrawn = None
         return func(*args, **kwargs)
