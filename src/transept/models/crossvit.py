@@ -273,7 +273,7 @@ class BranchHeads(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         small, large = x.split(self.dims, dim=-1)
         # Halves are exact; where products themselves are added, Inductor fuses that and fails at it (torch 2.15).
-        return self[0](small) / 2 + self[1](large) / 2
+        return torch.add(self[0](small) / 2, self[1](large), alpha=0.5)
 
 
 class CrossViTTrunk(Backbone):
