@@ -1,6 +1,7 @@
 """Benchmarks: what they measure, and the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_growth_and_published_accuracy(measured: tuple[dict, Path], tmp_path: Pa
     result = bench([NANO], sizes=[32], forms=["eager"], repetitions=1)
     draw_benchmark(result, tmp_path / "accuracy.png")
     assert imread(tmp_path / "accuracy.png").std() > 0.01
+
+
+def test_models_of_different_sizes_are_drawn_by_their_accuracy(tmp_path: Path):
+    measured = bench([NANO], sizes=[32], forms=["eager"], repetitions=1)
+    (row,) = measured.timings
+    shapes = []
+    for other in (NANO, "crossvit_tiny_240"):
+        draw_benchmark(
+            replace(measured, timings=[row, replace(row, model=other, img_size=(240, 240))]), tmp_path / "a.png"
+        )
+        shapes.append(imread(tmp_path / "a.png").shape)
+    one_model_at_two_sizes, two_models = shapes
+    assert one_model_at_two_sizes != two_models
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,9 @@ _MARKERS = {"eager": "o", "fused": "D", "compiled": "s", "onnxruntime": "v", "op
 
 
 def draw_benchmark(result: Benchmark, path: Path) -> None:
-    """Time over resolution where several image sizes were measured, else accuracy over speed."""
-    if len({timing.img_size for timing in result.timings}) > 1:
+    """Time over resolution where a model was measured at several image sizes, else accuracy over speed."""
+    sizes = {(timing.model, timing.img_size) for timing in result.timings}
+    if len(sizes) > len({model for model, _ in sizes}):
         number = len({_series(timing) for timing in result.timings})
         figure = Figure(figsize=(2 * _GROWTH, 4.8 + 0.2 * number), dpi=144, layout="constrained")
         left, right = (figure.add_subfigure(half) for half in figure.add_gridspec(1, 2))
