@@ -8,7 +8,6 @@ to results/birder.json.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from birder.model_registry import registry  # pyright: ignore[reportMissingImports]
 
 import transept
-from transept.bench.timing import processor
+from transept.bench.timing import processor, take_turns
 from transept.files import write_atomically
 from transept.inference.compile import own_compiled
 
@@ -47,26 +46,16 @@ def forms(name: str, dtype: torch.dtype, batch: int) -> dict[str, Callable[[], o
     images = torch.randn(batch, 3, *size)
     as_they_run = images.to(dtype)
     precision: Any = str(dtype).removeprefix("torch.")
-    own = transept.compile(ours, precision, batch, size)  # takes float32, whatever it computes in
+    own = transept.compile(ours, precision, batch, size)  # a copy; takes float32, whatever it computes in
+    ours = ours.to(dtype)
     calls = {
-        "transept eager": (transept.create_model(name).eval().to(dtype), as_they_run),
-        "transept fused": (transept.fuse(ours.to(dtype)), as_they_run),
+        "transept eager": (ours, as_they_run),
+        "transept fused": (transept.fuse(ours), as_they_run),
         "transept compiled": (own, images),
         "birder eager": (theirs, as_they_run),
         "birder compiled": (compiled, as_they_run),
     }
     return {form: torch.inference_mode()(lambda m=model, x=x: m(x)) for form, (model, x) in calls.items()}
-
-
-def medians(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(2 + repetitions):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if turn > 1:  # the first two warm up
-                times[name].append(time.perf_counter() - started)
-    return {name: round(statistics.median(seconds), 5) for name, seconds in times.items()}
 
 
 def main() -> None:
@@ -79,7 +68,9 @@ def main() -> None:
         for dtype in args.dtypes:
             for batch in (1, 8):
                 torch.compiler.reset()
-                seconds = medians(forms(name, getattr(torch, dtype), batch), args.repetitions)
+                calls = forms(name, getattr(torch, dtype), batch)
+                times = take_turns([*calls.values()], torch.device("cpu"), args.repetitions)
+                seconds = {form: round(statistics.median(each), 5) for form, each in zip(calls, times, strict=True)}
                 print(name, dtype, batch, seconds, flush=True)
                 kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"seconds": {}}
                 kept["machine"] = MACHINE

@@ -238,7 +238,7 @@ def _race(
         allocated = 0 if entry.form in _FOREIGN else _peak_memory(call, device)
         memory.append((resident, resident + allocated))
         calls.append(call)
-    times = _take_turns(calls, device, repetitions)
+    times = take_turns(calls, device, repetitions)
     rate = side**3 / statistics.median(times[0])
     timings = []
     for entry, seconds, (resident, peak) in zip(entries, times[1:], memory, strict=True):
@@ -264,7 +264,7 @@ def _race(
     return timings, rate
 
 
-def _take_turns(calls: Sequence[Callable[[], object]], device: torch.device, repetitions: int) -> list[list[float]]:
+def take_turns(calls: Sequence[Callable[[], object]], device: torch.device, repetitions: int) -> list[list[float]]:
     """The seconds of each call, in every turn after those that warm up."""
     times = [[] for _ in calls]
     for turn in range(_WARM_UP + repetitions):

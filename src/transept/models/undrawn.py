@@ -7,17 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_DRAWS = {
-    nn.init.uniform_,
-    nn.init.normal_,
-    nn.init.trunc_normal_,
-    nn.init.xavier_uniform_,
-    nn.init.xavier_normal_,
-    nn.init.kaiming_uniform_,
-    nn.init.kaiming_normal_,
-    Tensor.uniform_,
-    Tensor.normal_,
-}
+_DRAWS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.uniform_, Tensor.normal_}
+"""The others of `nn.init` call one of the last two, which is what is seen here of them."""
 _SCALES = {Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_}
 """What makes of numbers that were drawn a distribution."""
 
