@@ -1,5 +1,6 @@
 """Attention maps: the weights are the module's own, and each lies where its token lies."""
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -272,6 +273,25 @@ def test_fused_or_not_and_without_a_trace(name: str):
         assert not a.maps.requires_grad
     assert torch.equal(model(x), logits)
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("kind", ["class", "talking-heads", "rollout", "grad-cam"])
+def test_another_thread_may_run_the_model_meanwhile(kind: str):
+    model, x, other = model_of("cait_xxs24_224"), image(1, 64, 48), image(2, *ODD)
+    alone = attention_maps(model, x, kind, target=3 if kind == "grad-cam" else None)
+    answers: list[Tensor] = []
+
+    def run_the_other(module: nn.Module, inputs: Any, output: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=lambda: answers.append(model(other)))
+            thread.start()
+            thread.join()
+
+    with model.blocks[0].register_forward_hook(run_the_other):
+        meanwhile = attention_maps(model, x, kind, target=3 if kind == "grad-cam" else None)
+    assert [each.name for each in meanwhile] == [each.name for each in alone]
+    assert all(torch.equal(a.maps, b.maps) for a, b in zip(meanwhile, alone, strict=True))
+    assert torch.equal(answers[0], model(other))
 
 
 def test_shares_of_tokens_and_digests_sum_to_one():

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -226,8 +227,19 @@ def _reading(
 
         for layer in layers:
             module = backbone.get_submodule(layer.name)
-            hooks.enter_context(module.register_forward_pre_hook(partial(see, layer)))
+            hooks.enter_context(module.register_forward_pre_hook(_here(partial(see, layer))))
         yield
+
+
+def _here(hook: Callable[..., None]) -> Callable[..., None]:
+    """`hook` for the calls of this thread alone: others, of a server say, may run the same model in the meantime."""
+    here = get_ident()
+
+    def seen(*call: Any) -> None:
+        if get_ident() == here:
+            hook(*call)
+
+    return seen
 
 
 @contextmanager
@@ -240,7 +252,7 @@ def _watching_grids(backbone: Backbone) -> Iterator[Callable[[str], Grid]]:
 
     with ExitStack() as hooks:
         for module in backbone.grid_modules():
-            hooks.enter_context(module.register_forward_hook(see))
+            hooks.enter_context(module.register_forward_hook(_here(see)))
         yield lambda layer: grids[backbone.grid_module(layer)]
 
 
@@ -282,7 +294,7 @@ def _grad_cam(
     # Gradients are wanted even where parameters are frozen or the caller has switched them off.
     with torch.inference_mode(False), torch.enable_grad(), _watching_grids(backbone) as grid_of, ExitStack() as hooks:
         for name in names:
-            hooks.enter_context(backbone.get_submodule(name).register_forward_hook(partial(keep, name)))
+            hooks.enter_context(backbone.get_submodule(name).register_forward_hook(_here(partial(keep, name))))
         logits = backbone(images.clone().detach().requires_grad_())
         classes = _targets(target, logits)
         score = logits.gather(1, classes[:, None]).sum()
