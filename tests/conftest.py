@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,11 @@ pytest.register_assert_rewrite("tests.contract")
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+gc.disable()  # until all tests are collected: what was imported by then stays
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has it ignored, as in the background
     # Small models gain nothing from a second thread, and threads that wait for each other's turn burn the whole core.
     torch.set_num_threads(1)
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -23,9 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What was imported stays: without it, every full collection would walk through a million objects again.
+    # Else every full collection would walk through a million objects again.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

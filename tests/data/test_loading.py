@@ -1,5 +1,8 @@
 """Batches depend on the seed and the epoch alone; transforms do what they say."""
 
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,14 @@ from transept.data.loading import (
     AspectRatioBatchSampler,
     Draw,
     EpochSampler,
+    Samples,
     TransformedSet,
+    batch_loader,
     evaluation_batches,
     make_loader,
     repeat_factors,
 )
+from transept.errors import TranseptError
 
 PREPROCESSING = Preprocessing(img_size=(16, 16))
 ALL = Augmentation(crop_scale=(0.5, 1), rotation=10, translation=0.1, color_jitter=0.4, erasing=0.5)
@@ -205,3 +211,33 @@ def test_impossible_augmentations_are_refused():
         Augmentation(crop_scale=(0.9, 0.2))
     with pytest.raises(ValueError, match=r"^flip=2 is not in \[0, 1\]"):
         Augmentation(flip=2)
+
+
+class Failing(Samples):
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __getitem__(self, key: int) -> int:
+        if key == 4 and self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if key == 4:
+            raise TranseptError("no such picture")
+        return key
+
+
+@pytest.mark.parametrize(("how", "message"), [("error", "no such picture"), ("killed", "was killed")])
+def test_processes_end_with_an_error(how: str, message: str):
+    """Also where its traceback leads back to the loader: of such a circle Python's collector waits for them."""
+    others = set(multiprocessing.active_children())
+    kept: list[TranseptError] = []
+
+    def look_at_all() -> None:
+        loader = batch_loader(Failing(how), workers=2, collate=list, batch_sampler=[[0, 1], [2, 3], [4, 5], [6, 7]])
+        try:
+            list(loader)
+        except TranseptError as error:
+            kept.append(error)
+
+    look_at_all()
+    assert message in str(kept[0])
+    assert set(multiprocessing.active_children()) <= others

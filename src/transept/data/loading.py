@@ -117,19 +117,27 @@ class Samples(Dataset[Any]):
 
 class _Loader(DataLoader):
     def __iter__(self) -> Any:
+        reason = ""
         try:
             for batch in super().__iter__():
                 if isinstance(batch, TranseptError):
                     raise batch
                 yield batch
+        except TranseptError:
+            # Its processes end here, with its last reference. The error's traceback may lead back to this loader, and
+            # in such a circle Python's collector waits five seconds for each of them (torch 2.15).
+            self._iterator = None
+            raise
         except RuntimeError as error:
             if not re.search(r"DataLoader worker .*(killed|exited)", str(error)):
                 raise
+            self._iterator = None
             reason = " ".join(str(error).split())[:120]
+        if reason:  # not as the cause's consequence, whose traceback holds the processes
             raise TranseptError(
                 f"a process that prepares batches was killed ({reason}), mostly for want of memory; lower "
                 f"workers={self.num_workers}"
-            ) from error
+            )
 
 
 def _collated(samples: list[Any] | TranseptError, collate: Callable[[list[Any]], Any]) -> Any:
