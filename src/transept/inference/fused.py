@@ -5,7 +5,7 @@ Where weights are constant, so are their products, and so is what a norm adds at
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, scaled_dot_product_attention
+from torch.nn.functional import conv2d
 
 from transept.inference.packed import GeluConv2d, PackedLinear, pack, quicker, runs_on_cpu
 from transept.layers.position_bias import KeepsBias
@@ -14,6 +14,7 @@ from transept.models.cait import TalkingHeadsAttention, talking_heads
 from transept.models.cat import CrossPatchSelfAttention
 from transept.models.crossvit import CrossAttention
 from transept.models.xcit import LocalPatchInteraction
+from transept.ops.attention import softmax_attention
 from transept.ops.tokens import merge_heads, stack_heads, to_map, to_tokens
 from transept.ops.windows import from_channel_windows, pad_to_multiple, to_channel_windows
 
@@ -145,7 +146,7 @@ class FusedCrossPatch(nn.Module):
         h, w = x.shape[1:3]
         x = pad_to_multiple(x, self.patch_size)
         patches = to_channel_windows(x, self.patch_size).unsqueeze(1)  # (b c) 1 n t
-        out = scaled_dot_product_attention(self.query(patches), patches, patches)
+        out = softmax_attention(self.query(patches), patches, patches)
         return from_channel_windows(self.value(out), self.patch_size, x.shape)[:, :h, :w]
 
 

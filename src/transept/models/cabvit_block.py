@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
+from torch.nn.functional import interpolate, pad
 
 from transept.layers.linear import Linear
 from transept.layers.position_bias import KeepsBias
 from transept.layers.projection import QueryKeyValue
 from transept.layers.residual import Mlp, add_branch
 from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, whole_map
+from transept.ops.attention import softmax_attention
 from transept.ops.tokens import merge_heads, split_heads, to_map, to_tokens
 
 
@@ -108,7 +109,7 @@ class CrossAttentionAmongBlocks(KeepsBias):
         `offsets` is `offset_index(grid)`, which the blocks of a stage share.
         """
         q, k, v = self._project(x, digests, grid)
-        return self.proj(merge_heads(scaled_dot_product_attention(q, k, v, attn_mask=self._bias(x, grid, offsets))))
+        return self.proj(merge_heads(softmax_attention(q, k, v, self._bias(x, grid, offsets))))
 
     def attention(self, x: Tensor, digests: Sequence[Tensor], grid: Grid, offsets: Tensor) -> Tensor:
         """The weights `b m n (n + i s)` of `cross_attend`; rows sum to one."""

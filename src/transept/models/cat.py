@@ -35,7 +35,6 @@ import torch
 from timm.layers import DropPath, trunc_normal_
 from timm.models import FeatureInfo
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from transept.layers.checkpointing import run_block
 from transept.layers.linear import Linear, linear
@@ -43,6 +42,7 @@ from transept.layers.position_bias import KeepsBias
 from transept.layers.residual import Mlp
 from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, token_weights, whole_map
 from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
+from transept.ops.attention import softmax_attention
 from transept.ops.interpolation import Size, resize_position_embedding
 from transept.ops.tokens import merge_heads, split_heads, to_tokens
 from transept.ops.windows import (
@@ -157,7 +157,7 @@ class InnerPatchSelfAttention(KeepsBias, ShowsAttention):
     def forward(self, x: Tensor) -> Tensor:  # b h w c -> b h w c
         h, w = x.shape[1:3]
         x = pad_to_multiple(x, self.patch_size)
-        out = scaled_dot_product_attention(*self.qkv_heads(x), attn_mask=self.bias()[None])  # (b n) m t d
+        out = softmax_attention(*self.qkv_heads(x), self.bias()[None])  # (b n) m t d
         x = from_windows(self.proj(merge_heads(out)), (self.patch_size, self.patch_size), x.shape)
         return x[:, :h, :w]
 
@@ -213,7 +213,7 @@ class CrossPatchSelfAttention(nn.Module, ShowsAttention):
         h, w = x.shape[1:3]
         x = pad_to_multiple(x, self.patch_size)
         patches = to_channel_windows(x, self.patch_size).unsqueeze(1)  # (b c) 1 n t
-        out = scaled_dot_product_attention(linear(patches, *self.query_key()), patches, patches)
+        out = softmax_attention(linear(patches, *self.query_key()), patches, patches)
         out = linear(out, *self.value_out())
         return from_channel_windows(out, self.patch_size, x.shape)[:, :h, :w]
 

@@ -42,7 +42,7 @@ import torch
 from timm.layers import DropPath, trunc_normal_
 from timm.models import FeatureInfo
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from transept.layers.checkpointing import run_block
 from transept.layers.linear import Linear
@@ -50,6 +50,7 @@ from transept.layers.position_bias import DynamicPositionBias
 from transept.layers.residual import Mlp
 from transept.models.attention import AttentionWeights, Grid, ShowsAttention, grouped_map, token_weights
 from transept.models.backbone import Backbone, Family, ModelConfig, level_indices, pyramid_levels
+from transept.ops.attention import softmax_attention
 from transept.ops.tokens import merge_heads, split_heads
 from transept.ops.windows import Pads, crop_map, from_windows, pad_map, to_windows
 
@@ -246,7 +247,7 @@ class GroupAttention(nn.Module, ShowsAttention):
         bias = self.pos(sides).to(q.dtype).unsqueeze(0)  # 1 m n n
         if mask is not None:
             bias = (bias + mask.to(q.dtype)).expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)  # (b g) m n n
-        out = merge_heads(scaled_dot_product_attention(q, k, v, attn_mask=bias))
+        out = merge_heads(softmax_attention(q, k, v, bias))
         return self.proj(crop_map(from_windows(out, sides, x.shape, interval), pads))
 
     def attention_weights(
