@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transept.ops.attention import softmax_attention, spelt_out
@@ -56,3 +57,12 @@ def test_where_it_is_spelt_out():
     assert FUSED not in called.names
     exact = softmax_attention(q.float(), k.float(), v.float())
     assert (out.float() - exact).square().mean().sqrt() < 0.01 * exact.std()
+
+
+@pytest.mark.slow  # compiles
+def test_a_compiler_does_not_put_the_fused_kernel_back():
+    inputs = query_key_value(4, torch.bfloat16)
+    with torch.no_grad():
+        _, (code,) = run_and_get_code(torch.compile(spelt_out, dynamic=False), *inputs)
+    assert "bmm" in code
+    assert FUSED not in code
