@@ -14,7 +14,7 @@ takes by itself, and they take turns, `--rounds` times:
 
 Rates leave out what comes before the second batch. Then: the most memory that the process of the model held, for the
 pictures and for ten times as many names of them (hard links), and the processor time of all processes from the start
-to the first shard, where a shard is one batch.
+to the first shard, where a shard is one picture, and where it is one batch.
 """
 
 import argparse
@@ -136,10 +136,10 @@ def measure_verb(file: str, folder: str, kind: str, workers: int) -> dict[str, f
     return {"rate": said.get("rate") or count / seconds, "seconds": seconds, "peak_mib": memory}
 
 
-def first_row(file: Path, folder: Path, workers: int) -> float:
-    """Processor seconds of all processes until the first shard, of one batch, has its name."""
+def first_row(file: Path, folder: Path, workers: int, rows: int) -> float:
+    """Processor seconds of all processes until the first shard, of so many rows, has its name."""
     with tempfile.TemporaryDirectory() as out:
-        argv = ["predict", file, folder, "--out", f"parquet:{out}/rows", "--workers", workers, "--rows", BATCH]
+        argv = ["predict", file, folder, "--out", f"parquet:{out}/rows", "--workers", workers, "--rows", rows]
         process = subprocess.Popen([sys.executable, "-m", "transept", *map(str, argv)], stderr=subprocess.DEVNULL)
         while not (Path(out) / "rows" / "part-00000.parquet").exists():
             assert process.poll() is None, "it ended before the first shard"
@@ -192,7 +192,7 @@ def main() -> None:
             "cores": len(os.sched_getaffinity(0)),
             "rates": rates,
             "share_of_model": statistics.median(each["labelling"]["rate"] / each["model"]["rate"] for each in rounds),
-            "first_row_processor_seconds": first_row(file, few, args.workers),
+            "first_row_processor_seconds": {rows: first_row(file, few, args.workers, rows) for rows in (1, BATCH)},
             "peak_mib": rounds[-1]["labelling"]["peak_mib"],
             "rounds": rounds,
         }

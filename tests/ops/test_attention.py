@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transept.ops.attention import softmax_attention, spelt_out
@@ -61,6 +60,8 @@ def test_where_it_is_spelt_out():
 
 @pytest.mark.slow  # compiles
 def test_a_compiler_does_not_put_the_fused_kernel_back():
+    from torch._inductor.utils import run_and_get_code  # a second, which the other tests would wait for
+
     inputs = query_key_value(4, torch.bfloat16)
     with torch.no_grad():
         _, (code,) = run_and_get_code(torch.compile(spelt_out, dynamic=False), *inputs)

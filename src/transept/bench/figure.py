@@ -47,7 +47,8 @@ def draw_benchmark(result: Benchmark, path: Path) -> None:
         panels, names = [], []
     else:
         batches = sorted({timing.batch for timing in result.timings})
-        figure = Figure(figsize=(2 + _WIDE * len(batches), 5), dpi=144, layout="constrained")
+        number = len({timing.model for timing in result.timings})
+        figure = Figure(figsize=(2 + _WIDE * len(batches), max(5, 2 + 0.8 * number)), dpi=144, layout="constrained")
         panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
         names = [
             _draw_accuracy(axes, [timing for timing in result.timings if timing.batch == batch])
