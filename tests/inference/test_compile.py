@@ -47,8 +47,12 @@ def test_any_number_of_images():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before, "another batch was compiled anew"
     with torch.no_grad():
         compiled.blocks[0].mlp.fc1.weight.zero_()  # the product reads a packed one
+    compiled.blocks[0].norm1.eps = 1.0  # nobody asks before a call
     assert torch.equal(compiled(images), outputs), (
         "weights are inputs, and not constants that lie as products want them"
+    )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before, (
+        "the modules are asked whether they changed"
     )
     with pytest.raises(UsageError, match="a fused or compiled model is for inference"):
         compiled.train()
