@@ -17,9 +17,10 @@ import torch
 from birder.model_registry import registry  # pyright: ignore[reportMissingImports]
 
 import transept
-from transept.bench.timing import processor, take_turns
+from transept.bench.timing import processor
 from transept.files import write_atomically
 from transept.inference.compile import own_compiled
+from transept.turns import take_turns
 
 RESULTS = Path(__file__).parent / "results" / "birder.json"
 PAIRS = {

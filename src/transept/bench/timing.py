@@ -8,7 +8,6 @@ import json
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from transept.inference.fuse import fuse
 from transept.inference.packed import PackedLinear
 from transept.layers.linear import linear
 from transept.models.registry import build_model, build_skeleton, find_model
+from transept.turns import take_turns
 
 Form = Literal["eager", "fused", "compiled", "onnxruntime", "openvino"]
 _OF_PEERS = ("eager", "compiled")
@@ -40,8 +40,6 @@ _FOREIGN: Mapping[str, tuple[Format, Callable[[Path, str], Run]]] = {
 }
 """Other runtimes, and the format of the file that each runs."""
 Report = Callable[[str], None]
-
-_WARM_UP = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,37 +262,6 @@ def _race(
     return timings, rate
 
 
-def take_turns(calls: Sequence[Callable[[], object]], device: torch.device, repetitions: int) -> list[list[float]]:
-    """The seconds of each call, in every turn after those that warm up.
-
-    A turn begins when the threads of the one before have gone to sleep, with a call that is not counted: each is timed
-    as in a process of its own, where it follows itself.
-    """
-    times = [[] for _ in calls]
-    for turn in range(_WARM_UP + repetitions):
-        for call, series in zip(calls, times, strict=True):
-            _wait_for_threads()
-            call()
-            seconds = _seconds(call, device)
-            if turn >= _WARM_UP:
-                series.append(seconds)
-    return times
-
-
-def _wait_for_threads() -> None:
-    """Wait until this process computes no more, a second at the most.
-
-    Threads of a pool look for work for a while before they sleep, libgomp's for 10 ms and onnxruntime's for 40: on the
-    cores of whoever comes next, which then takes up to twice as long.
-    """
-    deadline = time.monotonic() + 1
-    while time.monotonic() < deadline:
-        before = time.process_time()
-        time.sleep(0.01)
-        if time.process_time() - before < 0.001:
-            return
-
-
 def _in_form(entry: _Entry, device: torch.device, dtype: torch.dtype, training: bool, batch: int) -> nn.Module:
     model = entry.make().train(training)
     name = str(dtype).removeprefix("torch.")
@@ -348,16 +315,6 @@ def _step(model: nn.Module, images: Tensor) -> Callable[[], object]:
         return None
 
     return call
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def _peak_memory(call: Callable[[], object], device: torch.device) -> int:

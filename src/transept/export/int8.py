@@ -9,8 +9,8 @@ import json
 import logging
 import statistics
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +24,7 @@ from transept.data.images import Picture
 from transept.errors import TranseptError, UsageError
 from transept.export.onnx import FILES, METADATA, check_formats, onnx_runner
 from transept.files import write_together
+from transept.turns import take_turns
 
 INT8_FILE = "model.int8.onnx"
 CALIBRATION_PICTURES = 128
@@ -122,15 +123,9 @@ def compare_scores(
 def latency_ratio(folder: Path, images: Tensor, *, repetitions: int = 15) -> float:
     """The time of the int8 file over that of the float file, medians of runs in turns; below 1, int8 is faster."""
     runs = [onnx_runner(folder / name) for name in (FILES["onnx"], INT8_FILE)]
-    seconds: list[list[float]] = [[], []]
-    for repetition in range(repetitions + 2):
-        for run, times in zip(runs, seconds, strict=True):
-            start = time.perf_counter()
-            run([images])
-            if repetition >= 2:  # the first runs allocate
-                times.append(time.perf_counter() - start)
-    slow, quick = map(statistics.median, seconds)
-    return quick / slow
+    seconds = take_turns([partial(run, [images]) for run in runs], images.device, repetitions)
+    of_float, of_int8 = map(statistics.median, seconds)
+    return of_int8 / of_float
 
 
 def _quantise(source: Path, path: Path, images: Sequence[Tensor]) -> int:
