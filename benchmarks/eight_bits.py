@@ -26,9 +26,11 @@ from torch import Tensor
 import transept
 from transept.data.classification.sets import load_splits
 from transept.data.classification.transforms import eval_transform, preprocessing_of
+from transept.data.measure import spread
 from transept.export.int8 import export_int8
-from transept.export.onnx import onnx_runner
+from transept.export.onnx import Run, onnx_runner
 from transept.export.openvino import openvino_runner
+from transept.files import write_atomically
 from transept.inference.compile import own_compiled
 from transept.inference.processor import fast_bfloat16
 from transept.tasks.classify import Classifier
@@ -67,14 +69,13 @@ def by_pytorch(model: Any, images: Tensor, batch: int) -> Answer:
         quantiser = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
         prepared = prepare_pt2e(graph, quantiser)
         for some in images.split(batch):
-            if len(some) == batch:
-                prepared(some)
+            prepared(some)
         converted = convert_pt2e(prepared)
     move_exported_model_to_eval(converted)
     return own_compiled(converted, dynamic=False)
 
 
-def by_nncf(onnx: Path, images: Tensor, folder: Path) -> Answer:
+def by_nncf(onnx: Path, images: Tensor, folder: Path) -> Run:
     import nncf
     import openvino
 
@@ -82,24 +83,27 @@ def by_nncf(onnx: Path, images: Tensor, folder: Path) -> Answer:
     data = nncf.Dataset([image[None].numpy() for image in images])
     quantised = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
     openvino.save_model(quantised, folder / "int8.xml", compress_to_fp16=False)
-    run = openvino_runner(folder / "int8.xml", "bfloat16")  # of what is not in 8 bits
-    return lambda images: run([images])[0]
+    return openvino_runner(folder / "int8.xml", "bfloat16")  # of what is not in 8 bits
 
 
-def forms(task: Classifier, pictures: list[Any], batch: int, folder: Path) -> dict[str, Answer]:
-    images = inputs(task, pictures)
+def exported(task: Classifier, pictures: list[Any], folder: Path) -> dict[str, Answer]:
+    """The forms of other runtimes, which take any number of images."""
     task.export(folder, formats=["onnx"])
-    quantised = export_int8(task, folder, pictures)
-    onnx, int8 = folder / "model.onnx", onnx_runner(quantised.file)
-    in_float, in_half = (openvino_runner(onnx, dtype) for dtype in ("float32", "bfloat16"))
+    onnx, int8 = folder / "model.onnx", export_int8(task, folder, pictures).file
+    runs = {
+        "float32 OpenVINO": openvino_runner(onnx, "float32"),
+        "bfloat16 OpenVINO": openvino_runner(onnx, "bfloat16"),
+        "int8 NNCF OpenVINO": by_nncf(onnx, inputs(task, pictures), folder),
+        "int8 onnxruntime": onnx_runner(int8),
+    }
+    return {name: lambda images, run=run: run([images])[0] for name, run in runs.items()}
+
+
+def compiled(task: Classifier, pictures: list[Any], batch: int) -> dict[str, Answer]:
     return {
         "float32 compiled": transept.compile(task.model, "float32", batch),
         "bfloat16 compiled": transept.compile(task.model, "bfloat16", batch),
-        "int8 PT2E compiled": by_pytorch(task.model, images, batch),
-        "float32 OpenVINO": lambda images: in_float([images])[0],
-        "bfloat16 OpenVINO": lambda images: in_half([images])[0],
-        "int8 NNCF OpenVINO": by_nncf(onnx, images, folder),
-        "int8 onnxruntime": lambda images: int8([images])[0],
+        "int8 PT2E compiled": by_pytorch(task.model, inputs(task, pictures), batch),
     }
 
 
@@ -120,12 +124,12 @@ def of_digits(run: str, repetitions: int) -> dict[str, Any]:
     """The same of a run of the recipe digits, with the top-1 of its validation pictures."""
     task: Any = transept.load(run).eval()
     splits, batch = load_splits("digits"), max(BATCHES)
-    calibration = [splits.train[i][0] for i in range(0, len(splits.train), len(splits.train) // CALIBRATION)]
+    calibration = [splits.train[i][0] for i in spread(len(splits.train), CALIBRATION)]
     images = inputs(task, [picture for picture, _ in splits.val])
     labels = torch.tensor([label for _, label in splits.val])
     whole = len(images) // batch * batch
     with tempfile.TemporaryDirectory() as folder:
-        answers = forms(task, calibration, batch, Path(folder))
+        answers = compiled(task, calibration, batch) | exported(task, calibration, Path(folder))
         found = timed(answers, images[:batch], repetitions)
         with torch.inference_mode():
             for name, answer in answers.items():
@@ -146,14 +150,15 @@ def main() -> None:
     torch.manual_seed(0)
     model = transept.create_model(args.model).eval()
     task, pictures = Classifier(model, list(map(str, range(1000))), preprocessing_of(model)).eval(), crops(CALIBRATION)
-    for batch in BATCHES:
-        with tempfile.TemporaryDirectory() as folder:
-            answers = forms(task, pictures, batch, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        others = exported(task, pictures, Path(folder))
+        for batch in BATCHES:
+            answers = compiled(task, pictures, batch) | others
             result[f"{args.model}, {batch}"] = timed(answers, inputs(task, pictures[:batch]), args.repetitions)
     if args.run:
         result[f"digits, {max(BATCHES)}"] = of_digits(args.run, args.repetitions)
     text = json.dumps(result, indent=1)
-    args.out.write_text(text + "\n")
+    write_atomically(args.out, lambda path: path.write_text(text + "\n"))
     print(text)
 
 
